@@ -1,0 +1,97 @@
+"""The numbers that fix a BERT's shape: config.json in the Hugging Face layout."""
+
+import json
+import math
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+
+import torch.nn.functional as F
+
+from bert.errors import UserError
+
+ACTIVATIONS = {
+    "gelu": F.gelu,                                          # exact: x · Φ(x), Φ by the error function
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
+FIXED = {                                                    # what this encoder is and cannot be otherwise
+    "model_type": "bert",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
+
+
+@dataclass
+class BertConfig:
+    """Defaults are bert-base-uncased's. `extra` holds the fields of config.json that the model does not
+    read; they are kept and written back. An impossible value raises UserError that names the field."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+    extra: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.pad_token_id is None:
+            self.pad_token_id = 0
+        for name in (f.name for f in fields(self) if f.type is int):
+            value, least = getattr(self, name), 0 if name == "pad_token_id" else 1
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise UserError(f"{name} is {value!r}; it must be a whole number, {least} or more")
+        for name in (f.name for f in fields(self) if f.type is float):
+            value, most = getattr(self, name), 1.0 if name.endswith("prob") else math.inf
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not 0 <= value < most:
+                raise UserError(f"{name} is {value!r}; it must be a number, 0 or more and below {most}")
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(f"num_attention_heads {self.num_attention_heads} does not divide "
+                            f"hidden_size {self.hidden_size}; every head needs the same size")
+        if self.hidden_act not in ACTIVATIONS:
+            raise UserError(f"hidden_act {self.hidden_act!r} is unknown; known are {sorted(ACTIVATIONS)}")
+        if self.pad_token_id >= self.vocab_size:
+            raise UserError(f"pad_token_id {self.pad_token_id} lies outside vocab_size {self.vocab_size}")
+        for name, only in FIXED.items():
+            if self.extra.get(name, only) != only:
+                raise UserError(f"{name} is {self.extra[name]!r}; this encoder knows only {only!r}")
+
+    @classmethod
+    def from_dict(cls, values):
+        """From the fields of a config.json; those the model does not read go to `extra`."""
+        known = {f.name for f in fields(cls)} - {"extra"}
+        return cls(**{k: v for k, v in values.items() if k in known},
+                   extra={k: v for k, v in values.items() if k not in known})
+
+    @classmethod
+    def load(cls, path):
+        """From the file config.json at `path`."""
+        path = Path(path)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        except ValueError as error:                          # bad JSON or bad UTF-8
+            raise UserError(f"{path} is not a JSON file: {error}") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{path} holds {type(values).__name__}, not the fields of a configuration")
+        try:
+            return cls.from_dict(values)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    def to_dict(self):
+        """The fields of config.json, `extra` among them, in the form transformers reads."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        return {**self.extra, **own, "model_type": "bert", "architectures": ["BertModel"]}

@@ -1,0 +1,126 @@
+"""Files that are whole or absent: found locally or on the hub, read with a sentence for what is wrong,
+written beside their place and then moved into it."""
+
+import json
+import os
+import pickle
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from bert.errors import UserError
+
+TINY = Path(__file__).parent / "tiny"                        # the checkpoint that comes with the code
+
+
+def find_files(name, required, optional=()):
+    """The folder that holds a checkpoint's files. `name` is a local folder, "tiny", or a hub id
+    ("bert-base-uncased"); hub files are fetched once into huggingface_hub's cache, and HF_HUB_OFFLINE=1
+    keeps to that cache. `required`: tuples of file names, of each of which one must be there."""
+    name = str(name)
+    folder = TINY if name == "tiny" and TINY.is_dir() else Path(name).expanduser()
+    if not folder.is_dir():
+        if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
+            raise UserError(f"{name!r} is not a folder; give a folder that holds "
+                            f"{' and '.join(names[0] for names in required)}, or a model's name on the hub")
+        return _from_hub(name, required, optional)
+    for names in required:
+        if not any((folder / file).is_file() for file in names):
+            raise UserError(f"{folder} holds no {' or '.join(names)}; it is not a whole checkpoint "
+                            f"in the Hugging Face layout")
+    return folder
+
+
+def _from_hub(name, required, optional):
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+    def fetch(file):
+        try:
+            return Path(hf_hub_download(name, file)).parent
+        except EntryNotFoundError:                           # the model is there, this file is not
+            return None
+
+    try:
+        folders = [next(filter(None, map(fetch, names)), None) for names in required]
+        if None not in folders:
+            for file in optional:
+                fetch(file)
+            return folders[0]
+    except HFValidationError as error:
+        raise UserError(f"{name!r} is neither a folder nor a model's name on the hub: {error}") from error
+    except Exception as error:                               # no network, no such model, no permission
+        reason = " ".join(str(error).split())
+        raise UserError(f"{name!r} is not a local folder, and the hub gave nothing under that name "
+                        f"({type(error).__name__}: {reason[:200]}). Check the spelling and the network, "
+                        f"or give a folder that holds the checkpoint") from error
+    absent = next(names for names, folder in zip(required, folders) if folder is None)
+    raise UserError(f"the hub was not reached or its model {name!r} holds no {' or '.join(absent)}; "
+                    f"check the name and the network, or give a local folder")
+
+
+def read_tensors(path):
+    """{name: tensor} from a .safetensors file, or from a .bin file that holds weights and no code."""
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise UserError(f"{path} is corrupt or cut short ({error}); fetch it again") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is corrupt, or a pickle with more than weights in it, which could run "
+                        f"code when opened; use a .safetensors file") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{path} is corrupt or cut short ({str(error).splitlines()[0][:150]}); "
+                        f"fetch it again") from error
+    if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+        raise UserError(f"{path} holds {type(tensors).__name__}, not a dictionary of tensors")
+    return tensors
+
+
+def read_metadata(path):
+    """The text fields in a .safetensors file's header."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is missing, corrupt or cut short ({error})") from error
+
+
+@contextmanager
+def writing(path):
+    """A binary file to write to, which becomes `path` only when all of it is on the disk: whoever reads
+    `path`, even after a crash, finds the old content or the new, whole."""
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; nothing that was there "
+                        f"before is lost") from error
+    finally:
+        part.unlink(missing_ok=True)                         # still there only if something went wrong
+
+
+def write_json(path, values):
+    with writing(path) as file:
+        file.write((json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_tensors(path, tensors, **metadata):
+    """Write {name: tensor} as .safetensors; tensors that share memory are written apart."""
+    whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    with writing(path) as file:
+        file.write(save(whole, metadata={"format": "pt", **metadata}))

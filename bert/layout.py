@@ -1,0 +1,85 @@
+"""Padding-free batches: where the rows of a [real tokens, hidden] matrix lie on the [batch, tokens] grid.
+
+About half of a batch of real sentences is padding. Linear layers, LayerNorms and GELUs treat each token
+alone, so they see one matrix of real tokens; only attention, where the tokens of a sequence meet, puts
+them back on the grid:
+
+    layout = Layout(attention_mask)          # [batch, tokens] of 0/1
+    grid = layout.pad(rows)                  # [N, …] → [batch, tokens, …], zeros where no token is
+    rows = layout.unpad(grid)                # and back
+"""
+
+import torch
+
+from bert.errors import UserError
+
+
+class Layout:
+    """How the N rows of a batch lie: `cell` [N] is each row's cell on the flattened grid, `visible`
+    [batch, 1, 1, tokens] says where a token is (None: everywhere). Best made on the CPU and then moved
+    with `.to(device)`, because counting real tokens would make a GPU wait."""
+
+    def __init__(self, mask, rows=None):
+        mask = mask.bool()
+        self.batch, self.tokens = mask.shape
+        self.mask = mask                                     # [batch, tokens]
+        self.cell = mask.flatten().nonzero().squeeze(1)      # [N]
+        self.full = len(self.cell) == mask.numel()
+        self.rows = rows                                     # of a selection: its rows among its parent's
+        if rows is None and not self.mask.any(dim=1).all():
+            empty = (~self.mask.any(dim=1)).nonzero()[0].item()
+            raise UserError(f"attention_mask hides every token of sequence {empty}; it must keep one")
+
+    def __len__(self):
+        return len(self.cell)
+
+    @property
+    def visible(self):
+        return None if self.full else self.mask[:, None, None, :]
+
+    @property
+    def sequence(self):
+        """[N] the number of the sequence that each row belongs to."""
+        return self.cell // self.tokens
+
+    @property
+    def position(self):
+        """[N] each row's place in its sequence, counted from 0."""
+        return self.cell % self.tokens
+
+    def pad(self, rows):
+        """[N, …] → [batch, tokens, …]"""
+        if not self.full:
+            grid = rows.new_zeros(self.batch * self.tokens, *rows.shape[1:])
+            rows = grid.index_copy_(0, self.cell, rows)
+        return rows.view(self.batch, self.tokens, *rows.shape[1:])
+
+    def unpad(self, grid):
+        """[batch, tokens, …] → [N, …]"""
+        flat = grid.flatten(0, 1)
+        return flat if self.full else flat.index_select(0, self.cell)
+
+    def select(self, mask):
+        """The layout of those of my rows where `mask` [batch, tokens] is set; its `.rows` [M] says which
+        of my N rows they are. A layer that is told of a selection computes nothing else."""
+        chosen = mask.bool() & self.mask
+        counts = chosen.sum(dim=1)
+        packed = torch.arange(int(counts.max()), device=mask.device) < counts[:, None]
+        return Layout(packed, rows=chosen.flatten()[self.cell].nonzero().squeeze(1))
+
+    def first(self):
+        """The selection of every sequence's first token, [CLS]."""
+        return self.select(self.mask & (self.mask.cumsum(dim=1) == 1))
+
+    def pin_memory(self):
+        return self._map(torch.Tensor.pin_memory)
+
+    def to(self, device, non_blocking=False):
+        """The same layout on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def _map(self, function):
+        other = object.__new__(Layout)
+        vars(other).update({name: function(value) if isinstance(value, torch.Tensor) else value
+                            for name, value in vars(self).items()})
+        return other

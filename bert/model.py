@@ -1,0 +1,200 @@
+"""BERT's encoder by hand (Devlin et al. 2019, arXiv 1810.04805).
+
+    bert = Bert.from_pretrained("bert-base-uncased")
+    out = bert(**tokenizer(["a sentence", "another"]))       # .last_hidden_state  .pooler_output
+
+Read from the top: attention, one layer, the whole. Names: batch (B), tokens (T) = tokens of the longest
+sequence, N = real tokens of the whole batch, hidden (H) = hidden_size, d = head size.
+Hidden states live as one matrix [N, H] without padding (bert/layout.py); `forward` returns them padded.
+
+Left out: decoders, relative positions, cross attention, gradient checkpointing.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bert.checkpoint import load_bert, save_bert
+from bert.config import ACTIVATIONS, BertConfig
+from bert.errors import UserError
+from bert.layout import Layout
+
+
+def attention(query, key, value, visible=None, dropout=0.0, probabilities=torch.softmax):
+    """softmax(QKᵀ/√d) V  (Vaswani et al. 2017, eq. 1). Every argument is [batch, heads, tokens, d];
+    `visible` [batch, 1, 1, tokens] is False where there is no token to attend to."""
+    scores = query @ key.transpose(-1, -2) / math.sqrt(query.size(-1))   # [batch, heads, tokens, tokens]
+    if visible is not None:
+        scores = scores.masked_fill(~visible, -math.inf)
+    return F.dropout(probabilities(scores, dim=-1), dropout) @ value
+
+
+def fused_attention(query, key, value, visible=None, dropout=0.0):
+    """The same in one kernel, which never stores the [tokens, tokens] scores where it need not."""
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout)
+
+
+ATTENTIONS = {"fused": fused_attention, "textbook": attention}
+
+
+class SelfAttention(nn.Module):
+    """Every head attends on its own; their contexts, side by side, go through `output`.
+    heads · head_size is the hidden size at first, and less once heads have been removed."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.head_size = config.hidden_size // config.num_attention_heads
+        width = self.heads * self.head_size
+        self.query = nn.Linear(config.hidden_size, width)
+        self.key = nn.Linear(config.hidden_size, width)
+        self.value = nn.Linear(config.hidden_size, width)
+        self.output = nn.Linear(width, config.hidden_size)
+        self.dropout = config.attention_probs_dropout_prob
+        self.attend = fused_attention                        # or `attention`, or one of your own
+
+    def split(self, rows, layout):
+        """[N, heads·d] → [batch, heads, tokens, d]"""
+        return layout.pad(rows).unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)
+
+    def forward(self, hidden, layout, head_mask=None, read=None):
+        """hidden [N, H] → [N, H], or [M, H] where `read` selects M rows: only their queries are asked.
+        head_mask [heads] or [batch, heads] scales each head's context: 1 keeps it, 0 removes it."""
+        asking, asked = (hidden, layout) if read is None else (hidden.index_select(0, read.rows), read)
+        context = self.attend(
+            self.split(self.query(asking), asked),
+            self.split(self.key(hidden), layout),
+            self.split(self.value(hidden), layout),
+            layout.visible,
+            self.dropout if self.training else 0.0,
+        )                                                    # [batch, heads, tokens, d]
+        if head_mask is not None:
+            context = context * head_mask.view(-1, self.heads, 1, 1)
+        return self.output(asked.unpad(context.transpose(1, 2).flatten(2)))
+
+
+class BertLayer(nn.Module):
+    """Attention, then a feed-forward network W₂·GELU(W₁x + b₁) + b₂ on each token; after both, residual
+    and LayerNorm (post-norm)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.fc_in = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc_out = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden, layout, head_mask=None, read=None):
+        """hidden [N, H] → [N, H]; with `read` (a selection of `layout`) only its M rows come out."""
+        context = self.attention(hidden, layout, head_mask, read)
+        if read is not None:
+            hidden = hidden.index_select(0, read.rows)
+        hidden = self.attention_norm(hidden + self.dropout(context))
+        return self.output_norm(hidden + self.dropout(self.feed_forward(hidden)))
+
+    def feed_forward(self, hidden):
+        return self.fc_out(self.activation(self.fc_in(hidden)))          # [N, H] → [N, 4H] → [N, H]
+
+
+class BertOutput(NamedTuple):
+    """last_hidden_state [B, T, H] (zeros where there is no token), pooler_output [B, H], and
+    hidden_states, on request: the embeddings and every layer's output, each [B, T, H]."""
+
+    last_hidden_state: torch.Tensor
+    pooler_output: torch.Tensor
+    hidden_states: tuple | None = None
+
+
+class Bert(nn.Module):
+    """Word, position and token-type embeddings, a stack of layers, a pooler on [CLS]."""
+
+    def __init__(self, config, attention="fused"):
+        super().__init__()
+        self.config = config
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.embedding_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.apply(self._start)
+        self.use_attention(attention)
+
+    def _start(self, module):
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+
+    @classmethod
+    def from_pretrained(cls, name, attention="fused"):
+        """`name`: a folder in the Hugging Face layout, or a model's name on the hub."""
+        return load_bert(cls, name, attention)
+
+    def save_pretrained(self, folder):
+        """Write config.json and model.safetensors, which transformers.BertModel opens too."""
+        save_bert(self, folder)
+
+    def use_attention(self, name):
+        """"fused" or "textbook", in every layer."""
+        if name not in ATTENTIONS:
+            raise UserError(f"attention {name!r} is unknown; known are {sorted(ATTENTIONS)}")
+        for layer in self.layers:
+            layer.attention.attend = ATTENTIONS[name]
+
+    def embed(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None):
+        """→ hidden [N, H], layout.  input_ids, attention_mask (1 keeps a token) and token_type_ids are
+        [B, T]; inputs_embeds [B, T, H] takes the place of input_ids. attention_mask may also be a Layout."""
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if given is None or (input_ids is not None and inputs_embeds is not None):
+            raise UserError("give either input_ids or inputs_embeds")
+        if given.size(1) > self.config.max_position_embeddings:
+            raise UserError(f"a sequence of {given.size(1)} tokens is longer than the model's "
+                            f"{self.config.max_position_embeddings} positions; truncate it")
+        layout = attention_mask
+        if not isinstance(layout, Layout):
+            mask = torch.ones_like(given[..., :1].flatten(1) if given.dim() == 3 else given)
+            layout = Layout(mask if attention_mask is None else attention_mask)
+        words = (self.word_embeddings(layout.unpad(input_ids)) if inputs_embeds is None
+                 else layout.unpad(inputs_embeds))                       # [N, H]
+        types = (torch.zeros_like(layout.cell) if token_type_ids is None
+                 else layout.unpad(token_type_ids))                      # [N]
+        positions = self.position_embeddings(layout.position)            # [N, H]
+        hidden = words + self.token_type_embeddings(types) + positions
+        return self.dropout(self.embedding_norm(hidden)), layout
+
+    def encode(self, hidden, layout, head_mask=None, read=None, states=None):
+        """Run every layer: hidden [N, H] → [N, H], or [M, H] where `read` (a selection of `layout`) says
+        which rows anyone will look at: the last layer computes no others. head_mask is [layers, heads]
+        or [batch, layers, heads]. A list given as `states` receives every layer's output."""
+        if head_mask is not None and head_mask.size(-2) != len(self.layers):
+            raise UserError(f"head_mask has the shape {list(head_mask.shape)}; "
+                            f"it must end in [{len(self.layers)} layers, heads]")
+        for number, layer in enumerate(self.layers):
+            last = number == len(self.layers) - 1
+            hidden = layer(hidden, layout, read=read if last else None,
+                           head_mask=None if head_mask is None else head_mask[..., number, :])
+            if states is not None:
+                states.append(hidden)
+        return hidden
+
+    def pool(self, first):
+        """[B, H] hidden states at [CLS] → [B, H], the vector that BERT's next-sentence task read."""
+        return torch.tanh(self.pooler(first))
+
+    def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None,
+                head_mask=None, output_hidden_states=False):
+        """Everything of every token, padded: a BertOutput. Who needs less calls embed and encode."""
+        hidden, layout = self.embed(input_ids, attention_mask, token_type_ids, inputs_embeds)
+        states = [hidden]
+        hidden = self.encode(hidden, layout, head_mask, states=states if output_hidden_states else None)
+        first = hidden.index_select(0, layout.first().rows)
+        return BertOutput(layout.pad(hidden), self.pool(first),
+                          tuple(map(layout.pad, states)) if output_hidden_states else None)

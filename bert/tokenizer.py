@@ -1,0 +1,154 @@
+"""Text to token ids: WordPiece on the `tokenizers` library, with the files of a BERT checkpoint.
+
+    tokenizer = Tokenizer.from_pretrained("bert-base-uncased")
+    batch = tokenizer(["a sentence"], pairs=["and its partner"])   # [CLS] a sentence [SEP] and its partner [SEP]
+    ids, types = tokenizer.encode(texts)                           # a whole file at once, not padded
+"""
+
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+
+from bert.errors import UserError
+from bert.files import find_files, writing
+
+VOCABULARY = ("tokenizer.json", "vocab.txt")
+OPTIONAL = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "config.json")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class Tokenizer:
+    """`backend` is a tokenizers.Tokenizer with a WordPiece vocabulary; `limit` the longest sequence of
+    token ids that the model takes; `files` {name: bytes} what save_pretrained writes back."""
+
+    def __init__(self, backend, limit=512, files=None):
+        self.backend, self.limit, self.files = backend, limit, files or {}
+        absent = [token for token in SPECIAL if backend.token_to_id(token) is None]
+        if absent:
+            raise UserError(f"the vocabulary lacks {', '.join(absent)}; BERT needs {', '.join(SPECIAL)}")
+        self.pad_token_id, _, first, separator, self.mask_token_id = map(backend.token_to_id, SPECIAL)
+        backend.no_padding()
+        backend.post_processor = TemplateProcessing(
+            single="[CLS]:0 $A:0 [SEP]:0",
+            pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", first), ("[SEP]", separator)],
+        )
+
+    @property
+    def vocab_size(self):
+        return self.backend.get_vocab_size()
+
+    @classmethod
+    def from_pretrained(cls, name):
+        """From tokenizer.json or vocab.txt, with the settings in tokenizer_config.json (lower-casing,
+        limit); `name`: a folder, or a model's name on the hub."""
+        folder = find_files(name, [VOCABULARY], OPTIONAL)
+        files = {f: (folder / f).read_bytes() for f in VOCABULARY + OPTIONAL[1:3] if (folder / f).is_file()}
+        settings = _json(folder / "tokenizer_config.json")
+        limits = (settings.get("model_max_length"), _json(folder / "config.json").get("max_position_embeddings"))
+        limit = int(min((n for n in limits if isinstance(n, (int, float)) and n > 2), default=512))
+        if (folder / "tokenizer.json").is_file():
+            backend = _from_json(folder / "tokenizer.json", settings)
+        else:
+            backend = _from_vocabulary(folder / "vocab.txt", settings)
+        try:
+            return cls(backend, limit, files)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from error
+
+    def save_pretrained(self, folder):
+        """Write the files the tokenizer was made from, unchanged."""
+        for name, content in (self.files or {"tokenizer.json": self.backend.to_str().encode()}).items():
+            with writing(Path(folder) / name) as file:
+                file.write(content)
+
+    def encode(self, texts, pairs=None, max_length=None):
+        """Token ids and token types, one list of each a text (or pair of texts), `[CLS]` and `[SEP]`
+        among them. What is longer than `max_length` (default: the model's limit) loses tokens from the
+        end of its longer text; one warning counts how many texts were cut."""
+        if pairs is not None and len(pairs) != len(texts):
+            raise UserError(f"{len(texts)} texts but {len(pairs)} pairs; every text needs its partner")
+        limit = min(max_length or self.limit, self.limit)
+        self.backend.enable_truncation(limit, strategy="longest_first")
+        encodings = self.backend.encode_batch(list(texts if pairs is None else zip(texts, pairs)))
+        cut = sum(bool(encoding.overflowing) for encoding in encodings)
+        if cut:
+            warnings.warn(f"{cut:,} of {len(encodings):,} texts were longer than {limit} tokens "
+                          f"and were cut to that length", stacklevel=2)
+        return [e.ids for e in encodings], [e.type_ids for e in encodings]
+
+    def __call__(self, texts, pairs=None, max_length=None):
+        """→ {input_ids, attention_mask, token_type_ids}, each [batch, tokens] of the longest text."""
+        if isinstance(texts, str):
+            texts, pairs = [texts], None if pairs is None else [pairs]
+        return self.pad(*self.encode(texts, pairs, max_length))
+
+    def pad(self, ids, types):
+        """Lists of token ids and token types → {input_ids, attention_mask, token_type_ids}."""
+        lengths = torch.tensor([len(row) for row in ids])
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]       # [batch, tokens]
+        input_ids = torch.full(mask.shape, self.pad_token_id)
+        token_types = torch.zeros(mask.shape, dtype=torch.long)
+        input_ids[mask] = torch.tensor([i for row in ids for i in row])
+        token_types[mask] = torch.tensor([t for row in types for t in row])
+        return {"input_ids": input_ids, "attention_mask": mask.long(), "token_type_ids": token_types}
+
+
+def _json(path):
+    """The object in a JSON file; {} where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable JSON file: {error}") from error
+    return values if isinstance(values, dict) else {}
+
+
+def _normalizer(settings, now=None):
+    """BERT's cleaning, lower-casing and accent stripping; `settings` of tokenizer_config.json go before
+    what `now`, the normalizer of tokenizer.json, says."""
+    def setting(theirs, attribute, default):
+        return settings.get(theirs, getattr(now, attribute, default))
+
+    return BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=setting("tokenize_chinese_chars", "handle_chinese_chars", True),
+        strip_accents=setting("strip_accents", "strip_accents", None),   # None: where lower-casing
+        lowercase=setting("do_lower_case", "lowercase", True),
+    )
+
+
+def _from_json(path, settings):
+    try:
+        backend = Backend.from_file(str(path))
+    except Exception as error:                               # all that the library raises is Exception
+        raise UserError(f"{path} is no tokenizer file: {error}") from error
+    if not isinstance(backend.model, WordPiece):
+        raise UserError(f"{path} holds a {type(backend.model).__name__} tokenizer; BERT's is WordPiece")
+    if backend.normalizer is None or isinstance(backend.normalizer, BertNormalizer):
+        backend.normalizer = _normalizer(settings, backend.normalizer)
+    return backend
+
+
+def _from_vocabulary(path, settings):
+    """From vocab.txt: one token a line, its id the number of lines before it."""
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a vocabulary, one token a line in UTF-8: {error}") from error
+    vocabulary = {token: number for number, token in enumerate(lines)}
+    if len(vocabulary) < len(lines):
+        raise UserError(f"{path} holds a token twice; every line needs its own")
+    backend = Backend(WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    backend.normalizer = _normalizer(settings)
+    backend.pre_tokenizer = BertPreTokenizer()
+    backend.add_special_tokens([token for token in SPECIAL if token in vocabulary])
+    return backend

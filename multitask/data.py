@@ -1,0 +1,181 @@
+"""From a data file to batches: read → examples → token ids, once → padding-free batches.
+
+The course's files (CS224N's default project) are tab-separated despite their name, with a header whose
+first column has no name. A defect is an error that names file and line, with one exception: rows whose
+cells are all there but one that the task may lack (Quora's label or second sentence) are left out.
+"""
+
+import csv
+import hashlib
+import io
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from bert import Layout, UserError
+
+
+class Example(NamedTuple):
+    """One row: its id, its one or two texts, its label (None where the file holds no labels)."""
+
+    id: str
+    texts: tuple
+    label: float | None
+
+
+def read_course_file(path, task, strict_rows=False):
+    """The examples of one file of the course, as `task` (a row of the Task table) describes it."""
+    rows = _rows(path)
+    header_line, header = next(rows, (1, None))
+    if header is None:
+        raise UserError(f"{path} is empty; it must start with a header line")
+    names = [name.strip() for name in header]
+    needed = ("id", *task.columns)
+    absent = [name for name in needed if name not in names]
+    if absent:
+        raise UserError(f"{path} line {header_line} lacks the column {', '.join(absent)}; the header has "
+                        f"{', '.join(filter(None, names))} (columns are separated by tabs)")
+    labelled = task.label in names
+    examples, lines, left_out = [], {}, []
+    for line, row in rows:
+        if len(row) != len(names):
+            raise UserError(f"{path} line {line} has {len(row)} cells where the header has {len(names)}; "
+                            f"mend the row (cells are separated by tabs)")
+        cells = dict(zip(names, (" ".join(cell.split()) for cell in row)))
+        lacking = [name for name in (*needed, *[task.label] * labelled) if not cells[name]]
+        if lacking and not strict_rows and set(lacking) <= set(task.may_lack):
+            left_out.append(line)
+            continue
+        if lacking:
+            raise UserError(f"{path} line {line} has nothing under {', '.join(lacking)}; "
+                            f"fill the cell or remove the row")
+        name = cells["id"].lower()
+        if name in lines:
+            raise UserError(f"{path} line {line} has the id {name} of line {lines[name]}; "
+                            f"ids must be unique, or predictions could not be told apart")
+        lines[name] = line
+        label = _label(cells[task.label], task, path, line) if labelled else None
+        examples.append(Example(name, tuple(cells[column] for column in task.columns), label))
+    if left_out:
+        shown = ", ".join(map(str, left_out[:10])) + (", …" if len(left_out) > 10 else "")
+        warnings.warn(f"{path}: left out {len(left_out)} row{'s' * (len(left_out) > 1)} with an empty "
+                      f"{' or '.join(task.may_lack)} (line {shown}); --strict-rows makes this an error",
+                      stacklevel=2)
+    if not examples:
+        raise UserError(f"{path} holds a header and no rows; nothing can be learnt or scored")
+    return examples
+
+
+def _rows(path):
+    """(line number, cells) of every row; a quoted cell may go over several lines."""
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; check --data and --tasks") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if b"\0" in content:
+        line = content[:content.index(b"\0")].count(b"\n") + 1
+        raise UserError(f"{path} line {line} holds a zero byte; this is a binary file (or UTF-16), "
+                        f"not tab-separated text in UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[:error.start].count(b"\n") + 1
+        raise UserError(f"{path} line {line} is not UTF-8 (byte 0x{content[error.start]:02x}); "
+                        f"save the file in UTF-8") from error
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
+    start = 1
+    try:
+        for row in reader:
+            swallowed = next((cell for cell in row if "\n" in cell and "\t" in cell), None)
+            if swallowed is not None:
+                raise csv.Error("a quoted cell runs over tabs into the next lines")
+            if row:                                          # blank lines are no rows
+                yield start, row
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path} line {start}: broken quote ({error}); a cell that begins with a quote "
+                        f'must end with one, and hold any inner quote twice ("")') from error
+
+
+def _label(text, task, path, line):
+    try:
+        label = float(text)
+    except ValueError:
+        label = math.nan
+    if not 0 <= label <= task.highest or not (task.graded or label == int(label)):
+        kind = "number" if task.graded else "whole number"
+        raise UserError(f"{path} line {line}: {task.label} is {text!r}; "
+                        f"it must be a {kind} from 0 to {task.highest}")
+    return label
+
+
+class Batch(NamedTuple):
+    """Token ids and types [sequences, tokens], how they lie, which rows are [CLS], labels [B]. Of pairs
+    encoded separately the first sentences come first, then the second ones: sequences = 2B."""
+
+    input_ids: torch.Tensor
+    token_type_ids: torch.Tensor
+    layout: Layout
+    first: Layout
+    labels: torch.Tensor | None
+
+    def to(self, device):
+        """The same batch on `device`, copied from pinned memory without waiting."""
+        if device.type == "cpu":
+            return self
+        pinned = (x.pin_memory() if isinstance(x, torch.Tensor) else x for x in self)
+        return Batch(*(None if x is None else x.to(device, non_blocking=True) for x in pinned))
+
+
+@dataclass
+class Split:
+    """The examples of one file, tokenised once. `sides`: one (ids, types) a text encoded for itself,
+    each with one list of tokens an example."""
+
+    ids: list
+    labels: torch.Tensor | None
+    sides: list
+    tokenizer: object
+
+    def __len__(self):
+        return len(self.ids)
+
+    def batch(self, indices):
+        ids = [ids[i] for ids, _ in self.sides for i in indices]
+        types = [types[i] for _, types in self.sides for i in indices]
+        tensors = self.tokenizer.pad(ids, types)
+        layout = Layout(tensors["attention_mask"])
+        labels = None if self.labels is None else self.labels[list(indices)]
+        return Batch(tensors["input_ids"], tensors["token_type_ids"], layout, layout.first(), labels)
+
+    def by_length(self, tokens):
+        """Lists of indices, all of them once, longest first, about `tokens` real tokens in each."""
+        lengths = [sum(len(ids[i]) for ids, _ in self.sides) for i in range(len(self))]
+        batches, room = [], 0
+        for i in sorted(range(len(self)), key=lambda i: -lengths[i]):
+            if room < lengths[i]:
+                batches.append([])
+                room = tokens
+            batches[-1].append(i)
+            room -= lengths[i]
+        return batches
+
+
+def tokenise(examples, tokenizer, pairs="joint"):
+    """→ Split. pairs="joint": both texts of a pair in one sequence; "separate": each in its own."""
+    texts = list(zip(*(example.texts for example in examples)))
+    labels = None if examples[0].label is None else torch.tensor([e.label for e in examples])
+    sides = ([tokenizer.encode(*texts)] if pairs == "joint"
+             else [tokenizer.encode(side) for side in texts])
+    return Split([example.id for example in examples], labels, sides, tokenizer)
+
+
+def checksum(path):
+    """The first 16 hex digits of a file's SHA-256."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]

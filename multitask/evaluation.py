@@ -1,0 +1,62 @@
+"""Scoring: a split → outputs → predictions → metrics, and the course's prediction files."""
+
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from bert import UserError
+from bert.files import writing
+from multitask.data import tokenise
+from multitask.metrics import summary
+from multitask.tasks import TASKS
+
+TOKENS = 2048                                                # real tokens in one batch of an evaluation
+
+
+def load_split(task, split, folder, tokenizer, settings, limit=0):
+    """Read and tokenise one file of a task's. `settings` gives pairs and strict_rows."""
+    path = Path(folder) / TASKS[task].files[split]
+    examples = TASKS[task].read(path, TASKS[task], settings.strict_rows)[:limit or None]
+    if split != "test" and examples[0].label is None:
+        raise UserError(f"{path} has no column {TASKS[task].label}, the label that {split} data needs")
+    return tokenise(examples, tokenizer, settings.pairs)
+
+
+@torch.inference_mode()
+def run_split(model, task, split, device, autocast, bar=None):
+    """The model's outputs [n, outputs] for every example of a split, in the file's order. Batches hold
+    sentences of like length, so that attention's grid has next to no padding either."""
+    model.eval()
+    outputs = torch.empty(len(split), TASKS[task].outputs)
+    for indices in split.by_length(TOKENS):
+        with autocast():
+            outputs[indices] = model(task, split.batch(indices).to(device)).cpu()
+        if bar is not None:
+            bar.update(len(indices))
+    return outputs
+
+
+def evaluate(model, splits, device, autocast):
+    """splits {task: {split name: Split}} → scores as in metrics.json (of the labelled splits), and
+    predictions {(task, split name): [prediction, …]}. A task's further splits get their name in brackets."""
+    scores, predictions = {}, {}
+    total = sum(len(split) for named in splits.values() for split in named.values())
+    with tqdm(total=total, desc="evaluate", unit="example", leave=False) as bar:
+        for task, named in splits.items():
+            for number, (name, split) in enumerate(named.items()):
+                predicted = TASKS[task].predict(run_split(model, task, split, device, autocast, bar)).tolist()
+                predictions[task, name] = predicted
+                for metric, function in TASKS[task].metrics.items() if split.labels is not None else ():
+                    key = metric if number == 0 else f"{metric} ({name})"
+                    scores.setdefault(task, {})[key] = function(predicted, split.labels.tolist())
+    return summary(scores) if scores else {}, predictions
+
+
+def write_predictions(folder, splits, predictions):
+    """The course's files: `{task}-{split}-output.csv`, to the letter (spaces and spelling too)."""
+    for (task, name), predicted in predictions.items():
+        lines = [f"id \t {TASKS[task].header} \n"]
+        lines += [f"{i} , {p} \n" for i, p in zip(splits[task][name].ids, predicted)]
+        with writing(Path(folder) / f"{task}-{name}-output.csv") as file:
+            file.write("".join(lines).encode())

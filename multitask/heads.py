@@ -1,0 +1,53 @@
+"""From a sentence's vector, or the two vectors of a pair, to a task's outputs [B, outputs].
+
+To add a kind of head, add a class and its line in HEADS.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Linear(nn.Module):
+    """W·x + b;  of a pair encoded separately, x = [u; v]."""
+
+    def __init__(self, width, vectors, outputs, dropout):
+        super().__init__()
+        self.out = nn.Linear(width * vectors, outputs)
+
+    def forward(self, *vectors):
+        return self.out(torch.cat(vectors, dim=1))           # [B, vectors·H] → [B, outputs]
+
+
+class MLP(nn.Module):
+    """Linear → Dropout → ReLU → Linear (paper A's custom heads)."""
+
+    def __init__(self, width, vectors, outputs, dropout):
+        super().__init__()
+        self.dense = nn.Linear(width * vectors, width)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(width, outputs)
+
+    def forward(self, *vectors):
+        hidden = self.dense(torch.cat(vectors, dim=1))       # [B, H]
+        return self.out(F.relu(self.dropout(hidden)))
+
+
+class Cosine(nn.Module):
+    """scale · cos(D·u, D·v), one dense layer D for both sentences (siamese; paper A scales to labels
+    0–5). Before training D is the identity, so that the head starts as the encoder's own cosine."""
+
+    scale = 5.0
+
+    def __init__(self, width, vectors, outputs, dropout):
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        with torch.no_grad():
+            self.dense.weight.copy_(torch.eye(width))
+            self.dense.bias.zero_()
+
+    def forward(self, first, second):
+        return self.scale * F.cosine_similarity(self.dense(first), self.dense(second)).unsqueeze(1)
+
+
+HEADS = {"linear": Linear, "mlp": MLP, "cosine": Cosine}

@@ -1,0 +1,34 @@
+"""How good predictions are: numbers from a list of predictions and a list of labels."""
+
+import numpy as np
+from scipy import stats
+
+COURSE = ("sst", "para", "sts")
+
+
+def accuracy(predictions, labels):
+    """The fraction of predictions that equal their label."""
+    return float(np.mean(np.asarray(predictions) == np.asarray(labels)))
+
+
+def pearson(predictions, labels):
+    """Pearson's correlation, -1 to 1; 0 where it is undefined (a constant, or fewer than two values)."""
+    predictions, labels = np.asarray(predictions, float), np.asarray(labels, float)
+    if len(labels) < 2 or np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+        return 0.0
+    return float(stats.pearsonr(predictions, labels).statistic)
+
+
+def summary(scores):
+    """{task: {metric: value}} → the same with `mean`, the plain mean of every task's first metric, and,
+    when the course's three tasks are there, `overall` = (sst + para + (sts + 1)/2)/3."""
+    main = {task: next(iter(metrics.values())) for task, metrics in scores.items()}
+    totals = {}
+    if set(COURSE) <= set(main):
+        totals["overall"] = (main["sst"] + main["para"] + (main["sts"] + 1) / 2) / 3
+    return {**scores, **totals, "mean": sum(main.values()) / len(main)}
+
+
+def choose_by(scores):
+    """The one number by which the best epoch is chosen: overall, or else the mean."""
+    return scores.get("overall", scores["mean"])

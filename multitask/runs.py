@@ -1,0 +1,161 @@
+"""A run's folder: what training leaves behind and any script opens again.
+
+    model/             the best encoder, in the Hugging Face layout     metrics.json   its dev scores
+    heads.safetensors  the best heads                                   predictions/   its predictions
+    last/              the state to resume from                         log.jsonl      losses and scores
+    run.json           settings, data, edits, versions, times           curves.png     log.jsonl drawn
+"""
+
+import json
+import platform
+import shutil
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from bert import Bert, Tokenizer, UserError
+from bert.checkpoint import check_names_and_shapes, save_bert
+from bert.files import read_metadata, read_tensors, write_json, write_tensors, writing
+from multitask.evaluation import write_predictions
+from multitask.model import MultitaskModel, build_head
+from multitask.settings import Settings
+
+CONTENT = ("run.json", "model", "heads.safetensors", "last", "metrics.json", "predictions", "log.jsonl",
+           "curves.png")
+
+
+def choose_folder(settings):
+    """The folder a new run will have. Nothing is written yet: a mistake found later leaves no trace."""
+    if not settings.out:
+        stem, number = Path(settings.bert).name, 1
+        while (folder := Path("runs") / f"{stem}-{number}").exists():
+            number += 1
+        return folder
+    folder = Path(settings.out)
+    if folder.is_file():
+        raise UserError(f"--out {folder} is a file; a run is a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / "run.json").is_file():
+            raise UserError(f"--out {folder} holds files that are no saved run; they are left alone: "
+                            f"choose another folder")
+        if not settings.overwrite:
+            raise UserError(f"--out {folder} is a saved run; --overwrite replaces it, --resume {folder} "
+                            f"goes on with it")
+        if settings.from_run and Path(settings.from_run).resolve() == folder.resolve():
+            raise UserError(f"--from {folder} and --out {folder} are the same run; choose another --out")
+    return folder
+
+
+def start(folder, record):
+    """Make the folder, or clear the run that was in it, and write run.json."""
+    for name in CONTENT:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+    write_json(folder / "run.json", record)
+
+
+def new_record(settings, checksums):
+    """run.json of a run that begins."""
+    return {
+        "settings": asdict(settings), "tasks": settings.task_names, "seed": settings.seed,
+        "data": checksums, "edits": [], "complete": False,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                     "threads": torch.get_num_threads()},
+        "times": {"started": datetime.now().isoformat(timespec="seconds")},
+    }
+
+
+def save_best(folder, model, tokenizer, step, scores, splits, predictions):
+    """Write the model and what it scores. The step in both weight files' headers tells whether they
+    belong together: a kill between the two files is noticed when the run is opened."""
+    save_bert(model.bert, folder / "model", step=str(step))
+    tokenizer.save_pretrained(folder / "model")
+    write_tensors(folder / "heads.safetensors", model.heads.state_dict(), step=str(step))
+    write_predictions(folder / "predictions", splits, predictions)
+    write_json(folder / "metrics.json", scores)
+
+
+def save_last(folder, model, optimizer, batches, **progress):
+    """Write the state to resume from: one dictionary of all that has a state, in one file."""
+    state = {
+        "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+        "batches": {task: stream.state_dict() for task, stream in batches.items()},
+        "random": torch.get_rng_state(), "random_cuda": torch.cuda.get_rng_state_all(), **progress,
+    }
+    with writing(folder / "last" / "state.pt") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:                        # torch's word for a full disk
+            raise OSError(0, " ".join(str(error).split())[:150]) from error
+
+
+def restore(state, model, optimizer, batches):
+    """Put back what save_last wrote → its progress."""
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    for task, stream in batches.items():
+        stream.load_state_dict(state["batches"][task])
+    torch.set_rng_state(state["random"])
+    if len(state["random_cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["random_cuda"])
+    return {name: state[name] for name in ("step", "best", "best_step", "seconds")}
+
+
+def read_last(folder):
+    """The state to resume from, or None where none was saved yet."""
+    path = folder / "last" / "state.pt"
+    if not path.is_file():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}); start the run anew with "
+                        f"--overwrite") from error
+
+
+def read_record(folder):
+    """→ run.json's fields and its Settings."""
+    path = Path(folder) / "run.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a saved run: it has no run.json")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record, Settings(**record["settings"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged, or made by another version ({error!r})") from error
+
+
+def open_run(folder):
+    """→ model, tokenizer, settings, record of a saved run's best model."""
+    folder = Path(folder)
+    record, settings = read_record(folder)
+    heads_file, model_file = folder / "heads.safetensors", folder / "model" / "model.safetensors"
+    if not (folder / "metrics.json").is_file():
+        raise UserError(f"{folder} has no scored model yet; python train_multitask.py --resume {folder} "
+                        f"goes on with the run")
+    if record["edits"]:
+        raise UserError(f"{folder} was edited by {record['edits'][0]}, which this version does not know")
+    if read_metadata(heads_file).get("step") != read_metadata(model_file).get("step"):
+        raise UserError(f"{folder} was stopped while it was saved, so its encoder and heads do not belong "
+                        f"together; python train_multitask.py --resume {folder} mends it")
+    bert = Bert.from_pretrained(folder / "model", settings.attention)
+    tokenizer = Tokenizer.from_pretrained(folder / "model")
+    model = build_model(bert, settings)
+    heads = read_tensors(heads_file)
+    check_names_and_shapes(heads_file, model.heads.state_dict(), heads)
+    model.heads.load_state_dict(heads)
+    return model, tokenizer, settings, record
+
+
+def build_model(bert, settings):
+    """The encoder with a new head for each task."""
+    width = bert.config.hidden_size
+    heads = {task: build_head(task, kind, width, settings.pairs, settings.head_dropout)
+             for task, kind in settings.head_kinds.items()}
+    return MultitaskModel(bert, heads, settings.pairs, settings.read)

@@ -1,0 +1,119 @@
+"""Every setting of a training run, once: the dataclass is the default, the flag and the help text."""
+
+import argparse
+from dataclasses import dataclass, field, fields
+
+from bert import UserError
+from multitask.cli import did_you_mean
+from multitask.heads import HEADS
+from multitask.model import READS
+from multitask.tasks import TASKS
+
+
+def setting(default, help, choices=None, least=None):
+    return field(default=default, metadata={"help": help, "choices": choices, "least": least})
+
+
+@dataclass
+class Settings:
+    bert: str = setting("bert-base-uncased", "checkpoint to start from: a folder or a name on the hub")
+    data: str = setting("data", "folder with the course's files (ids-sst-train.csv, …)")
+    tasks: str = setting("sst,para,sts", f"tasks to learn together, of {', '.join(TASKS)}")
+    pairs: str = setting("joint", "two sentences in one sequence, or each in its own",
+                         ("joint", "separate"))
+    read: str = setting("cls", "what heads read of the encoder", READS)
+    head: str = setting("linear", f"kind of head: one of {', '.join(HEADS)} for all tasks, or for some, "
+                                  f"as in sts=cosine,sst=mlp (the others: linear)")
+    head_dropout: float = setting(0.3, "dropout in mlp heads", least=0)
+    epochs: int = setting(3, "passes over the longest task; the others are cycled", least=1)
+    steps: int = setting(0, "stop after this many steps instead (0: go by --epochs)", least=0)
+    limit: int = setting(0, "use only the first N examples of each file (0: all)", least=0)
+    batch_size: int = setting(32, "examples of each task in a step", least=1)
+    lr: float = setting(5e-5, "highest learning rate of the encoder", least=0)
+    head_lr: float = setting(1e-3, "highest learning rate of the heads", least=0)
+    warmup: float = setting(0.1, "fraction of the steps in which the learning rate rises", least=0)
+    weight_decay: float = setting(0.01, "AdamW's, on matrices only", least=0)
+    clip: float = setting(1.0, "largest norm of the gradient (0: any)", least=0)
+    seed: int = setting(0, "of heads, dropout and the order of examples", least=0)
+    device: str = setting("auto", "auto takes CUDA where there is one", ("auto", "cuda", "cpu"))
+    precision: str = setting("auto", "auto: bf16 on CUDA, else fp32; weights stay fp32",
+                             ("auto", "fp32", "bf16"))
+    attention: str = setting("fused", "the fused kernel or the textbook's equation; same numbers",
+                             ("fused", "textbook"))
+    save_every: int = setting(0, "save the state to --resume from every N steps (0: each epoch)", least=0)
+    strict_rows: bool = setting(False, "rows that a task may leave out are errors")
+    out: str = setting("", "folder of this run (default: runs/<checkpoint>-<number>)")
+    overwrite: bool = setting(False, "replace the run that is in --out")
+    from_run: str = setting("", "start from a saved run instead of --bert")
+
+    def __post_init__(self):
+        for f in fields(self):
+            check(f, getattr(self, f.name))
+        if self.warmup > 1 or self.head_dropout >= 1:
+            raise UserError("--warmup must be at most 1, and --head-dropout below 1")
+        self.task_names, self.head_kinds                     # raise where a name is unknown
+
+    @property
+    def task_names(self):
+        names = [name.strip() for name in self.tasks.split(",")]
+        for name in names:
+            if name not in TASKS:
+                raise UserError(f"--tasks: there is no task {name!r}{did_you_mean(name, TASKS)}; "
+                                f"there are {', '.join(TASKS)}")
+        if len(set(names)) < len(names):
+            raise UserError(f"--tasks {self.tasks} names a task twice")
+        return names
+
+    @property
+    def head_kinds(self):
+        """{task: kind of head}"""
+        kinds = dict.fromkeys(self.task_names, "linear")
+        for part in self.head.split(","):
+            task, equals, kind = part.strip().rpartition("=")
+            if kind not in HEADS or (equals and task not in kinds):
+                raise UserError(f"--head {part!r} is not understood; write one of {', '.join(HEADS)}, or "
+                                f"task=kind with a task of this run ({', '.join(kinds)})")
+            kinds.update({task: kind} if equals else dict.fromkeys(kinds, kind))
+        return kinds
+
+
+def check(f, value):
+    """UserError where a value is of another type, below its least value or not among its choices."""
+    flag, numbers = flag_of(f), (int, float)
+    right = isinstance(value, numbers if f.type is float else f.type)
+    if not right or (isinstance(value, bool) and f.type is not bool):
+        raise UserError(f"{flag} is {value!r}; it must be a {f.type.__name__}")
+    if f.metadata["least"] is not None and not f.metadata["least"] <= value < float("inf"):
+        raise UserError(f"{flag} is {value}; it must be {f.metadata['least']} or more")
+    if f.metadata["choices"] and value not in f.metadata["choices"]:
+        raise UserError(f"{flag} is {value!r}; it must be one of {', '.join(f.metadata['choices'])}")
+
+
+def flag_of(f):
+    return "--from" if f.name == "from_run" else "--" + f.name.replace("_", "-")
+
+
+def add_flags(parser):
+    """One flag for each field of Settings."""
+    for f in fields(Settings):
+        options = {"dest": f.name, "default": argparse.SUPPRESS, "help": f.metadata["help"]}
+        if f.type is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options |= {"type": f.type, "choices": f.metadata["choices"],
+                        "metavar": None if f.metadata["choices"] else f.type.__name__.upper()}
+            if f.default not in ("", 0):
+                options["help"] += f" (default: {f.default:g})" if f.type is float else f" (default: {f.default})"
+        parser.add_argument(flag_of(f), **options)
+
+
+def command(settings):
+    """The flags, without defaults, that make these settings."""
+    words = []
+    for f in fields(Settings):
+        value = getattr(settings, f.name)
+        if value != f.default:
+            words += [flag_of(f)] + ([] if value is True else [str(value)])
+    return " ".join(words)
+
+

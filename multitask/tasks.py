@@ -1,0 +1,96 @@
+"""The table of tasks. To add a task, add a row.
+
+A row says where the examples are, what goes in, what comes out and how it is scored. Outputs of a
+task's head are [B, outputs]; labels are floats from 0 to `highest`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch.nn.functional as F
+
+from multitask.data import read_course_file
+from multitask.metrics import accuracy, pearson
+
+
+def cross_entropy(outputs, labels):
+    return F.cross_entropy(outputs, labels.long())
+
+
+def binary_cross_entropy(outputs, labels):
+    return F.binary_cross_entropy_with_logits(outputs.squeeze(1), labels)
+
+
+def squared_error(outputs, labels):
+    return F.mse_loss(outputs.squeeze(1), labels)
+
+
+def most_likely(outputs):
+    return outputs.argmax(dim=1)
+
+
+def more_likely_than_not(outputs):
+    return (outputs.squeeze(1) > 0).float()
+
+
+def as_it_is(outputs):
+    return outputs.squeeze(1)
+
+
+@dataclass(frozen=True)
+class Task:
+    files: dict                                              # split → file name
+    columns: tuple                                           # of the text, or of both texts of a pair
+    label: str                                               # the label's column
+    words: tuple                                             # what the labels 0, 1, 2, … mean
+    outputs: int                                             # how many numbers the head gives
+    loss: Callable                                           # (outputs [B, outputs], labels [B]) → scalar
+    predict: Callable                                        # outputs [B, outputs] → predictions [B]
+    metrics: dict                                            # name → function; the first one is the score
+    header: str                                              # of the prediction file's second column
+    graded: bool = False                                     # labels may lie between whole numbers
+    heads: tuple = ("linear", "mlp")                         # kinds that fit, the default first
+    may_lack: tuple = ()                                     # columns that may be empty in a few rows
+    dev_sets: tuple = ("dev",)                               # scored in training; the first one counts
+    read: Callable = field(default=read_course_file)         # (path, task, strict_rows) → [Example]
+
+    @property
+    def highest(self):
+        return len(self.words) - 1
+
+    @property
+    def pair(self):
+        return len(self.columns) == 2
+
+
+def course_files(stem):
+    return {"train": f"{stem}-train.csv", "dev": f"{stem}-dev.csv", "test": f"{stem}-test-student.csv"}
+
+
+TASKS = {
+    "sst": Task(
+        files=course_files("ids-sst"), columns=("sentence",), label="sentiment",
+        words=("very negative", "negative", "neutral", "positive", "very positive"),
+        outputs=5, loss=cross_entropy, predict=most_likely, metrics={"accuracy": accuracy},
+        header="Predicted_Sentiment",
+    ),
+    "para": Task(
+        files=course_files("quora"), columns=("sentence1", "sentence2"), label="is_duplicate",
+        words=("not a paraphrase", "a paraphrase"), may_lack=("is_duplicate", "sentence2"),
+        outputs=1, loss=binary_cross_entropy, predict=more_likely_than_not,
+        metrics={"accuracy": accuracy}, header="Predicted_Is_Paraphrase",
+    ),
+    "sts": Task(
+        files=course_files("sts"), columns=("sentence1", "sentence2"), label="similarity",
+        words=("on different topics", "on the same topic", "alike in some details",
+               "roughly equivalent", "nearly equivalent", "equivalent"), graded=True,
+        outputs=1, loss=squared_error, predict=as_it_is, metrics={"pearson": pearson},
+        heads=("linear", "mlp", "cosine"), header="Predicted_Similiary",     # the course's spelling
+    ),
+    "cfimdb": Task(
+        files=course_files("ids-cfimdb"), columns=("sentence",), label="sentiment",
+        words=("negative", "positive"),
+        outputs=2, loss=cross_entropy, predict=most_likely, metrics={"accuracy": accuracy},
+        header="Predicted_Sentiment",
+    ),
+}

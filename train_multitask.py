@@ -1,0 +1,214 @@
+"""Fine-tune one BERT on several tasks at once.
+
+    python train_multitask.py --bert bert-base-uncased --data path/to/cs224n
+    python train_multitask.py --tasks sts --pairs separate --head cosine --out runs/sts
+    python train_multitask.py --resume runs/sts          # go on with a run that was stopped
+
+The way of the data: files → token ids → batches → encoder → head → loss → gradients → clip → step.
+"""
+
+import json
+import math
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from bert import Bert, Tokenizer, UserError
+from bert.files import write_json
+from multitask import runs
+from multitask.cli import Parser, StopSignal, UserStop, pick_device, run_script
+from multitask.data import checksum
+from multitask.evaluation import evaluate, load_split
+from multitask.metrics import choose_by
+from multitask.report import Log, draw_curves, score_line, score_table
+from multitask.sampling import Batches
+from multitask.settings import Settings, add_flags, command
+from multitask.tasks import TASKS
+
+LOG_EVERY = 10                                               # steps between two looks at the losses
+
+
+def make_optimizer(model, settings):
+    """AdamW in four groups: encoder and heads have each their learning rate; only matrices decay."""
+    groups = []
+    for part, rate in ((model.bert, settings.lr), (model.heads, settings.head_lr)):
+        for decays in (True, False):
+            parameters = [p for p in part.parameters() if (p.dim() > 1) == decays]
+            groups.append({"params": parameters, "peak": rate,
+                           "weight_decay": settings.weight_decay if decays else 0.0})
+    return torch.optim.AdamW(groups, lr=0.0, fused=True)
+
+
+def warmup_then_decay(step, steps, warmup):
+    """The learning rate's factor in this step: up in a line over the first `warmup` fraction, then down
+    in a line to nothing (Devlin et al. 2019, appendix A.2). Steps count from 1."""
+    rising = warmup * steps
+    return min(step / rising if rising else 1.0, (steps - step + 1) / (steps - rising + 1))
+
+
+def load_data(settings, tokenizer):
+    """→ {task: {"train": Split, "dev": Split, …}}, {file: checksum}"""
+    if not Path(settings.data).is_dir():
+        raise UserError(f"--data {settings.data} is not a folder; it must hold the course's files, "
+                        f"{TASKS[settings.task_names[0]].files['train']} for one")
+    splits, checksums = {}, {}
+    for task in settings.task_names:
+        names = ("train", *TASKS[task].dev_sets)
+        splits[task] = {name: load_split(task, name, settings.data, tokenizer, settings, settings.limit)
+                        for name in names}
+        files = [TASKS[task].files[name] for name in names]
+        checksums |= {file: checksum(Path(settings.data) / file) for file in files}
+    return splits, checksums
+
+
+def load_model(settings):
+    """→ model, tokenizer: from a checkpoint with new heads, or from a saved run (--from)."""
+    torch.manual_seed(settings.seed)                         # of the new heads
+    if not settings.from_run:
+        tokenizer = Tokenizer.from_pretrained(settings.bert)
+        bert = Bert.from_pretrained(settings.bert, settings.attention)
+        model = runs.build_model(bert, settings)
+    else:
+        saved, tokenizer, *_ = runs.open_run(settings.from_run)
+        saved.bert.use_attention(settings.attention)
+        model = runs.build_model(saved.bert, settings)
+        for task, head in model.heads.items():
+            old = saved.heads[task].state_dict() if task in saved.heads else {}
+            fits = {k: v.shape for k, v in old.items()} == {k: v.shape for k, v in head.state_dict().items()}
+            head.load_state_dict(old if fits else head.state_dict())
+            print(f"{task}: {'its head in the run' if fits else 'a new head'}")
+    if tokenizer.vocab_size > model.bert.config.vocab_size:
+        raise UserError(f"the tokenizer knows {tokenizer.vocab_size:,} tokens but the encoder embeds only "
+                        f"{model.bert.config.vocab_size:,}; they are of different checkpoints")
+    return model, tokenizer
+
+
+def train(settings, folder, record=None, state=None):
+    """Train from the start, or on from `state`, and leave a whole run in `folder`."""
+    device, autocast = pick_device(settings.device, settings.precision)
+    model, tokenizer = load_model(settings)
+    data, checksums = load_data(settings, tokenizer)
+    dev = {task: {n: s for n, s in splits.items() if n != "train"} for task, splits in data.items()}
+    optimizer = make_optimizer(model.to(device), settings)
+    batches = {task: Batches(len(splits["train"]), settings.batch_size, settings.seed)
+               for task, splits in data.items()}
+    epoch_steps = max(map(len, batches.values()))
+    steps = settings.steps or settings.epochs * epoch_steps
+    torch.manual_seed(settings.seed)                         # of dropout
+    record = prepare_folder(folder, settings, checksums, record)
+    now = {"step": 0, "best": -math.inf, "best_step": 0, "seconds": 0.0}
+    if state is not None:
+        now = runs.restore(state, model, optimizer, batches)
+    log = Log(folder / "log.jsonl", now["step"])
+    began = time.perf_counter() - now["seconds"]
+
+    with StopSignal() as stop, progress_bar(steps, now["step"]) as bar:
+        for step in range(now["step"] + 1, steps + 1):
+            model.train()
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * warmup_then_decay(step, steps, settings.warmup)
+            for task in batches:
+                batch = data[task]["train"].batch(next(batches[task])).to(device)
+                with autocast():
+                    outputs = model(task, batch)
+                loss = TASKS[task].loss(outputs, batch.labels)
+                loss.backward()                              # the tasks' gradients add up
+                log.add_loss(task, loss)
+            if settings.clip:
+                nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+
+            bar.update()
+            if step % LOG_EVERY == 0 or step == steps:
+                bar.set_postfix(log.write_losses(step, time.perf_counter() - began))
+            at_end = step % epoch_steps == 0 or step == steps
+            if at_end:
+                scores, predictions = evaluate(model, dev, device, autocast)
+                log.write(step=step, dev=scores, seconds=round(time.perf_counter() - began, 1))
+                better = choose_by(scores) > now["best"]
+                if better:
+                    now |= {"best": choose_by(scores), "best_step": step}
+                    runs.save_best(folder, model, tokenizer, step, scores, dev, predictions)
+                bar.write(score_line(step / epoch_steps, scores, better))
+            if at_end or stop.asked or (settings.save_every and step % settings.save_every == 0):
+                now |= {"step": step, "seconds": time.perf_counter() - began}
+                runs.save_last(folder, model, optimizer, batches, **now)
+            if stop.asked and step < steps:
+                raise UserStop(f"stopped after step {step} of {steps}; go on with: "
+                               f"python train_multitask.py --resume {folder}")
+    finish(folder, record, now, log)
+
+
+def progress_bar(steps, done):
+    return tqdm(total=steps, initial=done, desc="train", unit="step",
+                mininterval=0.5 if sys.stderr.isatty() else 30)
+
+
+def prepare_folder(folder, settings, checksums, record):
+    """Check that a resumed run sees the same files, or begin a new run's folder → its record."""
+    if record is None:
+        record = runs.new_record(settings, checksums)
+        runs.start(folder, record)
+    if record["data"] != checksums:
+        raise UserError(f"the files in {settings.data} are no longer those that the run {folder} began "
+                        f"with, so it cannot go on; start a new run")
+    return record
+
+
+def finish(folder, record, now, log):
+    """Complete run.json, draw the curves, print the table."""
+    draw_curves(log.lines, folder / "curves.png")
+    record["complete"] = True
+    record["best_step"] = now["best_step"]
+    record["times"]["train_seconds"] = round(now["seconds"], 1)
+    write_json(folder / "run.json", record)
+    print(report(folder, record))
+
+
+def report(folder, record):
+    """The final table and what to do next."""
+    scores = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return (f"\n{score_table(scores)}\n\nbest of the run: step {record['best_step']:,}; "
+            f"{record['times']['train_seconds'] / 60:.1f} minutes in all\n"
+            f"run: {folder}   curves: {folder / 'curves.png'}\n"
+            f"next: python evaluate.py {folder} --split test")
+
+
+def parse(arguments):
+    parser = Parser(description=__doc__)
+    parser.add_argument("--resume", metavar="RUN", help="go on with a stopped run, by its own settings")
+    add_flags(parser)
+    return vars(parser.parse_args(arguments))
+
+
+def main(arguments=None):
+    given = parse(arguments)
+    resumed = given.pop("resume")
+    if resumed is None:
+        settings = Settings(**given)
+        folder = runs.choose_folder(settings)
+        print(f"python train_multitask.py {command(settings)}\n")
+        return train(settings, folder)
+    if set(given) - {"device", "save_every"}:
+        raise UserError("--resume goes on by the run's own settings; only --device and --save-every may "
+                        "stand beside it. To start from a run with others, use --from")
+    folder = Path(resumed)
+    record, settings = runs.read_record(folder)
+    if record["complete"]:
+        print(f"{folder} is complete: nothing is left to do\n{report(folder, record)}")
+        return None
+    state = runs.read_last(folder)
+    settings = replace(settings, **given)
+    if state is None:                                        # killed before the first save: begin anew
+        return train(settings, folder)
+    return train(settings, folder, record, state)
+
+
+if __name__ == "__main__":
+    run_script(main)
