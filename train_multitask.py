@@ -19,13 +19,14 @@ from torch import nn
 from tqdm import tqdm
 
 from bert import Bert, Tokenizer, UserError
+from bert.cli import Parser, StopSignal, UserStop, pick_device, run_script
 from bert.files import write_json
+from bert.log import Log
 from multitask import runs
-from multitask.cli import Parser, StopSignal, UserStop, pick_device, run_script
 from multitask.data import checksum
 from multitask.evaluation import evaluate, load_split
 from multitask.metrics import choose_by
-from multitask.report import Log, draw_curves, score_line, score_table
+from multitask.report import draw_curves, score_line, score_table
 from multitask.sampling import Batches
 from multitask.settings import Settings, add_flags, command
 from multitask.tasks import TASKS
@@ -35,8 +36,8 @@ LOG_EVERY = 10                                               # steps between two
 
 def make_optimizer(model, settings):
     """AdamW in four groups: encoder and heads have each their learning rate; only matrices decay."""
-    groups = []
-    for part, rate in ((model.bert, settings.lr), (model.heads, settings.head_lr)):
+    groups, lr = [], settings.lr or 0.0384 / model.bert.config.hidden_size
+    for part, rate in ((model.bert, lr), (model.heads, settings.head_lr)):
         for decays in (True, False):
             parameters = [p for p in part.parameters() if (p.dim() > 1) == decays]
             groups.append({"params": parameters, "peak": rate,
@@ -48,7 +49,7 @@ def warmup_then_decay(step, steps, warmup):
     """The learning rate's factor in this step: up in a line over the first `warmup` fraction, then down
     in a line to nothing (Devlin et al. 2019, appendix A.2). Steps count from 1."""
     rising = warmup * steps
-    return min(step / rising if rising else 1.0, (steps - step + 1) / (steps - rising + 1))
+    return min(step / rising if rising else 1.0, (steps - step + 1) / (steps - max(rising, 1) + 1))
 
 
 def load_data(settings, tokenizer):

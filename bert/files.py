@@ -35,31 +35,41 @@ def find_files(name, required, optional=()):
 
 
 def _from_hub(name, required, optional):
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    huggingface_hub.logging.set_verbosity_error()            # its retries fill a screen
+    reached = True
 
     def fetch(file):
+        """The file's folder in the cache; None if the model has no such file or the hub is out of reach."""
+        nonlocal reached
         try:
-            return Path(hf_hub_download(name, file)).parent
-        except EntryNotFoundError:                           # the model is there, this file is not
-            return None
+            path = huggingface_hub.hf_hub_download(name, file, local_files_only=not reached)
+            return Path(path).parent
+        except LocalEntryNotFoundError:                      # then only the cache is asked from here on
+            reached = False
+        except EntryNotFoundError:
+            pass
+        return None
 
     try:
-        folders = [next(filter(None, map(fetch, names)), None) for names in required]
-        if None not in folders:
-            for file in optional:
-                fetch(file)
-            return folders[0]
-    except HFValidationError as error:
-        raise UserError(f"{name!r} is neither a folder nor a model's name on the hub: {error}") from error
-    except Exception as error:                               # no network, no such model, no permission
-        reason = " ".join(str(error).split())
+        for names in required:
+            folder = next(filter(None, map(fetch, names)), None)
+            if folder is None:
+                why = (f"holds no {' or '.join(names)}" if reached
+                       else "is not in the cache, and the hub was not reached")
+                raise UserError(f"{name!r} is not a local folder, and the hub's model of that name {why}; "
+                                f"check the name and the network, or give a folder")
+        for file in optional:
+            fetch(file)
+        return folder
+    except UserError:
+        raise
+    except Exception as error:                               # bad name, no such model, no permission, …
+        reason = " ".join(str(error).split())[:200]
         raise UserError(f"{name!r} is not a local folder, and the hub gave nothing under that name "
-                        f"({type(error).__name__}: {reason[:200]}). Check the spelling and the network, "
-                        f"or give a folder that holds the checkpoint") from error
-    absent = next(names for names, folder in zip(required, folders) if folder is None)
-    raise UserError(f"the hub was not reached or its model {name!r} holds no {' or '.join(absent)}; "
-                    f"check the name and the network, or give a local folder")
+                        f"({type(error).__name__}: {reason}); check the spelling, or give a folder") from error
 
 
 def read_tensors(path):

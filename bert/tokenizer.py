@@ -52,8 +52,9 @@ class Tokenizer:
         folder = find_files(name, [VOCABULARY], OPTIONAL)
         files = {f: (folder / f).read_bytes() for f in VOCABULARY + OPTIONAL[1:3] if (folder / f).is_file()}
         settings = _json(folder / "tokenizer_config.json")
-        limits = (settings.get("model_max_length"), _json(folder / "config.json").get("max_position_embeddings"))
-        limit = int(min((n for n in limits if isinstance(n, (int, float)) and n > 2), default=512))
+        limits = (settings.get("model_max_length"),          # 10³⁰ there means: none
+                  _json(folder / "config.json").get("max_position_embeddings"))
+        limit = min((n for n in limits if isinstance(n, int) and 2 < n < 10 ** 9), default=512)
         if (folder / "tokenizer.json").is_file():
             backend = _from_json(folder / "tokenizer.json", settings)
         else:

@@ -53,6 +53,18 @@ def evaluate(model, splits, device, autocast):
     return summary(scores) if scores else {}, predictions
 
 
+def in_words(task, outputs):
+    """outputs [outputs] for one example → {"label": words, "probability": …}, or "similarity" if graded."""
+    row = TASKS[task]
+    if row.graded:
+        value = outputs.item()
+        nearest = round(min(max(value, 0), row.highest))
+        return {"label": row.words[nearest], "similarity": value}
+    probabilities = (outputs.softmax(dim=0) if row.outputs > 1
+                     else torch.stack([(-outputs).sigmoid(), outputs.sigmoid()]).squeeze(1))
+    return {"label": row.words[probabilities.argmax()], "probability": probabilities.max().item()}
+
+
 def write_predictions(folder, splits, predictions):
     """The course's files: `{task}-{split}-output.csv`, to the letter (spaces and spelling too)."""
     for (task, name), predicted in predictions.items():

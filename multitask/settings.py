@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass, field, fields
 
 from bert import UserError
-from multitask.cli import did_you_mean
+from bert.cli import did_you_mean
 from multitask.heads import HEADS
 from multitask.model import READS
 from multitask.tasks import TASKS
@@ -29,7 +29,8 @@ class Settings:
     steps: int = setting(0, "stop after this many steps instead (0: go by --epochs)", least=0)
     limit: int = setting(0, "use only the first N examples of each file (0: all)", least=0)
     batch_size: int = setting(32, "examples of each task in a step", least=1)
-    lr: float = setting(5e-5, "highest learning rate of the encoder", least=0)
+    lr: float = setting(0, "highest learning rate of the encoder (0: 0.0384 / hidden size, "
+                           "which is 5e-5 for bert-base and 1e-4 for half its width)", least=0)
     head_lr: float = setting(1e-3, "highest learning rate of the heads", least=0)
     warmup: float = setting(0.1, "fraction of the steps in which the learning rate rises", least=0)
     weight_decay: float = setting(0.01, "AdamW's, on matrices only", least=0)

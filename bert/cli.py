@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from bert import UserError
+from bert.errors import UserError
 
 
 def did_you_mean(word, known):

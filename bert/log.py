@@ -1,0 +1,46 @@
+"""log.jsonl: what happened in a run, a line of JSON each time."""
+
+import json
+import math
+
+from bert.errors import UserError
+from bert.files import writing
+
+
+class Log:
+    """log.jsonl, a line each time: {"step", "loss": {task: mean since the last line}, "seconds"} or
+    {"step", "dev": scores, "seconds"}. Losses stay on the device until a line is due."""
+
+    def __init__(self, path, step):
+        """Begin the file, or go on with it after `step`: later lines are of steps to be done again."""
+        self.path, self.sums, self.last = path, {}, step
+        self.lines = [line for line in _read_lines(path) if line["step"] <= step]
+        with writing(path) as file:
+            file.write("".join(json.dumps(line) + "\n" for line in self.lines).encode())
+
+    def add_loss(self, task, loss):
+        self.sums[task] = self.sums.get(task, 0.0) + loss.detach()
+
+    def write_losses(self, step, seconds):
+        """Means since the last line → {task: mean}. Reading them makes a GPU finish its work."""
+        means = {task: float(loss) / (step - self.last) for task, loss in self.sums.items()}
+        if not all(map(math.isfinite, means.values())):
+            raise UserError(f"a loss is no number any more at step {step} ({means}); lower --lr")
+        self.sums, self.last = {}, step
+        self.write(step=step, loss=means, seconds=round(seconds, 1))
+        return means
+
+    def write(self, **line):
+        self.lines.append(line)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _read_lines(path):
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:                                   # cut short by a kill
+            break
+    return lines

@@ -1,0 +1,98 @@
+"""Open a saved run: score a data folder, write the course's prediction files, or answer for one text.
+
+    python evaluate.py runs/first                        # its own dev sets
+    python evaluate.py runs/first --split test           # predictions for the test files
+    python evaluate.py runs/first --text "A dull, dull film."
+    python evaluate.py runs/first --text "A cat sleeps." --pair "A cat is asleep."
+"""
+
+import json
+from pathlib import Path
+
+from bert import UserError
+from bert.cli import Parser, pick_device, run_script
+from multitask import runs
+from multitask.data import Example, tokenise
+from multitask.evaluation import evaluate, in_words, load_split, run_split, write_predictions
+from multitask.report import score_table
+from multitask.tasks import TASKS
+
+
+def score(args, model, tokenizer, settings, device, autocast):
+    """Score the split of every task in a data folder → scores; prediction files are written."""
+    folder = Path(args.data or settings.data)
+    if not folder.is_dir():
+        raise UserError(f"--data {folder} is not a folder; it must hold the course's files")
+    limit = settings.limit if args.limit is None and not args.data and args.split == "dev" else args.limit
+    splits = {}
+    for task in args.tasks.split(",") if args.tasks else model.heads:
+        if task not in model.heads:
+            raise UserError(f"--tasks: the run has no task {task!r}; it has {', '.join(model.heads)}")
+        names = TASKS[task].dev_sets if args.split == "dev" else ("test",)
+        splits[task] = {name: load_split(task, name, folder, tokenizer, settings, limit or 0)
+                        for name in names}
+    scores, predictions = evaluate(model, splits, device, autocast)
+    to = Path(args.predictions or Path(args.run) / "predictions")
+    write_predictions(to, splits, predictions)
+    if args.json:
+        return scores
+    counts = ", ".join(f"{task} {len(split):,}" for task, named in splits.items()
+                       for split in named.values())
+    print(f"{args.split} of {folder}: {counts}" + (f" (the first {limit:,} rows, as in training; "
+                                                   f"--limit 0 takes all)" if limit else ""))
+    print(score_table(scores, args.split) if scores else "these files hold no labels, so no scores")
+    print(f"predictions: {to}/*-{args.split}-output.csv")
+    return scores
+
+
+def answer(args, model, tokenizer, settings, device, autocast):
+    """What every fitting task says of one text, or of a pair of texts → {task: {"label", …}}"""
+    texts = (args.text,) if args.pair is None else (args.text, args.pair)
+    if not all(text.strip() for text in texts):
+        raise UserError("--text or --pair is empty; there is nothing to judge")
+    tasks = [task for task in model.heads if TASKS[task].pair == (args.pair is not None)]
+    if not tasks:
+        wanted = "pairs of texts; add --pair" if args.pair is None else "single texts; leave --pair out"
+        raise UserError(f"this run's tasks ({', '.join(model.heads)}) judge {wanted}")
+    split = tokenise([Example("", texts, None)], tokenizer, settings.pairs)
+    answers = {task: in_words(task, run_split(model, task, split, device, autocast)[0]) for task in tasks}
+    if not args.json:
+        for task, said in answers.items():
+            number = next(name for name in said if name != "label")
+            print(f"{task}: {said['label']} ({number} {said[number]:.2f})")
+    return answers
+
+
+def parse(arguments):
+    parser = Parser(description=__doc__)
+    parser.add_argument("run", help="folder of a saved run")
+    parser.add_argument("--data", help="folder with the course's files (default: the run's own)")
+    parser.add_argument("--split", default="dev", choices=("dev", "test"), help="default: dev")
+    parser.add_argument("--tasks", help="only these of the run's tasks, as in sst,sts")
+    parser.add_argument("--limit", type=int, help="only the first N rows of each file")
+    parser.add_argument("--predictions", metavar="FOLDER", help="default: RUN/predictions")
+    parser.add_argument("--text", help="judge this text instead of files")
+    parser.add_argument("--pair", help="the text that --text is compared with")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="default: the run's")
+    args = parser.parse_args(arguments)
+    if args.pair is not None and args.text is None:
+        raise UserError("--pair needs the --text that it is compared with")
+    if args.limit is not None and args.limit < 0:
+        raise UserError(f"--limit is {args.limit}; it must be 0 (all rows) or more")
+    return args
+
+
+def main(arguments=None):
+    args = parse(arguments)
+    model, tokenizer, settings, _ = runs.open_run(args.run)
+    device, autocast = pick_device(args.device, args.precision or settings.precision)
+    work = score if args.text is None else answer
+    result = work(args, model.to(device), tokenizer, settings, device, autocast)
+    if args.json:
+        print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,102 @@
+"""What tests share: a small random checkpoint, small data files, and where real ones lie.
+
+Tests on real weights and data need PLAINBERT_WEIGHTS (a checkpoint folder: all-MiniLM-L6-v2) and
+PLAINBERT_DATA (a folder with cs224n/ in it); without them they are skipped, unless CI is set.
+"""
+
+import os
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from bert import Bert, BertConfig  # noqa: E402
+from bert.tokenizer import SPECIAL  # noqa: E402
+
+REFERENCE = Path(__file__).parent / "reference"
+GOOD, BAD = ("good", "fine", "lovely", "great"), ("bad", "dull", "awful", "poor")
+THINGS = ("film", "book", "cat", "dog", "song", "house", "car", "meal")
+WORDS = (*GOOD, *BAD, *THINGS, "the", "a", "is", "was", "not", "very", "and", "?", ".", "##s")
+
+
+def real(variable):
+    """The folder that an environment variable names; skips the test where it is not set."""
+    folder = os.environ.get(variable)
+    if not folder and os.environ.get("CI"):
+        pytest.fail(f"{variable} is not set, and CI must run the tests on real files")
+    return Path(folder) if folder else pytest.skip(f"{variable} is not set")
+
+
+@pytest.fixture(scope="session")
+def real_weights():
+    return real("PLAINBERT_WEIGHTS")
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    return real("PLAINBERT_DATA") / "cs224n"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A folder with a small random BERT and a vocabulary of WORDS."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(SPECIAL) + len(WORDS), hidden_size=32, num_hidden_layers=2,
+                        num_attention_heads=4, intermediate_size=64, max_position_embeddings=40)
+    Bert(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join((*SPECIAL, *WORDS)) + "\n")
+    return folder
+
+
+def sentence(rng):
+    return f"the {rng.choice(THINGS)} is {rng.choice(['', 'very ', 'not '])}{rng.choice(GOOD + BAD)} ."
+
+
+def write_table(path, header, rows):
+    lines = ["\t".join(("", *header))] + ["\t".join((str(n), *map(str, r))) for n, r in enumerate(rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_course_data(folder, train=40, dev=16, seed=0):
+    """The files of all four tasks, in the course's format."""
+    rng = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", train), ("dev", dev), ("test-student", dev)):
+        label = split != "test-student"
+
+        def table(name, columns, make, column):
+            rows = [(f"{name}{split}{n}", *row[:len(row) if label else -1])
+                    for n, row in enumerate(make() for _ in range(count))]
+            write_table(folder / f"{name}-{split}.csv", ("id", *columns, *[column] * label), rows)
+
+        pair = ("sentence1", "sentence2")
+        table("ids-sst", ("sentence",), lambda: (sentence(rng), rng.randrange(5)), "sentiment")
+        table("ids-cfimdb", ("sentence",), lambda: (sentence(rng), rng.randrange(2)), "sentiment")
+        table("quora", pair, lambda: (sentence(rng), sentence(rng), float(rng.randrange(2))), "is_duplicate")
+        table("sts", pair, lambda: (sentence(rng), sentence(rng), rng.randrange(51) / 10), "similarity")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    return write_course_data(tmp_path_factory.mktemp("data") / "course")
+
+
+@pytest.fixture
+def script(capfd):
+    """Call a script's main as the command line would → exit code, stdout, stderr."""
+    from bert.cli import run_script
+
+    def call(main, *arguments):
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            run_script(lambda: main([str(a) for a in arguments]))
+        out, err = capfd.readouterr()
+        return stopped.value.code or 0, out, err
+
+    return call

@@ -1,0 +1,194 @@
+"""Checkpoints: every form is read, what does not fit is named, what is written opens elsewhere."""
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from functools import partial
+
+import pytest
+import torch
+from parity import REFERENCE, tiny_batch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from bert import Bert, BertConfig, UserError
+from bert.checkpoint import pretraining_heads
+
+
+def copy_of(folder, to, change=lambda weights: None, **config):
+    """A copy of a checkpoint with changed weights or configuration."""
+    to.mkdir(exist_ok=True)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, to / "model.safetensors", metadata={"format": "pt"})
+    fields = json.loads((folder / "config.json").read_text()) | config
+    (to / "config.json").write_text(json.dumps(fields))
+    return to
+
+
+def test_saved_model_opens_again_with_equal_outputs(tmp_path):
+    bert = Bert.from_pretrained(REFERENCE / "gelu")
+    bert.save_pretrained(str(tmp_path))
+    again = Bert.from_pretrained(str(tmp_path))
+    assert torch.equal(bert(**tiny_batch())[0], again(**tiny_batch())[0])
+
+
+def test_saved_files_are_those_transformers_wrote(tmp_path):
+    Bert.from_pretrained(REFERENCE / "gelu").save_pretrained(tmp_path)
+    theirs, ours = (load_file(f / "model.safetensors") for f in (REFERENCE / "gelu", tmp_path))
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    before, after = (json.loads((f / "config.json").read_text()) for f in (REFERENCE / "gelu", tmp_path))
+    assert {name: after[name] for name in before} == before  # unknown fields are kept
+
+
+def test_saved_real_model_opens_in_transformers(real_weights, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    bert = Bert.from_pretrained(real_weights)
+    bert.save_pretrained(tmp_path)
+    theirs = transformers.BertModel.from_pretrained(tmp_path).eval()(**tiny_batch())
+    torch.testing.assert_close(theirs.last_hidden_state[1], bert(**tiny_batch())[0][1], atol=2e-5, rtol=0)
+
+
+def test_pretraining_heads_are_readable_on_request():
+    heads = pretraining_heads(REFERENCE / "one_wide_head")
+    assert heads["cls.predictions.transform.LayerNorm.weight"].shape == (16,)    # was: gamma
+    assert {"cls.predictions.bias", "cls.seq_relationship.weight"} < set(heads)
+    assert pretraining_heads(REFERENCE / "gelu") == {}
+
+
+def rename_one(old, new):
+    return lambda weights: weights.update({new: weights.pop(old)})
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda w: w.pop("pooler.dense.bias"), "missing pooler.dense.bias"),
+    (lambda w: w.update({"classifier.weight": torch.ones(2)}), "unexpected classifier.weight"),
+    (rename_one("embeddings.LayerNorm.bias", "embeddings.LayerNorm.betas"), "missing embeddings.LayerNorm.bias"),
+    (lambda w: w.update({"pooler.dense.bias": torch.ones(3)}), r"pooler.dense.bias \[3\] instead of \[16\]"),
+    (lambda w: w.update({"embeddings.LayerNorm.gamma": torch.ones(16)}), "twice"),
+    (lambda w: w.update({"my.gamma.rays": torch.ones(1)}), "unexpected my.gamma.rays"),
+])
+def test_what_does_not_fit_is_an_error_that_names_it(tmp_path, change, says):
+    with pytest.raises(UserError, match=says):
+        Bert.from_pretrained(copy_of(REFERENCE / "gelu", tmp_path, change))
+
+
+def test_another_number_of_layers_is_named(tmp_path):
+    with pytest.raises(UserError, match="missing encoder.layer.2.attention.self.query.weight.* and 11 more"):
+        Bert.from_pretrained(copy_of(REFERENCE / "gelu", tmp_path, num_hidden_layers=3))
+    with pytest.raises(UserError, match="unexpected encoder.layer.1"):
+        Bert.from_pretrained(copy_of(REFERENCE / "gelu", tmp_path, num_hidden_layers=1))
+
+
+@pytest.mark.parametrize("field, value", [
+    ("num_attention_heads", 5), ("hidden_act", "swish"), ("position_embedding_type", "relative_key"),
+    ("model_type", "roberta"), ("is_decoder", True), ("hidden_size", "16"), ("num_hidden_layers", 0),
+    ("hidden_dropout_prob", 1.5), ("layer_norm_eps", float("nan")), ("vocab_size", True),
+])
+def test_an_impossible_configuration_is_refused_by_name(tmp_path, field, value):
+    with pytest.raises(UserError, match=f"config.json: {field}"):
+        Bert.from_pretrained(copy_of(REFERENCE / "gelu", tmp_path, **{field: value}))
+
+
+def test_half_precision_weights_are_read_as_fp32(tmp_path):
+    def halve(weights):
+        weights.update({name: tensor.half() for name, tensor in weights.items()})
+
+    bert = Bert.from_pretrained(copy_of(REFERENCE / "gelu", tmp_path, halve))
+    assert {p.dtype for p in bert.parameters()} == {torch.float32}
+
+
+def test_what_transformers_could_not_open_is_not_written(tmp_path):
+    bert = Bert.from_pretrained(REFERENCE / "gelu")
+    bert.layers[0].fc_in = torch.nn.Sequential(bert.layers[0].fc_in)
+    with pytest.raises(UserError, match="missing encoder.layer.0.intermediate.dense.weight"):
+        bert.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_loading_draws_no_random_numbers():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    bert = Bert.from_pretrained(REFERENCE / "gelu")
+    assert torch.equal(before, torch.get_rng_state())
+    assert not bert.training and all(p.requires_grad for p in bert.parameters())
+
+
+def test_a_new_model_starts_as_bert_does():
+    torch.manual_seed(0)
+    bert = Bert(BertConfig(vocab_size=500, hidden_size=64, num_attention_heads=4, intermediate_size=128))
+    assert abs(bert.word_embeddings.weight.std() - 0.02) < 0.001
+    assert not bert.layers[0].fc_in.bias.any() and bert.embedding_norm.weight.eq(1).all()
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of a model hub as a download needs: files under /{owner}/{model}/resolve/main/."""
+
+    def __init__(self, folder, *arguments):
+        self.folder = folder
+        super().__init__(*arguments)
+
+    def do_HEAD(self):
+        name = self.path.rpartition("/")[2]
+        path = self.folder / name
+        found = self.path.startswith("/someone/small-bert/resolve/main/") and path.is_file()
+        self.send_response(200 if found else 404)
+        self.send_header("X-Repo-Commit", "0" * 40)
+        if found:
+            self.send_header("ETag", f'"{name}"')
+            self.send_header("Content-Length", str(path.stat().st_size))
+        else:
+            known = "someone/small-bert" in self.path
+            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+            self.send_header("Content-Length", "0")
+        self.end_headers()
+        return path if found else None
+
+    def do_GET(self):
+        path = self.do_HEAD()
+        if path:
+            self.wfile.write(path.read_bytes())
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub(checkpoint):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, checkpoint))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def load_by_name(name, **environment):
+    """Bert and Tokenizer of a hub's model, in a process of their own → the finished process."""
+    code = ("import sys; from bert import *\n"
+            "try: print(Bert.from_pretrained(sys.argv[1]).config.hidden_size,"
+            " Tokenizer.from_pretrained(sys.argv[1]).vocab_size)\n"
+            "except UserError as error: sys.exit(str(error))")
+    return subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True,
+                          env=os.environ | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "2", **environment},
+                          cwd=REFERENCE.parent.parent)
+
+
+def test_hub_model_is_fetched_once_and_then_opens_offline(hub, tmp_path):
+    first = load_by_name("someone/small-bert", HF_ENDPOINT=hub, HF_HOME=str(tmp_path))
+    assert first.stdout == "32 31\n", first.stderr
+    offline = load_by_name("someone/small-bert", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path),
+                           HF_HUB_OFFLINE="1")
+    assert offline.stdout == "32 31\n", offline.stderr
+
+
+@pytest.mark.parametrize("environment", [{}, {"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}],
+                         ids=["no such model", "offline", "unreachable"])
+def test_hub_model_that_cannot_be_had_is_one_sentence(hub, tmp_path, environment):
+    process = load_by_name("someone/smal-bert", **{"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), **environment})
+    assert process.returncode == 1 and "'someone/smal-bert'" in process.stderr
+    assert "Traceback" not in process.stderr and process.stderr.count("\n") == 1
