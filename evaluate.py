@@ -1,4 +1,5 @@
-"""Open a saved run: score a data folder, write the course's prediction files, or answer for one text.
+"""Open a saved run: score a data folder, write the course's prediction files, or answer for one
+text.
 
     python evaluate.py runs/first                        # its own dev sets
     python evaluate.py runs/first --split test           # predictions for the test files
@@ -23,11 +24,13 @@ def score(args, model, tokenizer, settings, device, autocast):
     folder = Path(args.data or settings.data)
     if not folder.is_dir():
         raise UserError(f"--data {folder} is not a folder; it must hold the course's files")
-    limit = settings.limit if args.limit is None and not args.data and args.split == "dev" else args.limit
+    as_trained = args.limit is None and not args.data and args.split == "dev"
+    limit = settings.limit if as_trained else args.limit
     splits = {}
     for task in args.tasks.split(",") if args.tasks else model.heads:
         if task not in model.heads:
-            raise UserError(f"--tasks: the run has no task {task!r}; it has {', '.join(model.heads)}")
+            raise UserError(f"--tasks: the run has no task {task!r}; it has "
+                            f"{', '.join(model.heads)}")
         names = TASKS[task].dev_sets if args.split == "dev" else ("test",)
         splits[task] = {name: load_split(task, name, folder, tokenizer, settings, limit or 0)
                         for name in names}
@@ -52,10 +55,11 @@ def answer(args, model, tokenizer, settings, device, autocast):
         raise UserError("--text or --pair is empty; there is nothing to judge")
     tasks = [task for task in model.heads if TASKS[task].pair == (args.pair is not None)]
     if not tasks:
-        wanted = "pairs of texts; add --pair" if args.pair is None else "single texts; leave --pair out"
-        raise UserError(f"this run's tasks ({', '.join(model.heads)}) judge {wanted}")
+        judged = "pairs of texts: add" if args.pair is None else "single texts: leave out"
+        raise UserError(f"this run's tasks ({', '.join(model.heads)}) judge {judged} --pair")
     split = tokenise([Example("", texts, None)], tokenizer, settings.pairs)
-    answers = {task: in_words(task, run_split(model, task, split, device, autocast)[0]) for task in tasks}
+    answers = {task: in_words(task, run_split(model, task, split, device, autocast)[0])
+               for task in tasks}
     if not args.json:
         for task, said in answers.items():
             number = next(name for name in said if name != "label")
@@ -73,7 +77,7 @@ def parse(arguments):
     parser.add_argument("--predictions", metavar="FOLDER", help="default: RUN/predictions")
     parser.add_argument("--text", help="judge this text instead of files")
     parser.add_argument("--pair", help="the text that --text is compared with")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--json", action="store_true", help="print a JSON object, nothing else")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="default: the run's")
     args = parser.parse_args(arguments)

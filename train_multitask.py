@@ -35,7 +35,8 @@ LOG_EVERY = 10                                               # steps between two
 
 
 def make_optimizer(model, settings):
-    """AdamW in four groups: encoder and heads have each their learning rate; only matrices decay."""
+    """AdamW in four groups: encoder and heads have each their learning rate; only matrices
+    decay."""
     groups, lr = [], settings.lr or 0.0384 / model.bert.config.hidden_size
     for part, rate in ((model.bert, lr), (model.heads, settings.head_lr)):
         for decays in (True, False):
@@ -46,8 +47,8 @@ def make_optimizer(model, settings):
 
 
 def warmup_then_decay(step, steps, warmup):
-    """The learning rate's factor in this step: up in a line over the first `warmup` fraction, then down
-    in a line to nothing (Devlin et al. 2019, appendix A.2). Steps count from 1."""
+    """The learning rate's factor in this step: up in a line over the first `warmup` fraction, then
+    down in a line to nothing (Devlin et al. 2019, appendix A.2). Steps count from 1."""
     rising = warmup * steps
     return min(step / rising if rising else 1.0, (steps - step + 1) / (steps - max(rising, 1) + 1))
 
@@ -60,8 +61,8 @@ def load_data(settings, tokenizer):
     splits, checksums = {}, {}
     for task in settings.task_names:
         names = ("train", *TASKS[task].dev_sets)
-        splits[task] = {name: load_split(task, name, settings.data, tokenizer, settings, settings.limit)
-                        for name in names}
+        splits[task] = {name: load_split(task, name, settings.data, tokenizer, settings,
+                                         settings.limit) for name in names}
         files = [TASKS[task].files[name] for name in names]
         checksums |= {file: checksum(Path(settings.data) / file) for file in files}
     return splits, checksums
@@ -79,13 +80,15 @@ def load_model(settings):
         saved.bert.use_attention(settings.attention)
         model = runs.build_model(saved.bert, settings)
         for task, head in model.heads.items():
+            new = head.state_dict()
             old = saved.heads[task].state_dict() if task in saved.heads else {}
-            fits = {k: v.shape for k, v in old.items()} == {k: v.shape for k, v in head.state_dict().items()}
-            head.load_state_dict(old if fits else head.state_dict())
+            fits = {k: v.shape for k, v in old.items()} == {k: v.shape for k, v in new.items()}
+            head.load_state_dict(old if fits else new)
             print(f"{task}: {'its head in the run' if fits else 'a new head'}")
     if tokenizer.vocab_size > model.bert.config.vocab_size:
-        raise UserError(f"the tokenizer knows {tokenizer.vocab_size:,} tokens but the encoder embeds only "
-                        f"{model.bert.config.vocab_size:,}; they are of different checkpoints")
+        raise UserError(f"the tokenizer knows {tokenizer.vocab_size:,} tokens but the encoder "
+                        f"embeds only {model.bert.config.vocab_size:,}; they are of different "
+                        "checkpoints")
     return model, tokenizer
 
 
@@ -157,8 +160,8 @@ def prepare_folder(folder, settings, checksums, record):
         record = runs.new_record(settings, checksums)
         runs.start(folder, record)
     if record["data"] != checksums:
-        raise UserError(f"the files in {settings.data} are no longer those that the run {folder} began "
-                        f"with, so it cannot go on; start a new run")
+        raise UserError(f"the files in {settings.data} are no longer those that the run {folder} "
+                        f"began with, so it cannot go on; start a new run")
     return record
 
 
@@ -183,7 +186,7 @@ def report(folder, record):
 
 def parse(arguments):
     parser = Parser(description=__doc__)
-    parser.add_argument("--resume", metavar="RUN", help="go on with a stopped run, by its own settings")
+    parser.add_argument("--resume", metavar="RUN", help="go on with a stopped run, as it was set")
     add_flags(parser)
     return vars(parser.parse_args(arguments))
 
@@ -197,8 +200,9 @@ def main(arguments=None):
         print(f"python train_multitask.py {command(settings)}\n")
         return train(settings, folder)
     if set(given) - {"device", "save_every"}:
-        raise UserError("--resume goes on by the run's own settings; only --device and --save-every may "
-                        "stand beside it. To start from a run with others, use --from")
+        raise UserError("--resume goes on by the run's own settings; only --device and "
+                        "--save-every may stand beside it. To start from a run with others, use "
+                        "--from")
     folder = Path(resumed)
     record, settings = runs.read_record(folder)
     if record["complete"]:
@@ -206,7 +210,7 @@ def main(arguments=None):
         return None
     state = runs.read_last(folder)
     settings = replace(settings, **given)
-    if state is None:                                        # killed before the first save: begin anew
+    if state is None:                                     # killed before the first save: begin anew
         return train(settings, folder)
     return train(settings, folder, record, state)
 

@@ -1,17 +1,18 @@
-"""Training steps and evaluation beside transformers' BertModel: same weights, same batches, in turn.
+"""Training steps and evaluation beside transformers' BertModel: same weights, same batches, in
+turn.
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/speed.py                           # needs PLAINBERT_WEIGHTS and PLAINBERT_DATA
+    python benchmarks/speed.py                          # needs PLAINBERT_WEIGHTS and PLAINBERT_DATA
 
 Both sides start from lists of token ids, and both train with fused AdamW and the same clipping.
-transformers pads each batch to its longest sentence and takes its files in their own order.
-"""
+transformers pads each batch to its longest sentence and takes its files in their own order. """
 
 import os
 import statistics
 import sys
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -48,9 +49,9 @@ def seconds(function, *arguments):
     return time.perf_counter() - begin
 
 
-def train_step(model, optimizer, batch, labels):
+def train_step(model, optimizer, split, indices, make_batch):
     model.train()
-    TASKS["sst"].loss(model("sst", batch), labels).backward()
+    TASKS["sst"].loss(model("sst", make_batch(indices)), split.labels[indices]).backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
@@ -65,8 +66,12 @@ def padded(split, indices):
 @torch.inference_mode()
 def evaluate_padded(model, splits):
     model.eval()
-    return {task: torch.cat([model(task, padded(split, range(i, min(i + SIZE, len(split)))))
-                             for i in range(0, len(split), SIZE)]) for task, split in splits.items()}
+    outputs = {}
+    for task, split in splits.items():
+        starts = range(0, len(split), SIZE)
+        chunks = [range(i, min(i + SIZE, len(split))) for i in starts]
+        outputs[task] = torch.cat([model(task, padded(split, chunk)) for chunk in chunks])
+    return outputs
 
 
 def evaluate_ours(model, splits):
@@ -79,9 +84,8 @@ def compare_training(ours, peer, split):
     order, times = Batches(len(split), SIZE, seed=0), ([], [])
     for _ in range(STEPS):
         indices = next(order)
-        labels = split.labels[indices]
-        times[0].append(seconds(lambda: train_step(*sides[0], split.batch(indices), labels)))
-        times[1].append(seconds(lambda: train_step(*sides[1], padded(split, indices), labels)))
+        times[0].append(seconds(train_step, *sides[0], split, indices, split.batch))
+        times[1].append(seconds(train_step, *sides[1], split, indices, partial(padded, split)))
     return report("training step, SST batches of 32 in random order", SIZE, *(t[3:] for t in times))
 
 
@@ -93,7 +97,8 @@ def compare_evaluation(ours, peer, splits):
         times[0].append(seconds(evaluate_ours, ours, splits))
         times[1].append(seconds(evaluate_padded, peer, splits))
     examples = sum(map(len, splits.values()))
-    report(f"evaluation of all dev files (outputs differ by at most {difference:.1e})", examples, *times)
+    report(f"evaluation of all dev files (outputs differ by at most {difference:.1e})",
+           examples, *times)
 
 
 def report(what, examples, ours, theirs):

@@ -1,4 +1,5 @@
-"""Pretrained weights: the names of Hugging Face's files on one side, ours on the other, checked strictly.
+"""Pretrained weights: the names of Hugging Face's files on one side, ours on the other, checked
+strictly.
 
     their name                                           our name
     encoder.layer.3.attention.self.query.weight    ↔     layers.3.attention.query.weight
@@ -30,9 +31,9 @@ RENAME = [                                                   # (theirs, ours)
 ]
 TO_OURS = dict(RENAME)
 TO_THEIRS = {ours: theirs for theirs, ours in RENAME}
-LEGACY = {"gamma": "weight", "beta": "bias"}                 # LayerNorm's names in the first BERT files
-IGNORED = re.compile(r"embeddings\.position_ids")            # a buffer in older files: 0, 1, 2, …
-PRETRAINING = re.compile(r"cls\..+")                         # the heads of masked LM and next sentence
+LEGACY = {"gamma": "weight", "beta": "bias"}             # LayerNorm's names in the first BERT files
+IGNORED = re.compile(r"embeddings\.position_ids")        # a buffer in older files: 0, 1, 2, …
+PRETRAINING = re.compile(r"cls\..+")                     # the heads of masked LM and next sentence
 
 CONFIG, WEIGHTS = ("config.json",), ("model.safetensors", "pytorch_model.bin")
 
@@ -62,24 +63,28 @@ def read_checkpoint(folder):
         plain = plain_name(name)
         if IGNORED.fullmatch(plain):
             continue
-        to, key = (heads, plain) if PRETRAINING.fullmatch(plain) else (encoder, rename(plain, TO_OURS))
+        pretraining = PRETRAINING.fullmatch(plain)
+        to, key = (heads, plain) if pretraining else (encoder, rename(plain, TO_OURS))
         if key in to:
-            raise UserError(f"{path} holds {plain} twice (once as {name}); it must hold each weight once")
+            raise UserError(f"{path} holds {plain} twice (once as {name}); it must hold each "
+                            "weight once")
         to[key] = tensor.float() if tensor.is_floating_point() else tensor
     return path, encoder, heads
 
 
 def check_names_and_shapes(path, expected, found):
     """UserError that names what is missing, unexpected or of another shape; {name: tensor} both."""
-    missing = [n for n in expected if n not in found]
-    unexpected = [n for n in found if n not in expected]
-    misshapen = [f"{rename(n, TO_THEIRS)} {list(found[n].shape)} instead of {list(expected[n].shape)}"
-                 for n in expected if n in found and found[n].shape != expected[n].shape]
-    problems = [
-        f"{what} {', '.join(rename(n, TO_THEIRS) for n in names[:5])}"
-        + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        for what, names in (("missing", missing), ("unexpected", unexpected),
-                            ("of another shape:", misshapen)) if names]
+    expected, found = ({rename(name, TO_THEIRS): list(tensor.shape) for name, tensor in side.items()}
+                       for side in (expected, found))
+    wrong = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape:": [f"{name} {found[name]} instead of {shape}"
+                              for name, shape in expected.items() if found.get(name, shape) != shape],
+    }
+    problems = [f"{what} {', '.join(names[:5])}"
+                + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+                for what, names in wrong.items() if names]
     if problems:
         raise UserError(f"{path} does not fit its configuration: {'; '.join(problems)}. "
                         f"Compare config.json with the weights")
@@ -98,13 +103,14 @@ def load_bert(cls, name, attention):
 
 
 def pretraining_heads(name):
-    """{name: tensor} of the pretraining heads `cls.*` in the checkpoint `name`; empty if it has none."""
+    """{name: tensor} of the pretraining heads `cls.*` in the checkpoint `name`; empty if it has
+    none."""
     return read_checkpoint(find_files(name, [CONFIG, WEIGHTS]))[2]
 
 
 def save_bert(bert, folder, **metadata):
-    """Write the Hugging Face layout. A model whose weights are no longer those its configuration says
-    (heads removed, adapters attached) is refused: transformers could not open the file."""
+    """Write the Hugging Face layout. A model whose weights are no longer those its configuration
+    says (heads removed, adapters attached) is refused: transformers could not open the file."""
     folder = Path(folder)
     with torch.device("meta"):
         expected = type(bert)(bert.config).state_dict()

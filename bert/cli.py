@@ -63,8 +63,8 @@ def _say(text, code):
 
 
 class StopSignal:
-    """Within this context Ctrl-C (or a cluster's SIGTERM) only asks to stop: `.asked` becomes true, and
-    the loop saves its state after the step. A second Ctrl-C stops at once."""
+    """Within this context Ctrl-C (or a cluster's SIGTERM) only asks to stop: `.asked` becomes true,
+    and the loop saves its state after the step. A second Ctrl-C stops at once."""
 
     asked = False
 

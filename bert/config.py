@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from bert.errors import UserError
 
 ACTIVATIONS = {
-    "gelu": F.gelu,                                          # exact: x · Φ(x), Φ by the error function
+    "gelu": F.gelu,                                       # exact: x · Φ(x), Φ by the error function
     "gelu_new": partial(F.gelu, approximate="tanh"),
     "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
 }
-FIXED = {                                                    # what this encoder is and cannot be otherwise
+FIXED = {                                             # what this encoder is and cannot be otherwise
     "model_type": "bert",
     "position_embedding_type": "absolute",
     "is_decoder": False,
@@ -26,8 +26,9 @@ FIXED = {                                                    # what this encoder
 
 @dataclass
 class BertConfig:
-    """Defaults are bert-base-uncased's. `extra` holds the fields of config.json that the model does not
-    read; they are kept and written back. An impossible value raises UserError that names the field."""
+    """Defaults are bert-base-uncased's. `extra` holds the fields of config.json that the model does
+    not read; they are kept and written back. An impossible value raises UserError that names the
+    field."""
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -55,14 +56,17 @@ class BertConfig:
             value, most = getattr(self, name), 1.0 if name.endswith("prob") else math.inf
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not 0 <= value < most:
-                raise UserError(f"{name} is {value!r}; it must be a number, 0 or more and below {most}")
+                raise UserError(f"{name} is {value!r}; it must be a number, 0 or more and below "
+                                f"{most}")
         if self.hidden_size % self.num_attention_heads:
             raise UserError(f"num_attention_heads {self.num_attention_heads} does not divide "
                             f"hidden_size {self.hidden_size}; every head needs the same size")
         if self.hidden_act not in ACTIVATIONS:
-            raise UserError(f"hidden_act {self.hidden_act!r} is unknown; known are {sorted(ACTIVATIONS)}")
+            raise UserError(f"hidden_act {self.hidden_act!r} is unknown; known are "
+                            f"{sorted(ACTIVATIONS)}")
         if self.pad_token_id >= self.vocab_size:
-            raise UserError(f"pad_token_id {self.pad_token_id} lies outside vocab_size {self.vocab_size}")
+            raise UserError(f"pad_token_id {self.pad_token_id} lies outside vocab_size "
+                            f"{self.vocab_size}")
         for name, only in FIXED.items():
             if self.extra.get(name, only) != only:
                 raise UserError(f"{name} is {self.extra[name]!r}; this encoder knows only {only!r}")
@@ -85,7 +89,8 @@ class BertConfig:
         except ValueError as error:                          # bad JSON or bad UTF-8
             raise UserError(f"{path} is not a JSON file: {error}") from error
         if not isinstance(values, dict):
-            raise UserError(f"{path} holds {type(values).__name__}, not the fields of a configuration")
+            raise UserError(f"{path} holds {type(values).__name__}, not the fields of a "
+                            "configuration")
         try:
             return cls.from_dict(values)
         except UserError as error:

@@ -2,4 +2,5 @@
 
 
 class UserError(ValueError):
-    """What a user can cause and mend: the message says what came, why it cannot work, what to do."""
+    """What a user can cause and mend: the message says what came, why it cannot work, what to
+    do."""

@@ -1,5 +1,5 @@
-"""Files that are whole or absent: found locally or on the hub, read with a sentence for what is wrong,
-written beside their place and then moved into it."""
+"""Files that are whole or absent: found locally or on the hub, read with a sentence for what is
+wrong, written beside their place and then moved into it."""
 
 import json
 import os
@@ -13,19 +13,21 @@ from safetensors.torch import save
 
 from bert.errors import UserError
 
-TINY = Path(__file__).parent / "tiny"                        # the checkpoint that comes with the code
+TINY = Path(__file__).parent / "tiny"                      # the checkpoint that comes with the code
 
 
 def find_files(name, required, optional=()):
     """The folder that holds a checkpoint's files. `name` is a local folder, "tiny", or a hub id
-    ("bert-base-uncased"); hub files are fetched once into huggingface_hub's cache, and HF_HUB_OFFLINE=1
-    keeps to that cache. `required`: tuples of file names, of each of which one must be there."""
+    ("bert-base-uncased"); hub files are fetched once into huggingface_hub's cache, and
+    HF_HUB_OFFLINE=1 keeps to that cache. `required`: tuples of file names, of each of which one
+    must be there."""
     name = str(name)
     folder = TINY if name == "tiny" and TINY.is_dir() else Path(name).expanduser()
     if not folder.is_dir():
         if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
             raise UserError(f"{name!r} is not a folder; give a folder that holds "
-                            f"{' and '.join(names[0] for names in required)}, or a model's name on the hub")
+                            f"{' and '.join(names[0] for names in required)}, or a model's name on "
+                            "the hub")
         return _from_hub(name, required, optional)
     for names in required:
         if not any((folder / file).is_file() for file in names):
@@ -42,12 +44,13 @@ def _from_hub(name, required, optional):
     reached = True
 
     def fetch(file):
-        """The file's folder in the cache; None if the model has no such file or the hub is out of reach."""
+        """The file's folder in the cache; None if the model has no such file or the hub is out of
+        reach."""
         nonlocal reached
         try:
             path = huggingface_hub.hf_hub_download(name, file, local_files_only=not reached)
             return Path(path).parent
-        except LocalEntryNotFoundError:                      # then only the cache is asked from here on
+        except LocalEntryNotFoundError:                  # then only the cache is asked from here on
             reached = False
         except EntryNotFoundError:
             pass
@@ -59,21 +62,23 @@ def _from_hub(name, required, optional):
             if folder is None:
                 why = (f"holds no {' or '.join(names)}" if reached
                        else "is not in the cache, and the hub was not reached")
-                raise UserError(f"{name!r} is not a local folder, and the hub's model of that name {why}; "
-                                f"check the name and the network, or give a folder")
+                raise UserError(f"{name!r} is not a local folder, and the hub's model of that name "
+                                f"{why}; check the name and the network, or give a folder")
         for file in optional:
             fetch(file)
         return folder
     except UserError:
         raise
-    except Exception as error:                               # bad name, no such model, no permission, …
+    except Exception as error:                           # bad name, no such model, no permission, …
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{name!r} is not a local folder, and the hub gave nothing under that name "
-                        f"({type(error).__name__}: {reason}); check the spelling, or give a folder") from error
+                        f"({type(error).__name__}: {reason}); check the spelling, or give a "
+                        "folder") from error
 
 
 def read_tensors(path):
-    """{name: tensor} from a .safetensors file, or from a .bin file that holds weights and no code."""
+    """{name: tensor} from a .safetensors file, or from a .bin file that holds weights and no
+    code."""
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
@@ -83,14 +88,15 @@ def read_tensors(path):
     except SafetensorError as error:
         raise UserError(f"{path} is corrupt or cut short ({error}); fetch it again") from error
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is corrupt, or a pickle with more than weights in it, which could run "
-                        f"code when opened; use a .safetensors file") from error
+        raise UserError(f"{path} is corrupt, or a pickle with more than weights in it, which could "
+                        f"run code when opened; use a .safetensors file") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except (RuntimeError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{path} is corrupt or cut short ({str(error).splitlines()[0][:150]}); "
                         f"fetch it again") from error
-    if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+    values = tensors.values() if isinstance(tensors, dict) else [None]
+    if not all(isinstance(value, torch.Tensor) for value in values):
         raise UserError(f"{path} holds {type(tensors).__name__}, not a dictionary of tensors")
     return tensors
 
@@ -106,8 +112,8 @@ def read_metadata(path):
 
 @contextmanager
 def writing(path):
-    """A binary file to write to, which becomes `path` only when all of it is on the disk: whoever reads
-    `path`, even after a crash, finds the old content or the new, whole."""
+    """A binary file to write to, which becomes `path` only when all of it is on the disk: whoever
+    reads `path`, even after a crash, finds the old content or the new, whole."""
     path = Path(path)
     part = path.with_name(path.name + ".part")
     try:
@@ -118,10 +124,10 @@ def writing(path):
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}; nothing that was there "
-                        f"before is lost") from error
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; nothing that was "
+                        f"there before is lost") from error
     finally:
-        part.unlink(missing_ok=True)                         # still there only if something went wrong
+        part.unlink(missing_ok=True)                      # still there only if something went wrong
 
 
 def write_json(path, values):

@@ -1,8 +1,9 @@
-"""Padding-free batches: where the rows of a [real tokens, hidden] matrix lie on the [batch, tokens] grid.
+"""Padding-free batches: where the rows of a [real tokens, hidden] matrix lie on the [batch, tokens]
+grid.
 
-About half of a batch of real sentences is padding. Linear layers, LayerNorms and GELUs treat each token
-alone, so they see one matrix of real tokens; only attention, where the tokens of a sequence meet, puts
-them back on the grid:
+About half of a batch of real sentences is padding. Linear layers, LayerNorms and GELUs treat each
+token alone, so they see one matrix of real tokens; only attention, where the tokens of a sequence
+meet, puts them back on the grid:
 
     layout = Layout(attention_mask)          # [batch, tokens] of 0/1
     grid = layout.pad(rows)                  # [N, …] → [batch, tokens, …], zeros where no token is
@@ -16,8 +17,8 @@ from bert.errors import UserError
 
 class Layout:
     """How the N rows of a batch lie: `cell` [N] is each row's cell on the flattened grid, `visible`
-    [batch, 1, 1, tokens] says where a token is (None: everywhere). Best made on the CPU and then moved
-    with `.to(device)`, because counting real tokens would make a GPU wait."""
+    [batch, 1, 1, tokens] says where a token is (None: everywhere). Best made on the CPU and then
+    moved with `.to(device)`, because counting real tokens would make a GPU wait."""
 
     def __init__(self, mask, rows=None):
         mask = mask.bool()
@@ -25,10 +26,11 @@ class Layout:
         self.mask = mask                                     # [batch, tokens]
         self.cell = mask.flatten().nonzero().squeeze(1)      # [N]
         self.full = len(self.cell) == mask.numel()
-        self.rows = rows                                     # of a selection: its rows among its parent's
+        self.rows = rows                               # of a selection: its rows among its parent's
         if rows is None and not self.mask.any(dim=1).all():
             empty = (~self.mask.any(dim=1)).nonzero()[0].item()
-            raise UserError(f"attention_mask hides every token of sequence {empty}; it must keep one")
+            raise UserError(f"attention_mask hides every token of sequence {empty}; it must keep "
+                            "one")
 
     def __len__(self):
         return len(self.cell)
@@ -60,8 +62,8 @@ class Layout:
         return flat if self.full else flat.index_select(0, self.cell)
 
     def select(self, mask):
-        """The layout of those of my rows where `mask` [batch, tokens] is set; its `.rows` [M] says which
-        of my N rows they are. A layer that is told of a selection computes nothing else."""
+        """The layout of those of my rows where `mask` [batch, tokens] is set; its `.rows` [M] says
+        which of my N rows they are. A layer that is told of a selection computes nothing else."""
         chosen = mask.bool() & self.mask
         counts = chosen.sum(dim=1)
         packed = torch.arange(int(counts.max()), device=mask.device) < counts[:, None]

@@ -12,7 +12,8 @@ class Log:
     {"step", "dev": scores, "seconds"}. Losses stay on the device until a line is due."""
 
     def __init__(self, path, step):
-        """Begin the file, or go on with it after `step`: later lines are of steps to be done again."""
+        """Begin the file, or go on with it after `step`: later lines are of steps to be done
+        again."""
         self.path, self.sums, self.last = path, {}, step
         self.lines = [line for line in _read_lines(path) if line["step"] <= step]
         with writing(path) as file:

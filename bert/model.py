@@ -3,12 +3,12 @@
     bert = Bert.from_pretrained("bert-base-uncased")
     out = bert(**tokenizer(["a sentence", "another"]))       # .last_hidden_state  .pooler_output
 
-Read from the top: attention, one layer, the whole. Names: batch (B), tokens (T) = tokens of the longest
-sequence, N = real tokens of the whole batch, hidden (H) = hidden_size, d = head size.
-Hidden states live as one matrix [N, H] without padding (bert/layout.py); `forward` returns them padded.
+Read from the top: attention, one layer, the whole. Names: batch (B), tokens (T) = tokens of the
+longest sequence, N = real tokens of the whole batch, hidden (H) = hidden_size, d = head size.
+Hidden states live as one matrix [N, H] without padding (bert/layout.py); `forward` returns them
+padded.
 
-Left out: decoders, relative positions, cross attention, gradient checkpointing.
-"""
+Left out: decoders, relative positions, cross attention, gradient checkpointing. """
 
 import math
 from typing import NamedTuple
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bert.checkpoint import load_bert, save_bert
-from bert.config import ACTIVATIONS, BertConfig
+from bert.config import ACTIVATIONS
 from bert.errors import UserError
 from bert.layout import Layout
 
@@ -26,7 +26,7 @@ from bert.layout import Layout
 def attention(query, key, value, visible=None, dropout=0.0, probabilities=torch.softmax):
     """softmax(QKᵀ/√d) V  (Vaswani et al. 2017, eq. 1). Every argument is [batch, heads, tokens, d];
     `visible` [batch, 1, 1, tokens] is False where there is no token to attend to."""
-    scores = query @ key.transpose(-1, -2) / math.sqrt(query.size(-1))   # [batch, heads, tokens, tokens]
+    scores = query @ key.transpose(-1, -2) / math.sqrt(query.size(-1))   # [B, heads, T, T]
     if visible is not None:
         scores = scores.masked_fill(~visible, -math.inf)
     return F.dropout(probabilities(scores, dim=-1), dropout) @ value
@@ -61,9 +61,12 @@ class SelfAttention(nn.Module):
         return layout.pad(rows).unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)
 
     def forward(self, hidden, layout, head_mask=None, read=None):
-        """hidden [N, H] → [N, H], or [M, H] where `read` selects M rows: only their queries are asked.
-        head_mask [heads] or [batch, heads] scales each head's context: 1 keeps it, 0 removes it."""
-        asking, asked = (hidden, layout) if read is None else (hidden.index_select(0, read.rows), read)
+        """hidden [N, H] → [N, H], or [M, H] where `read` selects M rows: only their queries are
+        asked. head_mask [heads] or [batch, heads] scales each head's context: 1 keeps it, 0 removes
+        it."""
+        asking, asked = hidden, layout
+        if read is not None:
+            asking, asked = hidden.index_select(0, read.rows), read
         context = self.attend(
             self.split(self.query(asking), asked),
             self.split(self.key(hidden), layout),
@@ -77,8 +80,8 @@ class SelfAttention(nn.Module):
 
 
 class BertLayer(nn.Module):
-    """Attention, then a feed-forward network W₂·GELU(W₁x + b₁) + b₂ on each token; after both, residual
-    and LayerNorm (post-norm)."""
+    """Attention, then a feed-forward network W₂·GELU(W₁x + b₁) + b₂ on each token; after both,
+    residual and LayerNorm (post-norm)."""
 
     def __init__(self, config):
         super().__init__()
@@ -91,7 +94,8 @@ class BertLayer(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden, layout, head_mask=None, read=None):
-        """hidden [N, H] → [N, H]; with `read` (a selection of `layout`) only its M rows come out."""
+        """hidden [N, H] → [N, H]; with `read` (a selection of `layout`) only its M rows come
+        out."""
         context = self.attention(hidden, layout, head_mask, read)
         if read is not None:
             hidden = hidden.index_select(0, read.rows)
@@ -150,8 +154,9 @@ class Bert(nn.Module):
             layer.attention.attend = ATTENTIONS[name]
 
     def embed(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None):
-        """→ hidden [N, H], layout.  input_ids, attention_mask (1 keeps a token) and token_type_ids are
-        [B, T]; inputs_embeds [B, T, H] takes the place of input_ids. attention_mask may also be a Layout."""
+        """→ hidden [N, H], layout.  input_ids, attention_mask (1 keeps a token) and token_type_ids
+        are [B, T]; inputs_embeds [B, T, H] takes the place of input_ids. attention_mask may also be
+        a Layout."""
         given = input_ids if inputs_embeds is None else inputs_embeds
         if given is None or (input_ids is not None and inputs_embeds is not None):
             raise UserError("give either input_ids or inputs_embeds")
@@ -171,9 +176,10 @@ class Bert(nn.Module):
         return self.dropout(self.embedding_norm(hidden)), layout
 
     def encode(self, hidden, layout, head_mask=None, read=None, states=None):
-        """Run every layer: hidden [N, H] → [N, H], or [M, H] where `read` (a selection of `layout`) says
-        which rows anyone will look at: the last layer computes no others. head_mask is [layers, heads]
-        or [batch, layers, heads]. A list given as `states` receives every layer's output."""
+        """Run every layer: hidden [N, H] → [N, H], or [M, H] where `read` (a selection of `layout`)
+        says which rows anyone will look at: the last layer computes no others. head_mask is
+        [layers, heads] or [batch, layers, heads]. A list given as `states` receives every layer's
+        output."""
         if head_mask is not None and head_mask.size(-2) != len(self.layers):
             raise UserError(f"head_mask has the shape {list(head_mask.shape)}; "
                             f"it must end in [{len(self.layers)} layers, heads]")
@@ -186,15 +192,17 @@ class Bert(nn.Module):
         return hidden
 
     def pool(self, first):
-        """[B, H] hidden states at [CLS] → [B, H], the vector that BERT's next-sentence task read."""
+        """[B, H] hidden states at [CLS] → [B, H], the vector that BERT's next-sentence task
+        read."""
         return torch.tanh(self.pooler(first))
 
     def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None,
                 head_mask=None, output_hidden_states=False):
-        """Everything of every token, padded: a BertOutput. Who needs less calls embed and encode."""
+        """Everything of every token, padded: a BertOutput. Who needs less calls embed and
+        encode."""
         hidden, layout = self.embed(input_ids, attention_mask, token_type_ids, inputs_embeds)
-        states = [hidden]
-        hidden = self.encode(hidden, layout, head_mask, states=states if output_hidden_states else None)
+        states = [hidden] if output_hidden_states else None
+        hidden = self.encode(hidden, layout, head_mask, states=states)
         first = hidden.index_select(0, layout.first().rows)
         return BertOutput(layout.pad(hidden), self.pool(first),
                           tuple(map(layout.pad, states)) if output_hidden_states else None)

@@ -1,8 +1,8 @@
 """Text to token ids: WordPiece on the `tokenizers` library, with the files of a BERT checkpoint.
 
     tokenizer = Tokenizer.from_pretrained("bert-base-uncased")
-    batch = tokenizer(["a sentence"], pairs=["and its partner"])   # [CLS] a sentence [SEP] and its partner [SEP]
-    ids, types = tokenizer.encode(texts)                           # a whole file at once, not padded
+    batch = tokenizer(["a sentence"], pairs=["its pair"])   # [CLS] a sentence [SEP] its pair [SEP]
+    ids, types = tokenizer.encode(texts)                    # a whole file at once, not padded
 """
 
 import json
@@ -25,15 +25,17 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class Tokenizer:
-    """`backend` is a tokenizers.Tokenizer with a WordPiece vocabulary; `limit` the longest sequence of
-    token ids that the model takes; `files` {name: bytes} what save_pretrained writes back."""
+    """`backend` is a tokenizers.Tokenizer with a WordPiece vocabulary; `limit` the longest sequence
+    of token ids that the model takes; `files` {name: bytes} what save_pretrained writes back."""
 
     def __init__(self, backend, limit=512, files=None):
         self.backend, self.limit, self.files = backend, limit, files or {}
         absent = [token for token in SPECIAL if backend.token_to_id(token) is None]
         if absent:
-            raise UserError(f"the vocabulary lacks {', '.join(absent)}; BERT needs {', '.join(SPECIAL)}")
-        self.pad_token_id, _, first, separator, self.mask_token_id = map(backend.token_to_id, SPECIAL)
+            raise UserError(f"the vocabulary lacks {', '.join(absent)}; BERT needs "
+                            f"{', '.join(SPECIAL)}")
+        pad, _, first, separator, mask = map(backend.token_to_id, SPECIAL)
+        self.pad_token_id, self.mask_token_id = pad, mask
         backend.no_padding()
         backend.post_processor = TemplateProcessing(
             single="[CLS]:0 $A:0 [SEP]:0",
@@ -47,10 +49,11 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, name):
-        """From tokenizer.json or vocab.txt, with the settings in tokenizer_config.json (lower-casing,
-        limit); `name`: a folder, or a model's name on the hub."""
+        """From tokenizer.json or vocab.txt, with the settings in tokenizer_config.json
+        (lower-casing, limit); `name`: a folder, or a model's name on the hub."""
         folder = find_files(name, [VOCABULARY], OPTIONAL)
-        files = {f: (folder / f).read_bytes() for f in VOCABULARY + OPTIONAL[1:3] if (folder / f).is_file()}
+        files = {name: (folder / name).read_bytes() for name in (*VOCABULARY, *OPTIONAL[1:3])
+                 if (folder / name).is_file()}
         settings = _json(folder / "tokenizer_config.json")
         limits = (settings.get("model_max_length"),          # 10³⁰ there means: none
                   _json(folder / "config.json").get("max_position_embeddings"))
@@ -66,16 +69,18 @@ class Tokenizer:
 
     def save_pretrained(self, folder):
         """Write the files the tokenizer was made from, unchanged."""
-        for name, content in (self.files or {"tokenizer.json": self.backend.to_str().encode()}).items():
+        files = self.files or {"tokenizer.json": self.backend.to_str().encode()}
+        for name, content in files.items():
             with writing(Path(folder) / name) as file:
                 file.write(content)
 
     def encode(self, texts, pairs=None, max_length=None):
-        """Token ids and token types, one list of each a text (or pair of texts), `[CLS]` and `[SEP]`
-        among them. What is longer than `max_length` (default: the model's limit) loses tokens from the
-        end of its longer text; one warning counts how many texts were cut."""
+        """Token ids and token types, one list of each a text (or pair of texts), `[CLS]` and
+        `[SEP]` among them. What is longer than `max_length` (default: the model's limit) loses
+        tokens from the end of its longer text; one warning counts how many texts were cut."""
         if pairs is not None and len(pairs) != len(texts):
-            raise UserError(f"{len(texts)} texts but {len(pairs)} pairs; every text needs its partner")
+            raise UserError(f"{len(texts)} texts but {len(pairs)} pairs; every text needs its "
+                            "partner")
         limit = min(max_length or self.limit, self.limit)
         self.backend.enable_truncation(limit, strategy="longest_first")
         encodings = self.backend.encode_batch(list(texts if pairs is None else zip(texts, pairs)))
@@ -86,7 +91,8 @@ class Tokenizer:
         return [e.ids for e in encodings], [e.type_ids for e in encodings]
 
     def __call__(self, texts, pairs=None, max_length=None):
-        """→ {input_ids, attention_mask, token_type_ids}, each [batch, tokens] of the longest text."""
+        """→ {input_ids, attention_mask, token_type_ids}, each [batch, tokens] of the longest
+        text."""
         if isinstance(texts, str):
             texts, pairs = [texts], None if pairs is None else [pairs]
         return self.pad(*self.encode(texts, pairs, max_length))
@@ -99,7 +105,8 @@ class Tokenizer:
         token_types = torch.zeros(mask.shape, dtype=torch.long)
         input_ids[mask] = torch.tensor([i for row in ids for i in row])
         token_types[mask] = torch.tensor([t for row in types for t in row])
-        return {"input_ids": input_ids, "attention_mask": mask.long(), "token_type_ids": token_types}
+        return {"input_ids": input_ids, "attention_mask": mask.long(),
+                "token_type_ids": token_types}
 
 
 def _json(path):
@@ -114,8 +121,8 @@ def _json(path):
 
 
 def _normalizer(settings, now=None):
-    """BERT's cleaning, lower-casing and accent stripping; `settings` of tokenizer_config.json go before
-    what `now`, the normalizer of tokenizer.json, says."""
+    """BERT's cleaning, lower-casing and accent stripping; `settings` of tokenizer_config.json go
+    before what `now`, the normalizer of tokenizer.json, says."""
     def setting(theirs, attribute, default):
         return settings.get(theirs, getattr(now, attribute, default))
 
@@ -130,10 +137,11 @@ def _normalizer(settings, now=None):
 def _from_json(path, settings):
     try:
         backend = Backend.from_file(str(path))
-    except Exception as error:                               # all that the library raises is Exception
+    except Exception as error:                            # all that the library raises is Exception
         raise UserError(f"{path} is no tokenizer file: {error}") from error
     if not isinstance(backend.model, WordPiece):
-        raise UserError(f"{path} holds a {type(backend.model).__name__} tokenizer; BERT's is WordPiece")
+        raise UserError(f"{path} holds a {type(backend.model).__name__} tokenizer; BERT's is "
+                        "WordPiece")
     if backend.normalizer is None or isinstance(backend.normalizer, BertNormalizer):
         backend.normalizer = _normalizer(settings, backend.normalizer)
     return backend
@@ -144,7 +152,7 @@ def _from_vocabulary(path, settings):
     try:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a vocabulary, one token a line in UTF-8: {error}") from error
+        raise UserError(f"{path} is no vocabulary, one token a line in UTF-8: {error}") from error
     vocabulary = {token: number for number, token in enumerate(lines)}
     if len(vocabulary) < len(lines):
         raise UserError(f"{path} holds a token twice; every line needs its own")

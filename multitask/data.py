@@ -1,9 +1,9 @@
 """From a data file to batches: read → examples → token ids, once → padding-free batches.
 
-The course's files (CS224N's default project) are tab-separated despite their name, with a header whose
-first column has no name. A defect is an error that names file and line, with one exception: rows whose
-cells are all there but one that the task may lack (Quora's label or second sentence) are left out.
-"""
+The course's files (CS224N's default project) are tab-separated despite their name, with a header
+whose first column has no name. A defect is an error that names file and line, with one exception:
+rows whose cells are all there but one that the task may lack (Quora's label or second sentence) are
+left out. """
 
 import csv
 import hashlib
@@ -37,14 +37,15 @@ def read_course_file(path, task, strict_rows=False):
     needed = ("id", *task.columns)
     absent = [name for name in needed if name not in names]
     if absent:
-        raise UserError(f"{path} line {header_line} lacks the column {', '.join(absent)}; the header has "
-                        f"{', '.join(filter(None, names))} (columns are separated by tabs)")
+        raise UserError(f"{path} line {header_line} lacks the column {', '.join(absent)}; the "
+                        f"header has {', '.join(filter(None, names))} (columns are separated by "
+                        "tabs)")
     labelled = task.label in names
     examples, lines, left_out = [], {}, []
     for line, row in rows:
         if len(row) != len(names):
-            raise UserError(f"{path} line {line} has {len(row)} cells where the header has {len(names)}; "
-                            f"mend the row (cells are separated by tabs)")
+            raise UserError(f"{path} line {line} has {len(row)} cells where the header has "
+                            f"{len(names)}; mend the row (cells are separated by tabs)")
         cells = dict(zip(names, (" ".join(cell.split()) for cell in row)))
         lacking = [name for name in (*needed, *[task.label] * labelled) if not cells[name]]
         if lacking and not strict_rows and set(lacking) <= set(task.may_lack):
@@ -62,8 +63,10 @@ def read_course_file(path, task, strict_rows=False):
         examples.append(Example(name, tuple(cells[column] for column in task.columns), label))
     if left_out:
         shown = ", ".join(map(str, left_out[:10])) + (", …" if len(left_out) > 10 else "")
-        warnings.warn(f"{path}: left out {len(left_out)} row{'s' * (len(left_out) > 1)} with an empty "
-                      f"{' or '.join(task.may_lack)} (line {shown}); --strict-rows makes this an error",
+        rows = f"{len(left_out)} row{'s' * (len(left_out) > 1)}"
+        warnings.warn(f"{path}: left out {rows} with an empty "
+                      f"{' or '.join(task.may_lack)} (line {shown}); --strict-rows makes this an "
+                      "error",
                       stacklevel=2)
     if not examples:
         raise UserError(f"{path} holds a header and no rows; nothing can be learnt or scored")
@@ -99,7 +102,8 @@ def _rows(path):
                 yield start, row
             start = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path} line {start}: broken quote ({error}); a cell that begins with a quote "
+        raise UserError(f"{path} line {start}: broken quote ({error}); a cell that begins with a "
+                        "quote "
                         f'must end with one, and hold any inner quote twice ("")') from error
 
 
@@ -116,8 +120,9 @@ def _label(text, task, path, line):
 
 
 class Batch(NamedTuple):
-    """Token ids and types [sequences, tokens], how they lie, which rows are [CLS], labels [B]. Of pairs
-    encoded separately the first sentences come first, then the second ones: sequences = 2B."""
+    """Token ids and types [sequences, tokens], how they lie, which rows are [CLS], labels [B]. Of
+    pairs encoded separately the first sentences come first, then the second ones: sequences =
+    2B."""
 
     input_ids: torch.Tensor
     token_type_ids: torch.Tensor
@@ -135,8 +140,8 @@ class Batch(NamedTuple):
 
 @dataclass
 class Split:
-    """The examples of one file, tokenised once. `sides`: one (ids, types) a text encoded for itself,
-    each with one list of tokens an example."""
+    """The examples of one file, tokenised once. `sides`: one (ids, types) a text encoded for
+    itself, each with one list of tokens an example."""
 
     ids: list
     labels: torch.Tensor | None
@@ -152,7 +157,8 @@ class Split:
         tensors = self.tokenizer.pad(ids, types)
         layout = Layout(tensors["attention_mask"])
         labels = None if self.labels is None else self.labels[list(indices)]
-        return Batch(tensors["input_ids"], tensors["token_type_ids"], layout, layout.first(), labels)
+        return Batch(tensors["input_ids"], tensors["token_type_ids"],
+                     layout, layout.first(), labels)
 
     def by_length(self, tokens):
         """Lists of indices, all of them once, longest first, about `tokens` real tokens in each."""

@@ -11,7 +11,7 @@ from multitask.data import tokenise
 from multitask.metrics import summary
 from multitask.tasks import TASKS
 
-TOKENS = 2048                                                # real tokens in one batch of an evaluation
+TOKENS = 2048                                            # real tokens in one batch of an evaluation
 
 
 def load_split(task, split, folder, tokenizer, settings, limit=0):
@@ -19,14 +19,15 @@ def load_split(task, split, folder, tokenizer, settings, limit=0):
     path = Path(folder) / TASKS[task].files[split]
     examples = TASKS[task].read(path, TASKS[task], settings.strict_rows)[:limit or None]
     if split != "test" and examples[0].label is None:
-        raise UserError(f"{path} has no column {TASKS[task].label}, the label that {split} data needs")
+        raise UserError(f"{path} has no column {TASKS[task].label}, the label that {split} data "
+                        "needs")
     return tokenise(examples, tokenizer, settings.pairs)
 
 
 @torch.inference_mode()
 def run_split(model, task, split, device, autocast, bar=None):
-    """The model's outputs [n, outputs] for every example of a split, in the file's order. Batches hold
-    sentences of like length, so that attention's grid has next to no padding either."""
+    """The model's outputs [n, outputs] for every example of a split, in the file's order. Batches
+    hold sentences of like length, so that attention's grid has next to no padding either."""
     model.eval()
     outputs = torch.empty(len(split), TASKS[task].outputs)
     for indices in split.by_length(TOKENS):
@@ -39,22 +40,26 @@ def run_split(model, task, split, device, autocast, bar=None):
 
 def evaluate(model, splits, device, autocast):
     """splits {task: {split name: Split}} → scores as in metrics.json (of the labelled splits), and
-    predictions {(task, split name): [prediction, …]}. A task's further splits get their name in brackets."""
+    predictions {(task, split name): [prediction, …]}. A task's further splits get their name in
+    brackets."""
     scores, predictions = {}, {}
     total = sum(len(split) for named in splits.values() for split in named.values())
     with tqdm(total=total, desc="evaluate", unit="example", leave=False) as bar:
         for task, named in splits.items():
             for number, (name, split) in enumerate(named.items()):
-                predicted = TASKS[task].predict(run_split(model, task, split, device, autocast, bar)).tolist()
-                predictions[task, name] = predicted
-                for metric, function in TASKS[task].metrics.items() if split.labels is not None else ():
+                outputs = run_split(model, task, split, device, autocast, bar)
+                predictions[task, name] = predicted = TASKS[task].predict(outputs).tolist()
+                if split.labels is None:
+                    continue
+                for metric, function in TASKS[task].metrics.items():
                     key = metric if number == 0 else f"{metric} ({name})"
                     scores.setdefault(task, {})[key] = function(predicted, split.labels.tolist())
     return summary(scores) if scores else {}, predictions
 
 
 def in_words(task, outputs):
-    """outputs [outputs] for one example → {"label": words, "probability": …}, or "similarity" if graded."""
+    """outputs [outputs] for one example → {"label": words, "probability": …}, or "similarity" if
+    graded."""
     row = TASKS[task]
     if row.graded:
         value = outputs.item()

@@ -34,8 +34,9 @@ class MLP(nn.Module):
 
 
 class Cosine(nn.Module):
-    """scale · cos(D·u, D·v), one dense layer D for both sentences (siamese; paper A scales to labels
-    0–5). Before training D is the identity, so that the head starts as the encoder's own cosine."""
+    """scale · cos(D·u, D·v), one dense layer D for both sentences (siamese; paper A scales to
+    labels 0–5). Before training D is the identity, so that the head starts as the encoder's own
+    cosine."""
 
     scale = 5.0
 

@@ -12,7 +12,8 @@ def accuracy(predictions, labels):
 
 
 def pearson(predictions, labels):
-    """Pearson's correlation, -1 to 1; 0 where it is undefined (a constant, or fewer than two values)."""
+    """Pearson's correlation, -1 to 1; 0 where it is undefined (a constant, or fewer than two
+    values)."""
     predictions, labels = np.asarray(predictions, float), np.asarray(labels, float)
     if len(labels) < 2 or np.ptp(predictions) == 0 or np.ptp(labels) == 0:
         return 0.0
@@ -20,8 +21,8 @@ def pearson(predictions, labels):
 
 
 def summary(scores):
-    """{task: {metric: value}} → the same with `mean`, the plain mean of every task's first metric, and,
-    when the course's three tasks are there, `overall` = (sst + para + (sts + 1)/2)/3."""
+    """{task: {metric: value}} → the same with `mean`, the plain mean of every task's first metric,
+    and, when the course's three tasks are there, `overall` = (sst + para + (sts + 1)/2)/3."""
     main = {task: next(iter(metrics.values())) for task, metrics in scores.items()}
     totals = {}
     if set(COURSE) <= set(main):

@@ -10,8 +10,9 @@ READS = ("cls", "pooler", "mean")
 
 
 class MultitaskModel(nn.Module):
-    """`heads` is {task: module}; `read` says what is read of the encoder: the last layer at [CLS], BERT's
-    pooler on top of it, or the mean of all tokens. A pair is one vector if encoded jointly, or two."""
+    """`heads` is {task: module}; `read` says what is read of the encoder: the last layer at [CLS],
+    BERT's pooler on top of it, or the mean of all tokens. A pair is one vector if encoded jointly,
+    or two."""
 
     def __init__(self, bert, heads, pairs="joint", read="cls"):
         super().__init__()
@@ -40,6 +41,6 @@ def build_head(task, kind, width, pairs, dropout):
         raise UserError(f"{task} has no {kind!r} head; it may have {', '.join(TASKS[task].heads)}")
     vectors = 2 if TASKS[task].pair and pairs == "separate" else 1
     if kind == "cosine" and vectors == 1:
-        raise UserError("a cosine compares two sentence vectors, and --pairs joint has only one for both "
-                        "sentences; add --pairs separate, or choose another --head")
+        raise UserError("a cosine compares two sentence vectors, and --pairs joint has only one "
+                        "for both sentences; add --pairs separate, or choose another --head")
     return HEADS[kind](width, vectors, TASKS[task].outputs, dropout)

@@ -1,4 +1,5 @@
-"""What a person looks at when a run has ended: the table of scores and the picture of its curves."""
+"""What a person looks at when a run has ended: the table of scores and the picture of its
+curves."""
 
 from bert.files import writing
 
@@ -13,7 +14,8 @@ def score_table(scores, title="dev"):
             rows.append(("", task, metrics))
     width = max(len(metric) for _, metric, _ in rows)
     lines = [f"{'task':7} {'metric':{width}} {title:>7}"]
-    return "\n".join(lines + [f"{task:7} {metric:{width}} {value:7.3f}" for task, metric, value in rows])
+    lines += [f"{task:7} {metric:{width}} {value:7.3f}" for task, metric, value in rows]
+    return "\n".join(lines)
 
 
 def score_line(epoch, scores, better):
@@ -25,7 +27,7 @@ def score_line(epoch, scores, better):
 
 def draw_curves(lines, path):
     """Losses over steps, and dev scores over epochs, as a picture."""
-    from matplotlib.figure import Figure                     # slow to import, needed once
+    from matplotlib.figure import Figure  # slow to import, needed once
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)

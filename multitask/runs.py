@@ -1,9 +1,9 @@
 """A run's folder: what training leaves behind and any script opens again.
 
-    model/             the best encoder, in the Hugging Face layout     metrics.json   its dev scores
-    heads.safetensors  the best heads                                   predictions/   its predictions
-    last/              the state to resume from                         log.jsonl      losses and scores
-    run.json           settings, data, edits, versions, times           curves.png     log.jsonl drawn
+    model/             the best encoder, in the Hugging Face layout   metrics.json  its dev scores
+    heads.safetensors  the best heads                                 predictions/  the course's
+    last/              the state to resume from                       log.jsonl     what happened
+    run.json           settings, data, edits, versions, times         curves.png    the log drawn
 """
 
 import json
@@ -22,12 +22,13 @@ from multitask.evaluation import write_predictions
 from multitask.model import MultitaskModel, build_head
 from multitask.settings import Settings
 
-CONTENT = ("run.json", "model", "heads.safetensors", "last", "metrics.json", "predictions", "log.jsonl",
-           "curves.png")
+CONTENT = ("run.json", "model", "heads.safetensors", "last", "metrics.json", "predictions",
+           "log.jsonl", "curves.png")
 
 
 def choose_folder(settings):
-    """The folder a new run will have. Nothing is written yet: a mistake found later leaves no trace."""
+    """The folder a new run will have. Nothing is written yet: a mistake found later leaves no
+    trace."""
     if not settings.out:
         stem, number = Path(settings.bert).name, 1
         while (folder := Path("runs") / f"{stem}-{number}").exists():
@@ -38,13 +39,14 @@ def choose_folder(settings):
         raise UserError(f"--out {folder} is a file; a run is a folder")
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / "run.json").is_file():
-            raise UserError(f"--out {folder} holds files that are no saved run; they are left alone: "
-                            f"choose another folder")
+            raise UserError(f"--out {folder} holds files that are no saved run; they are left "
+                            f"alone: choose another folder")
         if not settings.overwrite:
-            raise UserError(f"--out {folder} is a saved run; --overwrite replaces it, --resume {folder} "
-                            f"goes on with it")
+            raise UserError(f"--out {folder} is a saved run; --overwrite replaces it, --resume "
+                            f"{folder} goes on with it")
         if settings.from_run and Path(settings.from_run).resolve() == folder.resolve():
-            raise UserError(f"--from {folder} and --out {folder} are the same run; choose another --out")
+            raise UserError(f"--from {folder} and --out {folder} are the same run; choose another "
+                            "--out")
     return folder
 
 
@@ -137,13 +139,14 @@ def open_run(folder):
     record, settings = read_record(folder)
     heads_file, model_file = folder / "heads.safetensors", folder / "model" / "model.safetensors"
     if not (folder / "metrics.json").is_file():
-        raise UserError(f"{folder} has no scored model yet; python train_multitask.py --resume {folder} "
-                        f"goes on with the run")
+        raise UserError(f"{folder} has no scored model yet; python train_multitask.py --resume "
+                        f"{folder} goes on with the run")
     if record["edits"]:
-        raise UserError(f"{folder} was edited by {record['edits'][0]}, which this version does not know")
+        raise UserError(f"{folder} was edited by {record['edits'][0]}, which this version does not "
+                        "know")
     if read_metadata(heads_file).get("step") != read_metadata(model_file).get("step"):
-        raise UserError(f"{folder} was stopped while it was saved, so its encoder and heads do not belong "
-                        f"together; python train_multitask.py --resume {folder} mends it")
+        raise UserError(f"{folder} was stopped while it was saved, so its encoder and heads do not "
+                        f"belong together; python train_multitask.py --resume {folder} mends it")
     bert = Bert.from_pretrained(folder / "model", settings.attention)
     tokenizer = Tokenizer.from_pretrained(folder / "model")
     model = build_model(bert, settings)

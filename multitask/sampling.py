@@ -4,8 +4,8 @@ import torch
 
 
 class Batches:
-    """Lists of indices, `size` at a time; every pass over the n examples has an order of its own, which
-    (seed, pass number) fixes. So two integers are all the state there is."""
+    """Lists of indices, `size` at a time; every pass over the n examples has an order of its own,
+    which (seed, pass number) fixes. So two integers are all the state there is."""
 
     def __init__(self, n, size, seed):
         self.n, self.size, self.seed = n, size, seed

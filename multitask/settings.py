@@ -1,4 +1,5 @@
-"""Every setting of a training run, once: the dataclass is the default, the flag and the help text."""
+"""Every setting of a training run, once: the dataclass is the default, the flag and the help
+text."""
 
 import argparse
 from dataclasses import dataclass, field, fields
@@ -16,13 +17,13 @@ def setting(default, help, choices=None, least=None):
 
 @dataclass
 class Settings:
-    bert: str = setting("bert-base-uncased", "checkpoint to start from: a folder or a name on the hub")
+    bert: str = setting("bert-base-uncased", "checkpoint to start from: a folder or a hub name")
     data: str = setting("data", "folder with the course's files (ids-sst-train.csv, …)")
     tasks: str = setting("sst,para,sts", f"tasks to learn together, of {', '.join(TASKS)}")
     pairs: str = setting("joint", "two sentences in one sequence, or each in its own",
                          ("joint", "separate"))
     read: str = setting("cls", "what heads read of the encoder", READS)
-    head: str = setting("linear", f"kind of head: one of {', '.join(HEADS)} for all tasks, or for some, "
+    head: str = setting("linear", f"kind of head ({', '.join(HEADS)}) of all tasks, or of some, "
                                   f"as in sts=cosine,sst=mlp (the others: linear)")
     head_dropout: float = setting(0.3, "dropout in mlp heads", least=0)
     epochs: int = setting(3, "passes over the longest task; the others are cycled", least=1)
@@ -41,7 +42,8 @@ class Settings:
                              ("auto", "fp32", "bf16"))
     attention: str = setting("fused", "the fused kernel or the textbook's equation; same numbers",
                              ("fused", "textbook"))
-    save_every: int = setting(0, "save the state to --resume from every N steps (0: each epoch)", least=0)
+    save_every: int = setting(0, "steps between saves of what --resume needs (0: each epoch)",
+                              least=0)
     strict_rows: bool = setting(False, "rows that a task may leave out are errors")
     out: str = setting("", "folder of this run (default: runs/<checkpoint>-<number>)")
     overwrite: bool = setting(False, "replace the run that is in --out")
@@ -52,7 +54,7 @@ class Settings:
             check(f, getattr(self, f.name))
         if self.warmup > 1 or self.head_dropout >= 1:
             raise UserError("--warmup must be at most 1, and --head-dropout below 1")
-        self.task_names, self.head_kinds                     # raise where a name is unknown
+        self.head_kinds  # noqa: B018  raises where a task or kind is unknown
 
     @property
     def task_names(self):
@@ -72,14 +74,16 @@ class Settings:
         for part in self.head.split(","):
             task, equals, kind = part.strip().rpartition("=")
             if kind not in HEADS or (equals and task not in kinds):
-                raise UserError(f"--head {part!r} is not understood; write one of {', '.join(HEADS)}, or "
-                                f"task=kind with a task of this run ({', '.join(kinds)})")
+                raise UserError(f"--head {part!r} is not understood; write one of "
+                                f"{', '.join(HEADS)}, or task=kind with a task of this run "
+                                f"({', '.join(kinds)})")
             kinds.update({task: kind} if equals else dict.fromkeys(kinds, kind))
         return kinds
 
 
 def check(f, value):
-    """UserError where a value is of another type, below its least value or not among its choices."""
+    """UserError where a value is of another type, below its least value or not among its
+    choices."""
     flag, numbers = flag_of(f), (int, float)
     right = isinstance(value, numbers if f.type is float else f.type)
     if not right or (isinstance(value, bool) and f.type is not bool):
@@ -87,7 +91,8 @@ def check(f, value):
     if f.metadata["least"] is not None and not f.metadata["least"] <= value < float("inf"):
         raise UserError(f"{flag} is {value}; it must be {f.metadata['least']} or more")
     if f.metadata["choices"] and value not in f.metadata["choices"]:
-        raise UserError(f"{flag} is {value!r}; it must be one of {', '.join(f.metadata['choices'])}")
+        raise UserError(f"{flag} is {value!r}; it must be one of "
+                        f"{', '.join(f.metadata['choices'])}")
 
 
 def flag_of(f):
@@ -104,7 +109,8 @@ def add_flags(parser):
             options |= {"type": f.type, "choices": f.metadata["choices"],
                         "metavar": None if f.metadata["choices"] else f.type.__name__.upper()}
             if f.default not in ("", 0):
-                options["help"] += f" (default: {f.default:g})" if f.type is float else f" (default: {f.default})"
+                default = f"{f.default:g}" if f.type is float else f.default
+                options["help"] += f" (default: {default})"
         parser.add_argument(flag_of(f), **options)
 
 

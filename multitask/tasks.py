@@ -39,20 +39,20 @@ def as_it_is(outputs):
 
 @dataclass(frozen=True)
 class Task:
-    files: dict                                              # split → file name
-    columns: tuple                                           # of the text, or of both texts of a pair
-    label: str                                               # the label's column
-    words: tuple                                             # what the labels 0, 1, 2, … mean
-    outputs: int                                             # how many numbers the head gives
-    loss: Callable                                           # (outputs [B, outputs], labels [B]) → scalar
-    predict: Callable                                        # outputs [B, outputs] → predictions [B]
-    metrics: dict                                            # name → function; the first one is the score
-    header: str                                              # of the prediction file's second column
-    graded: bool = False                                     # labels may lie between whole numbers
-    heads: tuple = ("linear", "mlp")                         # kinds that fit, the default first
-    may_lack: tuple = ()                                     # columns that may be empty in a few rows
-    dev_sets: tuple = ("dev",)                               # scored in training; the first one counts
-    read: Callable = field(default=read_course_file)         # (path, task, strict_rows) → [Example]
+    files: dict                                        # split → file name
+    columns: tuple                                     # of the text, or of both texts of a pair
+    label: str                                         # the label's column
+    words: tuple                                       # what the labels 0, 1, 2, … mean
+    outputs: int                                       # how many numbers the head gives
+    loss: Callable                                     # (outputs [B, outputs], labels [B]) → scalar
+    predict: Callable                                  # outputs [B, outputs] → predictions [B]
+    metrics: dict                                      # name → function; the first one is the score
+    header: str                                        # of the prediction file's second column
+    graded: bool = False                               # labels may lie between whole numbers
+    heads: tuple = ("linear", "mlp")                   # kinds that fit, the default first
+    may_lack: tuple = ()                               # columns that may be empty in a few rows
+    dev_sets: tuple = ("dev",)                         # scored in training; the first one counts
+    read: Callable = field(default=read_course_file)   # (path, task, strict_rows) → [Example]
 
     @property
     def highest(self):
@@ -64,7 +64,8 @@ class Task:
 
 
 def course_files(stem):
-    return {"train": f"{stem}-train.csv", "dev": f"{stem}-dev.csv", "test": f"{stem}-test-student.csv"}
+    return {split: f"{stem}-{name}.csv"
+            for split, name in (("train", "train"), ("dev", "dev"), ("test", "test-student"))}
 
 
 TASKS = {

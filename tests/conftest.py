@@ -54,31 +54,33 @@ def checkpoint(tmp_path_factory):
 
 
 def sentence(rng):
-    return f"the {rng.choice(THINGS)} is {rng.choice(['', 'very ', 'not '])}{rng.choice(GOOD + BAD)} ."
+    degree = rng.choice(["", "very ", "not "])
+    return f"the {rng.choice(THINGS)} is {degree}{rng.choice(GOOD + BAD)} ."
 
 
 def write_table(path, header, rows):
-    lines = ["\t".join(("", *header))] + ["\t".join((str(n), *map(str, r))) for n, r in enumerate(rows)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    table = [("", *header), *((n, *row) for n, row in enumerate(rows))]
+    path.write_text("".join("\t".join(map(str, row)) + "\n" for row in table), encoding="utf-8")
 
 
 def write_course_data(folder, train=40, dev=16, seed=0):
     """The files of all four tasks, in the course's format."""
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
+    kinds = (                                                # stem, texts, label's column, label
+        ("ids-sst", 1, "sentiment", lambda: rng.randrange(5)),
+        ("ids-cfimdb", 1, "sentiment", lambda: rng.randrange(2)),
+        ("quora", 2, "is_duplicate", lambda: float(rng.randrange(2))),
+        ("sts", 2, "similarity", lambda: rng.randrange(51) / 10),
+    )
     for split, count in (("train", train), ("dev", dev), ("test-student", dev)):
-        label = split != "test-student"
-
-        def table(name, columns, make, column):
-            rows = [(f"{name}{split}{n}", *row[:len(row) if label else -1])
-                    for n, row in enumerate(make() for _ in range(count))]
-            write_table(folder / f"{name}-{split}.csv", ("id", *columns, *[column] * label), rows)
-
-        pair = ("sentence1", "sentence2")
-        table("ids-sst", ("sentence",), lambda: (sentence(rng), rng.randrange(5)), "sentiment")
-        table("ids-cfimdb", ("sentence",), lambda: (sentence(rng), rng.randrange(2)), "sentiment")
-        table("quora", pair, lambda: (sentence(rng), sentence(rng), float(rng.randrange(2))), "is_duplicate")
-        table("sts", pair, lambda: (sentence(rng), sentence(rng), rng.randrange(51) / 10), "similarity")
+        for stem, texts, column, label in kinds:
+            columns = ("sentence",) if texts == 1 else ("sentence1", "sentence2")
+            rows = [(f"{stem}{split}{n}", *(sentence(rng) for _ in columns), label())
+                    for n in range(count)]
+            width = 1 + texts + (split != "test-student")    # test files have no labels
+            header = ("id", *columns, column)[:width]
+            write_table(folder / f"{stem}-{split}.csv", header, [row[:width] for row in rows])
     return folder
 
 

@@ -2,20 +2,18 @@
 
     pip install transformers && python tests/make_reference.py
 
-Needs PLAINBERT_WEIGHTS and PLAINBERT_DATA (see conftest.py). Small random models are stored whole: their
-weights in several forms, their outputs and all gradients. Of the real model's hidden states every 48th
-number is kept; of its gradients, each tensor's norm and its products with a few random signs.
-"""
+Needs PLAINBERT_WEIGHTS and PLAINBERT_DATA (see conftest.py). Small random models are stored whole:
+their weights in several forms, their outputs and all gradients. Of the real model's hidden states
+every 48th number is kept; of its gradients, each tensor's norm and its products with a few random
+signs. """
 
-import json
 import os
 from pathlib import Path
 
 import torch
+from parity import PROBES, REFERENCE, gradient_probes, real_texts, summed_loss, tiny_batch
 from safetensors.torch import save_file
 from transformers import BertConfig, BertForPreTraining, BertModel
-
-from parity import PROBES, REFERENCE, gradient_probes, real_texts, summed_loss, tiny_batch
 
 from bert import Tokenizer
 
@@ -30,8 +28,9 @@ def tiny_models():
     """Random models of three shapes: in safetensors, as .bin, and as .bin with the names of old."""
     for number, (name, changes) in enumerate(TINY.items()):
         torch.manual_seed(number)
-        config = BertConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
-                            intermediate_size=24, max_position_embeddings=20, initializer_range=0.3)
+        config = BertConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2,
+                            num_attention_heads=4, intermediate_size=24,
+                            max_position_embeddings=20, initializer_range=0.3)
         config.update(changes)
         whole = BertForPreTraining(config).eval()
         for parameter in whole.parameters():                 # biases and LayerNorms too
@@ -45,8 +44,8 @@ def tiny_models():
             old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
             for new, legacy in old.items() if number == 2 else ():
                 weights = {k.replace(new, legacy): v for k, v in weights.items()}
-            weights["embeddings.position_ids" if number == 1 else "bert.embeddings.position_ids"] = \
-                torch.arange(20)[None]
+            prefix = "bert." if number == 2 else ""
+            weights[f"{prefix}embeddings.position_ids"] = torch.arange(20)[None]
             torch.save(weights, folder / "pytorch_model.bin")
         store(whole.bert, tiny_batch(config.type_vocab_size), folder / "expected.safetensors")
 
@@ -57,7 +56,8 @@ def store(bert, batch, path):
     out = bert(**batch, output_hidden_states=True)
     summed_loss(out, batch).backward()
     mask = batch["attention_mask"].bool()
-    values = {f"hidden.{n}": state[mask].detach().clone() for n, state in enumerate(out.hidden_states)}
+    values = {f"hidden.{number}": state[mask].detach().clone()
+              for number, state in enumerate(out.hidden_states)}
     values["pooler"] = out.pooler_output.detach()
     values |= {f"gradient.{n}": p.grad for n, p in bert.named_parameters()}
     save_file(values, path)
@@ -88,4 +88,5 @@ if __name__ == "__main__":
     REFERENCE.mkdir(exist_ok=True)
     tiny_models()
     real_model()
-    print(json.dumps({f.name: f.stat().st_size for f in sorted(REFERENCE.rglob("*")) if f.is_file()}))
+    for file in sorted(REFERENCE.rglob("*.*")):
+        print(f"{file.stat().st_size:9,} {file}")

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 REFERENCE = Path(__file__).parent / "reference"
-PROBES = 48                                                  # of hidden states every 48th number is kept
-SIGNS = 8                                                    # random signs a gradient is multiplied with
+PROBES = 48                                             # of hidden states every 48th number is kept
+SIGNS = 8                                               # random signs a gradient is multiplied with
 
 
 def tiny_batch(types=2):
@@ -33,7 +33,8 @@ def real_texts(folder):
 
 
 def summed_loss(out, batch):
-    """A loss that reads every real token of the last layer, and the pooler: Σ sin(i)·hᵢ over all numbers."""
+    """A loss that reads every real token of the last layer, and the pooler: Σ sin(i)·hᵢ over all
+    numbers."""
     states = out.last_hidden_state[batch["attention_mask"].bool()].flatten()
     pooled = out.pooler_output.flatten()
     return sum(torch.sin(torch.arange(x.numel(), dtype=x.dtype)) @ x for x in (states, pooled))
@@ -41,7 +42,8 @@ def summed_loss(out, batch):
 
 def gradient_probes(name, gradient):
     """[1 + SIGNS]: the norm of a gradient, then its products g·s with random signs s, which do not
-    depend on anything but the tensor's name. E (g·s)² = ‖g‖², so that probes of a difference tell its norm."""
+    depend on anything but the tensor's name. E (g·s)² = ‖g‖², so that probes of a difference tell
+    its norm."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     signs = [torch.randint(0, 2, gradient.shape, generator=generator, dtype=torch.int8) * 2.0 - 1
              for _ in range(SIGNS)]

@@ -43,7 +43,8 @@ def test_saved_files_are_those_transformers_wrote(tmp_path):
     assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
-    before, after = (json.loads((f / "config.json").read_text()) for f in (REFERENCE / "gelu", tmp_path))
+    before, after = (json.loads((folder / "config.json").read_text())
+                     for folder in (REFERENCE / "gelu", tmp_path))
     assert {name: after[name] for name in before} == before  # unknown fields are kept
 
 
@@ -52,7 +53,8 @@ def test_saved_real_model_opens_in_transformers(real_weights, tmp_path):
     bert = Bert.from_pretrained(real_weights)
     bert.save_pretrained(tmp_path)
     theirs = transformers.BertModel.from_pretrained(tmp_path).eval()(**tiny_batch())
-    torch.testing.assert_close(theirs.last_hidden_state[1], bert(**tiny_batch())[0][1], atol=2e-5, rtol=0)
+    ours = bert(**tiny_batch()).last_hidden_state
+    torch.testing.assert_close(theirs.last_hidden_state[1], ours[1], atol=2e-5, rtol=0)
 
 
 def test_pretraining_heads_are_readable_on_request():
@@ -69,8 +71,10 @@ def rename_one(old, new):
 @pytest.mark.parametrize("change, says", [
     (lambda w: w.pop("pooler.dense.bias"), "missing pooler.dense.bias"),
     (lambda w: w.update({"classifier.weight": torch.ones(2)}), "unexpected classifier.weight"),
-    (rename_one("embeddings.LayerNorm.bias", "embeddings.LayerNorm.betas"), "missing embeddings.LayerNorm.bias"),
-    (lambda w: w.update({"pooler.dense.bias": torch.ones(3)}), r"pooler.dense.bias \[3\] instead of \[16\]"),
+    (rename_one("embeddings.LayerNorm.bias", "embeddings.LayerNorm.betas"),
+     "missing embeddings.LayerNorm.bias"),
+    (lambda w: w.update({"pooler.dense.bias": torch.ones(3)}),
+     r"pooler.dense.bias \[3\] instead of \[16\]"),
     (lambda w: w.update({"embeddings.LayerNorm.gamma": torch.ones(16)}), "twice"),
     (lambda w: w.update({"my.gamma.rays": torch.ones(1)}), "unexpected my.gamma.rays"),
 ])
@@ -80,16 +84,18 @@ def test_what_does_not_fit_is_an_error_that_names_it(tmp_path, change, says):
 
 
 def test_another_number_of_layers_is_named(tmp_path):
-    with pytest.raises(UserError, match="missing encoder.layer.2.attention.self.query.weight.* and 11 more"):
+    query = "encoder.layer.2.attention.self.query.weight"
+    with pytest.raises(UserError, match=f"missing {query}.* and 11 more"):
         Bert.from_pretrained(copy_of(REFERENCE / "gelu", tmp_path, num_hidden_layers=3))
     with pytest.raises(UserError, match="unexpected encoder.layer.1"):
         Bert.from_pretrained(copy_of(REFERENCE / "gelu", tmp_path, num_hidden_layers=1))
 
 
 @pytest.mark.parametrize("field, value", [
-    ("num_attention_heads", 5), ("hidden_act", "swish"), ("position_embedding_type", "relative_key"),
-    ("model_type", "roberta"), ("is_decoder", True), ("hidden_size", "16"), ("num_hidden_layers", 0),
-    ("hidden_dropout_prob", 1.5), ("layer_norm_eps", float("nan")), ("vocab_size", True),
+    ("num_attention_heads", 5), ("hidden_act", "swish"), ("hidden_size", "16"),
+    ("position_embedding_type", "relative_key"), ("model_type", "roberta"), ("is_decoder", True),
+    ("num_hidden_layers", 0), ("hidden_dropout_prob", 1.5), ("layer_norm_eps", float("nan")),
+    ("vocab_size", True),
 ])
 def test_an_impossible_configuration_is_refused_by_name(tmp_path, field, value):
     with pytest.raises(UserError, match=f"config.json: {field}"):
@@ -122,7 +128,7 @@ def test_loading_draws_no_random_numbers():
 
 def test_a_new_model_starts_as_bert_does():
     torch.manual_seed(0)
-    bert = Bert(BertConfig(vocab_size=500, hidden_size=64, num_attention_heads=4, intermediate_size=128))
+    bert = Bert(BertConfig(vocab_size=500, hidden_size=64, num_attention_heads=4))
     assert abs(bert.word_embeddings.weight.std() - 0.02) < 0.001
     assert not bert.layers[0].fc_in.bias.any() and bert.embedding_norm.weight.eq(1).all()
 
@@ -174,21 +180,24 @@ def load_by_name(name, **environment):
             " Tokenizer.from_pretrained(sys.argv[1]).vocab_size)\n"
             "except UserError as error: sys.exit(str(error))")
     return subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True,
-                          env=os.environ | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "2", **environment},
+                          env=os.environ | {"HF_HUB_DISABLE_XET": "1", **environment},
                           cwd=REFERENCE.parent.parent)
 
 
 def test_hub_model_is_fetched_once_and_then_opens_offline(hub, tmp_path):
     first = load_by_name("someone/small-bert", HF_ENDPOINT=hub, HF_HOME=str(tmp_path))
     assert first.stdout == "32 31\n", first.stderr
-    offline = load_by_name("someone/small-bert", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path),
-                           HF_HUB_OFFLINE="1")
+    offline = load_by_name("someone/small-bert", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path),
+                           HF_ENDPOINT="http://127.0.0.1:9")
     assert offline.stdout == "32 31\n", offline.stderr
 
 
-@pytest.mark.parametrize("environment", [{}, {"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}],
-                         ids=["no such model", "offline", "unreachable"])
+UNREACHABLE = [{}, {"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}]
+
+
+@pytest.mark.parametrize("environment", UNREACHABLE, ids=["no such model", "offline", "no hub"])
 def test_hub_model_that_cannot_be_had_is_one_sentence(hub, tmp_path, environment):
-    process = load_by_name("someone/smal-bert", **{"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), **environment})
+    process = load_by_name("someone/smal-bert",
+                           **{"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path)} | environment)
     assert process.returncode == 1 and "'someone/smal-bert'" in process.stderr
     assert "Traceback" not in process.stderr and process.stderr.count("\n") == 1

@@ -114,9 +114,10 @@ def test_padding_changes_nothing(bert):
     together = bert(**batch)
     for row, length in enumerate(batch["attention_mask"].sum(dim=1)):
         alone = bert(**{name: tensor[row:row + 1, :length] for name, tensor in batch.items()})
-        torch.testing.assert_close(together.last_hidden_state[row, :length], alone.last_hidden_state[0],
+        torch.testing.assert_close(together.last_hidden_state[row, :length],
+                                   alone.last_hidden_state[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(together.pooler_output[row], alone.pooler_output[0],
                                    atol=1e-5, rtol=0)
-        torch.testing.assert_close(together.pooler_output[row], alone.pooler_output[0], atol=1e-5, rtol=0)
         assert not together.last_hidden_state[row, length:].any()
 
 
@@ -129,7 +130,8 @@ def test_linear_layers_see_real_tokens_only_and_the_last_layer_what_is_read(bert
     tokens, sequences = int(batch["attention_mask"].sum()), len(batch["input_ids"])
     hidden, layout = bert.embed(**batch)
     assert bert.encode(hidden, layout, read=layout.first()).shape == (sequences, 32)
-    few = {"layers.2.fc_in", "layers.2.attention.query", "layers.2.attention_norm", "layers.2.output_norm"}
+    few = {f"layers.2.{name}" for name in
+           ("fc_in", "attention.query", "attention_norm", "output_norm")}
     assert {name for name, rows in seen.items() if rows == sequences} == few
     assert {rows for name, rows in seen.items() if name not in few} == {tokens}
 
@@ -148,7 +150,8 @@ def test_reading_few_positions_equals_computing_all(bert, attention):
         rows = bert.encode(hidden, layout, read=read if picked else None)
         rows = rows if picked else rows[read.rows]
         (rows ** 3).sum().backward()
-        gradients.append((rows, {n: p.grad.clone() for n, p in bert.named_parameters() if p.grad is not None}))
+        gradients.append((rows, {name: p.grad.clone() for name, p in bert.named_parameters()
+                                 if p.grad is not None}))
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-4)
     assert len(gradients[0][0]) == 5
 

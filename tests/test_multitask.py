@@ -2,13 +2,14 @@
 
 import json
 import math
+from contextlib import nullcontext
 
-import evaluate as evaluate_script
 import pytest
 import torch
-import train_multitask
 from conftest import write_course_data, write_table
 
+import evaluate as evaluate_script
+import train_multitask
 from bert import Bert, Tokenizer, UserError
 from multitask import runs
 from multitask.data import Example, tokenise
@@ -22,7 +23,8 @@ from multitask.tasks import TASKS
 
 CPU = torch.device("cpu")
 PAIRS = [Example(str(n), (f"the {a} is {b} .", f"a {a} was {b} and {b} ."), float(n % 2))
-         for n, (a, b) in enumerate([("cat", "good"), ("dog", "bad"), ("film", "dull"), ("car", "fine")])]
+         for n, (a, b) in enumerate([("cat", "good"), ("dog", "bad"), ("film", "dull"),
+                                     ("car", "fine")])]
 
 
 @pytest.fixture
@@ -32,7 +34,8 @@ def parts(checkpoint):
 
 
 def test_course_scores_are_the_leaderboards():
-    scores = summary({"sst": {"accuracy": .499}, "para": {"accuracy": .846}, "sts": {"pearson": .676}})
+    scores = summary({"sst": {"accuracy": .499}, "para": {"accuracy": .846},
+                      "sts": {"pearson": .676}})
     assert round(scores["overall"], 3) == 0.728
     assert scores["mean"] == pytest.approx((.499 + .846 + .676) / 3)
     assert "overall" not in summary({"sst": {"accuracy": .5}, "para": {"accuracy": .5}})
@@ -93,7 +96,8 @@ def test_each_row_of_the_task_table_fits_together(task):
 
 def test_answers_in_words_are_the_heads_probabilities():
     said = in_words("sst", torch.tensor([0., 0., 0., 2., 0.]))
-    assert said == {"label": "positive", "probability": pytest.approx(math.e ** 2 / (math.e ** 2 + 4))}
+    odds = math.e ** 2
+    assert said == {"label": "positive", "probability": pytest.approx(odds / (odds + 4))}
     assert in_words("para", torch.tensor([-1.])) == {"label": "not a paraphrase",
                                                      "probability": pytest.approx(0.7311, abs=1e-4)}
     assert in_words("sts", torch.tensor([5.4])) == {"label": "equivalent",
@@ -126,8 +130,8 @@ def test_evaluation_order_and_batches_do_not_matter(parts, monkeypatch):
     whole = model.eval()("para", split.batch(range(4)))
     for tokens in (1, 15, 10 ** 6):
         monkeypatch.setattr("multitask.evaluation.TOKENS", tokens)
-        torch.testing.assert_close(run_split(model, "para", split, CPU, torch.inference_mode), whole,
-                                   atol=1e-5, rtol=0)
+        outputs = run_split(model, "para", split, CPU, nullcontext)
+        torch.testing.assert_close(outputs, whole, atol=1e-5, rtol=0)
 
 
 def test_learning_rate_rises_then_falls_to_nothing():
@@ -178,8 +182,8 @@ def test_prediction_files_are_in_the_courses_format(run, script, data):
             stem = TASKS[task].files["dev"].removesuffix("-dev.csv")
             assert lines[1].startswith(f"{stem}{name}0 , ") and lines[1].endswith(" ")
             value = lines[1].split(" , ")[1].strip()
-            assert value in {"sst": "01234", "cfimdb": "01", "para": ("0.0", "1.0"), "sts": value}[task]
-            float(value)
+            whole = {"sst": "01234", "cfimdb": "01", "para": ("0.0", "1.0")}
+            assert value in whole.get(task, value) and 0 <= abs(float(value)) < 100
 
 
 def test_evaluate_prints_what_training_wrote_and_leaves_it_alone(run, script):
@@ -192,12 +196,13 @@ def test_evaluate_prints_what_training_wrote_and_leaves_it_alone(run, script):
 def test_another_folder_is_scored_without_touching_the_runs_scores(run, script, tmp_path):
     other = write_course_data(tmp_path / "other", seed=5)
     before = (run / "metrics.json").read_bytes()
-    code, out, _ = script(evaluate_script.main, run, "--data", other, "--json", "--tasks", "sst,sts",
-                          "--predictions", tmp_path / "p")
+    code, out, _ = script(evaluate_script.main, run, "--data", other, "--json",
+                          "--tasks", "sst,sts", "--predictions", tmp_path / "p")
     assert code == 0 and set(json.loads(out)) == {"sst", "sts", "mean"}
-    assert json.loads(out)["sst"] != json.loads(before)["sst"]
+    assert json.loads(out)["sts"] != json.loads(before)["sts"]
     assert (run / "metrics.json").read_bytes() == before
-    assert {f.name for f in (tmp_path / "p").iterdir()} == {"sst-dev-output.csv", "sts-dev-output.csv"}
+    assert {file.name for file in (tmp_path / "p").iterdir()} == {"sst-dev-output.csv",
+                                                                  "sts-dev-output.csv"}
 
 
 def test_one_text_or_pair_is_answered_in_words(run, script):
@@ -209,13 +214,14 @@ def test_one_text_or_pair_is_answered_in_words(run, script):
 
 
 def test_a_new_run_starts_from_a_saved_one(run, script, data, tmp_path):
-    code, out, _ = script(train_multitask.main, "--from", run, "--data", data, "--out", tmp_path / "next",
-                          "--tasks", "sst,sts", "--head", "sts=mlp", "--steps", "1", "--lr", "1e-9",
-                          "--head-lr", "1e-9")
+    code, out, _ = script(train_multitask.main, "--from", run, "--data", data,
+                          "--out", tmp_path / "next", "--tasks", "sst,sts", "--head", "sts=mlp",
+                          "--steps", "1", "--lr", "1e-9", "--head-lr", "1e-9")
     assert code == 0 and "sst: its head in the run" in out and "sts: a new head" in out
     before, after = (runs.open_run(folder)[0] for folder in (run, tmp_path / "next"))
     torch.testing.assert_close(before.heads["sst"].out.weight, after.heads["sst"].out.weight)
-    torch.testing.assert_close(before.bert.layers[0].fc_in.weight, after.bert.layers[0].fc_in.weight)
+    torch.testing.assert_close(before.bert.layers[0].fc_in.weight,
+                               after.bert.layers[0].fc_in.weight)
 
 
 def test_limit_takes_the_first_examples_of_train_and_dev(checkpoint, data, script, tmp_path):
@@ -228,8 +234,10 @@ def test_limit_takes_the_first_examples_of_train_and_dev(checkpoint, data, scrip
 def test_a_task_is_learnt(checkpoint, script, tmp_path):
     """Whether `good` or `bad` is in the sentence decides: two epochs must find that."""
     for split, count in (("train", 200), ("dev", 40)):
-        rows = [(f"{split}{n}", f"the film is {('bad', 'good')[n % 2]} .", n % 2) for n in range(count)]
+        rows = [(f"{split}{n}", f"the film is {('bad', 'good')[n % 2]} .", n % 2)
+                for n in range(count)]
         write_table(tmp_path / f"ids-cfimdb-{split}.csv", ("id", "sentence", "sentiment"), rows)
-    code, out, _ = script(train_multitask.main, "--bert", checkpoint, "--data", tmp_path, "--tasks", "cfimdb",
-                          "--epochs", "2", "--batch-size", "8", "--lr", "1e-3", "--out", tmp_path / "run")
+    code, out, _ = script(train_multitask.main, "--bert", checkpoint, "--data", tmp_path,
+                          "--tasks", "cfimdb", "--epochs", "2", "--batch-size", "8",
+                          "--lr", "1e-3", "--out", tmp_path / "run")
     assert code == 0 and json.loads((tmp_path / "run/metrics.json").read_text())["mean"] == 1.0

@@ -96,6 +96,7 @@ def test_every_text_needs_its_partner(tmp_path):
 
 
 def test_real_vocabulary_gives_the_known_ids(real_weights):
-    batch = Tokenizer.from_pretrained(real_weights)(["hello world", "Hello neural network pooling?"])
+    tokenizer = Tokenizer.from_pretrained(real_weights)
+    batch = tokenizer(["hello world", "Hello neural network pooling?"])
     assert batch["input_ids"][0].tolist()[:4] == [101, 7592, 2088, 102]
     assert batch["input_ids"][1].tolist() == [101, 7592, 15756, 2897, 4770, 2075, 1029, 102]
