@@ -198,7 +198,7 @@ def main(arguments=None):
         settings = Settings(**given)
         folder = runs.choose_folder(settings)
         print(f"python train_multitask.py {command(settings)}\n")
-        return train(settings, folder)
+        return train(runs.anchored(settings), folder)
     if set(given) - {"device", "save_every"}:
         raise UserError("--resume goes on by the run's own settings; only --device and "
                         "--save-every may stand beside it. To start from a run with others, use "

@@ -74,13 +74,14 @@ def read_checkpoint(folder):
 
 def check_names_and_shapes(path, expected, found):
     """UserError that names what is missing, unexpected or of another shape; {name: tensor} both."""
-    expected, found = ({rename(name, TO_THEIRS): list(tensor.shape) for name, tensor in side.items()}
+    expected, found = ({rename(name, TO_THEIRS): list(t.shape) for name, t in side.items()}
                        for side in (expected, found))
     wrong = {
         "missing": [name for name in expected if name not in found],
         "unexpected": [name for name in found if name not in expected],
         "of another shape:": [f"{name} {found[name]} instead of {shape}"
-                              for name, shape in expected.items() if found.get(name, shape) != shape],
+                              for name, shape in expected.items()
+                              if found.get(name, shape) != shape],
     }
     problems = [f"{what} {', '.join(names[:5])}"
                 + (f" and {len(names) - 5} more" if len(names) > 5 else "")

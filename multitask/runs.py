@@ -9,7 +9,7 @@
 import json
 import platform
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -48,6 +48,13 @@ def choose_folder(settings):
             raise UserError(f"--from {folder} and --out {folder} are the same run; choose another "
                             "--out")
     return folder
+
+
+def anchored(settings):
+    """The same settings with absolute paths, so that the run opens from any working directory."""
+    paths = {name: str(Path(value).expanduser().resolve()) for name in ("bert", "data", "from_run")
+             if (value := getattr(settings, name)) and Path(value).expanduser().is_dir()}
+    return replace(settings, **paths)
 
 
 def start(folder, record):

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from conftest import write_course_data, write_table
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import evaluate as evaluate_script
 import train_multitask
@@ -132,6 +133,40 @@ def test_evaluation_order_and_batches_do_not_matter(parts, monkeypatch):
         monkeypatch.setattr("multitask.evaluation.TOKENS", tokens)
         outputs = run_split(model, "para", split, CPU, nullcontext)
         torch.testing.assert_close(outputs, whole, atol=1e-5, rtol=0)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what would make a GPU finish its work before the next line of Python runs."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal")
+        assert function.overloadpacket.__name__ not in waits, function
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("pairs", ["joint", "separate"])
+def test_no_operation_of_a_step_waits_for_the_device(parts, pairs):
+    bert, tokenizer = parts
+    model = runs.build_model(bert, Settings(tasks="para", pairs=pairs)).train()
+    optimizer = train_multitask.make_optimizer(model, Settings())
+    batch = tokenise(PAIRS, tokenizer, pairs).batch(range(4))
+    before = model.heads["para"].out.weight.clone()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    with NoWaiting():
+        TASKS["para"].loss(model("para", batch), batch.labels).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    assert not torch.equal(before, model.heads["para"].out.weight)
+
+
+def test_the_encoder_and_the_heads_have_their_own_learning_rates(parts):
+    model = runs.build_model(parts[0], Settings())
+    groups = train_multitask.make_optimizer(model, Settings(lr=2e-5, head_lr=3e-4)).param_groups
+    assert [group["peak"] for group in groups] == [2e-5, 2e-5, 3e-4, 3e-4]
+    assert [group["weight_decay"] > 0 for group in groups] == [True, False, True, False]
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    assert train_multitask.make_optimizer(model, Settings()).param_groups[0]["peak"] == 0.0384 / 32
 
 
 def test_learning_rate_rises_then_falls_to_nothing():
