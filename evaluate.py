@@ -27,7 +27,7 @@ def score(args, model, tokenizer, settings, device, autocast):
     as_trained = args.limit is None and not args.data and args.split == "dev"
     limit = settings.limit if as_trained else args.limit
     splits = {}
-    for task in args.tasks.split(",") if args.tasks else model.heads:
+    for task in args.tasks.replace(" ", "").split(",") if args.tasks else model.heads:
         if task not in model.heads:
             raise UserError(f"--tasks: the run has no task {task!r}; it has "
                             f"{', '.join(model.heads)}")

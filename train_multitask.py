@@ -86,9 +86,9 @@ def load_model(settings):
             head.load_state_dict(old if fits else new)
             print(f"{task}: {'its head in the run' if fits else 'a new head'}")
     if tokenizer.vocab_size > model.bert.config.vocab_size:
-        raise UserError(f"the tokenizer knows {tokenizer.vocab_size:,} tokens but the encoder "
-                        f"embeds only {model.bert.config.vocab_size:,}; they are of different "
-                        "checkpoints")
+        raise UserError(f"{settings.from_run or settings.bert}: the tokenizer knows "
+                        f"{tokenizer.vocab_size:,} tokens but the encoder embeds only "
+                        f"{model.bert.config.vocab_size:,}; they are of different checkpoints")
     return model, tokenizer
 
 
@@ -138,7 +138,7 @@ def train(settings, folder, record=None, state=None):
                 better = choose_by(scores) > now["best"]
                 if better:
                     now |= {"best": choose_by(scores), "best_step": step}
-                    runs.save_best(folder, model, tokenizer, step, scores, dev, predictions)
+                    runs.save_best(folder, model, tokenizer, scores, dev, predictions)
                 bar.write(score_line(step / epoch_steps, scores, better))
             if at_end or stop.asked or (settings.save_every and step % settings.save_every == 0):
                 now |= {"step": step, "seconds": time.perf_counter() - began}

@@ -63,12 +63,14 @@ def read_checkpoint(folder):
         plain = plain_name(name)
         if IGNORED.fullmatch(plain):
             continue
+        if not tensor.is_floating_point():
+            raise UserError(f"{path} holds {name} as {tensor.dtype}; weights must be floats")
         pretraining = PRETRAINING.fullmatch(plain)
         to, key = (heads, plain) if pretraining else (encoder, rename(plain, TO_OURS))
         if key in to:
             raise UserError(f"{path} holds {plain} twice (once as {name}); it must hold each "
                             "weight once")
-        to[key] = tensor.float() if tensor.is_floating_point() else tensor
+        to[key] = tensor.float()
     return path, encoder, heads
 
 
@@ -109,7 +111,7 @@ def pretraining_heads(name):
     return read_checkpoint(find_files(name, [CONFIG, WEIGHTS]))[2]
 
 
-def save_bert(bert, folder, **metadata):
+def save_bert(bert, folder):
     """Write the Hugging Face layout. A model whose weights are no longer those its configuration
     says (heads removed, adapters attached) is refused: transformers could not open the file."""
     folder = Path(folder)
@@ -117,5 +119,5 @@ def save_bert(bert, folder, **metadata):
         expected = type(bert)(bert.config).state_dict()
     check_names_and_shapes(f"the model to be saved in {folder}", expected, bert.state_dict())
     tensors = {rename(name, TO_THEIRS): tensor for name, tensor in bert.state_dict().items()}
-    write_tensors(folder / "model.safetensors", tensors, **metadata)
+    write_tensors(folder / "model.safetensors", tensors)
     write_json(folder / "config.json", bert.config.to_dict())

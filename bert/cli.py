@@ -55,6 +55,9 @@ def run_script(main):
     except BrokenPipeError:                                  # as in: evaluate.py … | head
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        place = error.filename or "a file"
+        sys.exit(_say(f"error: {place} cannot be read or written: {error.strerror or error}", 2))
 
 
 def _say(text, code):

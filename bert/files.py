@@ -1,10 +1,11 @@
 """Files that are whole or absent: found locally or on the hub, read with a sentence for what is
 wrong, written beside their place and then moved into it."""
 
+import io
 import json
 import os
 import pickle
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -84,7 +85,9 @@ def read_tensors(path):
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            content = io.BytesIO(file.read())
+        tensors = torch.load(content, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise UserError(f"{path} is corrupt or cut short ({error}); fetch it again") from error
     except pickle.UnpicklingError as error:
@@ -93,8 +96,8 @@ def read_tensors(path):
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except (RuntimeError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{path} is corrupt or cut short ({str(error).splitlines()[0][:150]}); "
-                        f"fetch it again") from error
+        reason = " ".join(str(error).split())[:150] or "it ends too soon"
+        raise UserError(f"{path} is corrupt or cut short ({reason}); fetch it again") from error
     values = tensors.values() if isinstance(tensors, dict) else [None]
     if not all(isinstance(value, torch.Tensor) for value in values):
         raise UserError(f"{path} holds {type(tensors).__name__}, not a dictionary of tensors")
@@ -127,7 +130,8 @@ def writing(path):
         raise UserError(f"{path} cannot be written: {error.strerror or error}; nothing that was "
                         f"there before is lost") from error
     finally:
-        part.unlink(missing_ok=True)                      # still there only if something went wrong
+        with suppress(OSError):
+            part.unlink()                                 # still there only if something went wrong
 
 
 def write_json(path, values):
@@ -136,7 +140,8 @@ def write_json(path, values):
 
 
 def write_tensors(path, tensors, **metadata):
-    """Write {name: tensor} as .safetensors; tensors that share memory are written apart."""
+    """Write {name: tensor} as .safetensors, with one field of text in its header (the library puts
+    several in another order each time); tensors that share memory are written apart."""
     whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     with writing(path) as file:
-        file.write(save(whole, metadata={"format": "pt", **metadata}))
+        file.write(save(whole, metadata=metadata or {"format": "pt"}))

@@ -69,7 +69,8 @@ def read_course_file(path, task, strict_rows=False):
                       "error",
                       stacklevel=2)
     if not examples:
-        raise UserError(f"{path} holds a header and no rows; nothing can be learnt or scored")
+        raise UserError(f"{path} holds a header and no rows that can be used; nothing can be "
+                        f"learnt or scored")
     return examples
 
 

@@ -18,11 +18,12 @@ import torch
 from bert import Bert, Tokenizer, UserError
 from bert.checkpoint import check_names_and_shapes, save_bert
 from bert.files import read_metadata, read_tensors, write_json, write_tensors, writing
+from multitask.data import checksum
 from multitask.evaluation import write_predictions
 from multitask.model import MultitaskModel, build_head
 from multitask.settings import Settings
 
-CONTENT = ("run.json", "model", "heads.safetensors", "last", "metrics.json", "predictions",
+CONTENT = ("last", "run.json", "metrics.json", "model", "heads.safetensors", "predictions",
            "log.jsonl", "curves.png")
 
 
@@ -37,7 +38,7 @@ def choose_folder(settings):
     folder = Path(settings.out)
     if folder.is_file():
         raise UserError(f"--out {folder} is a file; a run is a folder")
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(file.name != "run.json.part" for file in folder.iterdir()):
         if not (folder / "run.json").is_file():
             raise UserError(f"--out {folder} holds files that are no saved run; they are left "
                             f"alone: choose another folder")
@@ -58,13 +59,15 @@ def anchored(settings):
 
 
 def start(folder, record):
-    """Make the folder, or clear the run that was in it, and write run.json."""
+    """Make the folder, or clear the run that was in it, and write run.json. At every moment the
+    folder can be told to be a run's; last/ goes first, because it is of the old record."""
     for name in CONTENT:
-        if (folder / name).is_dir():
+        if name == "run.json":
+            write_json(folder / name, record)
+        elif (folder / name).is_dir():
             shutil.rmtree(folder / name)
         else:
             (folder / name).unlink(missing_ok=True)
-    write_json(folder / "run.json", record)
 
 
 def new_record(settings, checksums):
@@ -78,12 +81,13 @@ def new_record(settings, checksums):
     }
 
 
-def save_best(folder, model, tokenizer, step, scores, splits, predictions):
-    """Write the model and what it scores. The step in both weight files' headers tells whether they
-    belong together: a kill between the two files is noticed when the run is opened."""
-    save_bert(model.bert, folder / "model", step=str(step))
+def save_best(folder, model, tokenizer, scores, splits, predictions):
+    """Write the model and what it scores. The heads' file holds the encoder's checksum: a kill
+    between the two files is noticed when the run is opened."""
+    save_bert(model.bert, folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    write_tensors(folder / "heads.safetensors", model.heads.state_dict(), step=str(step))
+    write_tensors(folder / "heads.safetensors", model.heads.state_dict(),
+                  encoder=checksum(folder / "model" / "model.safetensors"))
     write_predictions(folder / "predictions", splits, predictions)
     write_json(folder / "metrics.json", scores)
 
@@ -133,6 +137,9 @@ def read_record(folder):
         raise UserError(f"{folder} is not a saved run: it has no run.json")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        absent = {"settings", "edits", "complete", "data", "times"} - set(record)
+        if absent:
+            raise KeyError(*sorted(absent))
         return record, Settings(**record["settings"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -151,7 +158,7 @@ def open_run(folder):
     if record["edits"]:
         raise UserError(f"{folder} was edited by {record['edits'][0]}, which this version does not "
                         "know")
-    if read_metadata(heads_file).get("step") != read_metadata(model_file).get("step"):
+    if read_metadata(heads_file).get("encoder") != checksum(model_file):
         raise UserError(f"{folder} was stopped while it was saved, so its encoder and heads do not "
                         f"belong together; python train_multitask.py --resume {folder} mends it")
     bert = Bert.from_pretrained(folder / "model", settings.attention)

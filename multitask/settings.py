@@ -54,6 +54,8 @@ class Settings:
             check(f, getattr(self, f.name))
         if self.warmup > 1 or self.head_dropout >= 1:
             raise UserError("--warmup must be at most 1, and --head-dropout below 1")
+        if self.seed >= 2**32:
+            raise UserError(f"--seed is {self.seed}; it must be below 2**32")
         self.head_kinds  # noqa: B018  raises where a task or kind is unknown
 
     @property

@@ -24,6 +24,7 @@ HEADER = "\tid\tsentence\tsentiment\n"
 ROW = "0\ta\tthe film is good .\t3\n"
 PAIR_HEADER = "\tid\tsentence1\tsentence2\tis_duplicate\n"
 PAIR = "0\ta\tthe film\tthe book\t1.0\n"
+TOP, PAIRS = HEADER + ROW, PAIR_HEADER + PAIR
 
 
 def table(cases):
@@ -35,15 +36,15 @@ def files_in(folder):
 
 
 def assert_one_sentence(code, err, words):
-    assert code == 2, err
-    assert err.startswith("error: ") and err.count("\n") == 1, err
+    sentence = err.removesuffix("\n").split("\r")[-1]      # what a progress bar leaves before it
+    assert code == 2 and sentence.startswith("error: ") and "\n" not in sentence, err
     for word in words:
-        assert word in err
+        assert word in sentence
 
 
 @pytest.fixture
 def refused(script, tmp_path, monkeypatch):
-    """Call a script that must refuse in one sentence with these words, and leave all files alone."""
+    """Call a script that must refuse in one sentence with these words and leave all files alone."""
     monkeypatch.chdir(tmp_path)
 
     def call(main, *arguments, says):
@@ -94,41 +95,43 @@ SST = {
     "the id is missing": ("\tname\tsentence\tsentiment\n" + ROW, "line 1", "column id"),
     "the label is missing": ("\tid\tsentence\n0\ta\tthe film\n", "sentiment"),
     "commas instead of tabs": (HEADER.replace("\t", ",") + ROW, "line 1", "tabs"),
-    **{f"a label {label}": (HEADER + ROW + f"1\tb\tthe cat\t{label}\n", "line 3", "sentiment", "0 to 4")
+    **{f"a label {label}": (TOP + f"1\tb\tthe cat\t{label}\n", "line 3", "sentiment", "0 to 4")
        for label in ("5", "-1", "nan", "inf", "good", "1.5")},
-    "a label empty": (HEADER + ROW + "1\tb\tthe cat\t\n", "line 3", "sentiment", "fill"),
-    "no sentence": (HEADER + ROW + "1\tb\t\t3\n", "line 3", "nothing under sentence"),
-    "a sentence of spaces": (HEADER + ROW + "1\tb\t  \t3\n", "line 3", "nothing under sentence"),
-    "no id": (HEADER + ROW + "1\t\tthe cat\t3\n", "line 3", "nothing under id"),
-    "too few cells": (HEADER + ROW + "1\tb\tthe cat\n", "line 3", "3 cells", "4", "mend"),
-    "too many cells": (HEADER + ROW + "1\tb\tthe\tcat\t3\n", "line 3", "5 cells", "4"),
-    "a quote unclosed": (HEADER + ROW + '1\tb\t"the cat\t3\n' + ROW * 3, "line 3", "quote"),
-    "a quote closed far below": (HEADER + ROW + '1\tb\t"the cat\t3\n' + ROW * 30 + '2\tc\tthe cat"\t3\n',
+    "a label empty": (TOP + "1\tb\tthe cat\t\n", "line 3", "sentiment", "fill"),
+    "no sentence": (TOP + "1\tb\t\t3\n", "line 3", "nothing under sentence"),
+    "a sentence of spaces": (TOP + "1\tb\t  \t3\n", "line 3", "nothing under sentence"),
+    "no id": (TOP + "1\t\tthe cat\t3\n", "line 3", "nothing under id"),
+    "too few cells": (TOP + "1\tb\tthe cat\n", "line 3", "3 cells", "4", "mend"),
+    "too many cells": (TOP + "1\tb\tthe\tcat\t3\n", "line 3", "5 cells", "4"),
+    "a quote unclosed": (TOP + '1\tb\t"the cat\t3\n' + ROW * 3, "line 3", "quote"),
+    "a quote closed far below": (TOP + '1\tb\t"the cat\t3\n' + ROW * 30 + '2\tc\tthe cat"\t3\n',
                                  "line 3", "quote"),
-    "a quote closed by the next": (HEADER + ROW + '1\tb\t"the cat\t3\n' + ROW + '2\tc\t"the dog"\t3\n',
+    "a quote closed by the next": (TOP + '1\tb\t"the cat\t3\n' + ROW + '2\tc\t"the dog"\t3\n',
                                    "line 3", "quote"),
-    "text after a quote": (HEADER + ROW + '1\tb\t"the" cat\t3\n', "line 3", "quote"),
-    "a defect below a cell of two lines": (HEADER + '0\ta\t"the\nfilm"\t3\n1\tb\tthe cat\t9\n', "line 4"),
-    "latin-1": ((HEADER + ROW + "1\tb\tcaf\u00e9\t3\n").encode("latin-1"), "line 3", "UTF-8", "save"),
-    "UTF-16": ((HEADER + ROW).encode("utf-16"), "line 1", "UTF-16"),
+    "text after a quote": (TOP + '1\tb\t"the" cat\t3\n', "line 3", "quote"),
+    "a defect below a cell of two lines": (HEADER + '0\ta\t"the\nfilm"\t3\n1\tb\tthe cat\t9\n',
+                                           "line 4"),
+    "latin-1": ((TOP + "1\tb\tcaf\u00e9\t3\n").encode("latin-1"), "line 3", "UTF-8", "save"),
+    "UTF-16": (TOP.encode("utf-16"), "line 1", "UTF-16"),
     "a binary file": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "zero byte", "binary"),
     "an empty file": ("", "is empty", "header"),
     "blank lines only": ("\n\n\n", "is empty"),
     "a header only": (HEADER, "no rows"),
-    "ids twice": (HEADER + ROW + "1\t A \tthe cat\t3\n", "line 3", "line 2", "unique"),
+    "ids twice": (TOP + "1\t A \tthe cat\t3\n", "line 3", "line 2", "unique"),
 }
 PARA = {
-    "no first sentence": (PAIR_HEADER + PAIR + "1\tb\t\tthe book\t1\n", "line 3", "sentence1"),
-    "neither sentence": (PAIR_HEADER + PAIR + "1\tb\t\t\t1\n", "line 3", "sentence1"),
-    "a cell is missing": (PAIR_HEADER + PAIR + "1\tb\tthe film\tthe book\n", "line 3", "cells"),
-    "a label 0.5": (PAIR_HEADER + PAIR + "1\tb\tthe film\tthe book\t0.5\n", "line 3", "is_duplicate"),
+    "no first sentence": (PAIRS + "1\tb\t\tthe book\t1\n", "line 3", "sentence1"),
+    "neither sentence": (PAIRS + "1\tb\t\t\t1\n", "line 3", "sentence1"),
+    "a cell is missing": (PAIRS + "1\tb\tthe film\tthe book\n", "line 3", "cells"),
+    "a label 0.5": (PAIRS + "1\tb\tthe film\tthe book\t0.5\n", "line 3", "is_duplicate"),
 }
 STS = {
     f"a label {label}": ("\tid\tsentence1\tsentence2\tsimilarity\n"
                          f"0\ta\tthe film\tthe book\t{label}\n", "line 2", "similarity", "0 to 5")
     for label in ("5.1", "-0.1", "nan", "close")
 }
-DATA = {f"{task}: {name}": (task, *case) for task, cases in (("sst", SST), ("para", PARA), ("sts", STS))
+DATA = {f"{task}: {name}": (task, *case)
+        for task, cases in (("sst", SST), ("para", PARA), ("sts", STS))
         for name, case in cases.items()}
 
 
@@ -157,7 +160,7 @@ def test_folder_in_a_data_files_place_is_named(refused_training, tmp_path):
     refused_training("--data", tmp_path / "course", says=("ids-sst-train.csv", "cannot be read"))
 
 
-LACKING = PAIR_HEADER + PAIR + "1\tb\tthe cat\t\t0\n2\tc\tthe dog\tthe cat\t\n" + PAIR.replace("a", "d")
+LACKING = PAIRS + "1\tb\tthe cat\t\t0\n2\tc\tthe dog\tthe cat\t\n" + PAIR.replace("a", "d")
 
 
 def written(tmp_path, content):
@@ -171,7 +174,8 @@ def test_quora_rows_without_label_or_second_sentence_are_left_out_with_one_warni
         examples = read_course_file(written(tmp_path, LACKING), TASKS["para"])
     assert [example.id for example in examples] == ["a", "d"]
     message = str(warned[0].message)
-    assert len(warned) == 1 and "2 rows" in message and "line 3, 4" in message and "file.csv" in message
+    assert len(warned) == 1
+    assert "file.csv" in message and "2 rows" in message and "line 3, 4" in message
 
 
 def test_strict_rows_makes_left_out_rows_errors(refused_training, data, tmp_path):
@@ -196,11 +200,11 @@ def read(tmp_path, content, task="sst"):
 
 READ = [("a", "the film is good .", 3.0)]
 GOOD = {
-    "plain": (HEADER + ROW, READ),
-    "a byte order mark": (b"\xef\xbb\xbf" + (HEADER + ROW).encode(), READ),
-    "lines of Windows": ((HEADER + ROW).replace("\n", "\r\n"), READ),
+    "plain": (TOP, READ),
+    "a byte order mark": (b"\xef\xbb\xbf" + TOP.encode(), READ),
+    "lines of Windows": (TOP.replace("\n", "\r\n"), READ),
     "blank lines": (HEADER + "\n" + ROW + "\n\n", READ),
-    "no last line break": ((HEADER + ROW).rstrip("\n"), READ),
+    "no last line break": (TOP.rstrip("\n"), READ),
     "ids in capitals and spaces": (HEADER + ROW.replace("\ta\t", "\t A \t"), READ),
     "other order of columns": ("sentiment\tsentence\tid\n3\tthe film is good .\ta\n", READ),
     "quotes doubled": (HEADER + '0\ta\t"the ""good"" film"\t3\n', [("a", 'the "good" film', 3.0)]),
@@ -211,7 +215,7 @@ GOOD = {
     "no labels": ("\tid\tsentence\n0\ta\tthe film\n", [("a", "the film", None)]),
     "the test file's header": ("0\t\tid\tsentence\n1\t0.0\tA\tthe film\n2\t1.0\tb\tthe cat\n",
                                [("a", "the film", None), ("b", "the cat", None)]),
-    "beyond ASCII": (HEADER + ROW.replace("film", "caf\u00e9 \u5317"), [("a", "the caf\u00e9 \u5317 is good .", 3.0)]),
+    "beyond ASCII": (TOP.replace("film", "caf\u00e9"), [("a", "the caf\u00e9 is good .", 3.0)]),
 }
 
 
@@ -275,44 +279,46 @@ def without(name):
     return lambda folder: (folder / name).unlink()
 
 
+SAFE, BIN, BIAS = "model.safetensors", "pytorch_model.bin", "pooler.dense.bias"
 CHECKPOINTS = {
     "no folder": (shutil.rmtree, "not a folder"),
-    "no weights": (without("model.safetensors"), "model.safetensors"),
+    "no weights": (without(SAFE), SAFE),
     "no configuration": (without("config.json"), "config.json"),
     "no vocabulary": (without("vocab.txt"), "vocab.txt"),
-    "weights corrupt": (content("model.safetensors", b"weights" * 99), "model.safetensors", "fetch"),
-    "weights empty": (content("model.safetensors", b""), "model.safetensors", "fetch"),
-    "weights cut": (partial(cut, name="model.safetensors"), "model.safetensors", "fetch"),
-    ".bin cut": (cut_bin, "pytorch_model.bin", "corrupt"),
-    ".bin of old cut": (partial(cut_bin, _use_new_zipfile_serialization=False), "pytorch_model.bin",
+    "weights corrupt": (content(SAFE, b"weights" * 99), SAFE, "fetch"),
+    "weights empty": (content(SAFE, b""), SAFE, "fetch"),
+    "weights cut": (partial(cut, name=SAFE), SAFE, "fetch"),
+    ".bin cut": (cut_bin, BIN, "corrupt"),
+    ".bin of old cut": (partial(cut_bin, _use_new_zipfile_serialization=False), BIN,
                         "corrupt"),
-    ".bin empty": (partial(weights_only, save=Path.touch), "pytorch_model.bin", "corrupt"),
+    ".bin empty": (partial(weights_only, save=Path.touch), BIN, "corrupt"),
     ".bin of text": (partial(weights_only, save=lambda p: p.write_text("weights")), "corrupt"),
-    ".bin of no tensors": (partial(weights_only, save=partial(torch.save, [1, 2])), "pytorch_model.bin"),
-    ".bin with code": (partial(weights_only, save=lambda p: p.write_bytes(pickle.dumps(Code()))),
-                       "pytorch_model.bin", "code", ".safetensors"),
-    ".bin with code in a zip": (partial(weights_only, save=partial(torch.save, {"weight": Code()})),
-                                "pytorch_model.bin", "code", ".safetensors"),
-    "configuration of no JSON": (content("config.json", b"{hidden_size: 32"), "config.json", "JSON"),
+    ".bin of no tensors": (partial(weights_only, save=partial(torch.save, [1, 2])), BIN),
+    ".bin with code": (partial(weights_only, save=lambda p: p.write_bytes(pickle.dumps(Code(), 2))),
+                       BIN, "code", ".safetensors"),
+    ".bin with code in a zip": (partial(weights_only, save=partial(torch.save, {"a": Code()})),
+                                BIN, "code", ".safetensors"),
+    "configuration of no JSON": (content("config.json", b"{hidden_size: 9"), "config.json", "JSON"),
     "configuration of a list": (content("config.json", b"[]"), "config.json", "list"),
     "configuration in latin-1": (content("config.json", b'{"a": "\xe9"}'), "config.json"),
-    "heads do not divide": (config(num_attention_heads=5), "config.json", "num_attention_heads 5", "32"),
+    "heads do not divide": (config(num_attention_heads=5), "config.json", "heads 5", "32"),
     "no heads": (config(num_attention_heads=0), "num_attention_heads", "1 or more"),
     "activation unknown": (config(hidden_act="swish"), "hidden_act", "swish", "gelu"),
-    "positions relative": (config(position_embedding_type="relative_key"), "relative_key", "absolute"),
+    "positions relative": (config(position_embedding_type="relative_key"), "relative_key",
+                           "absolute"),
     "another model": (config(model_type="roberta"), "model_type", "roberta", "bert"),
     "a size of text": (config(hidden_size="32"), "hidden_size", "'32'", "whole number"),
     "a size of null": (config(hidden_size=None), "hidden_size", "whole number"),
     "a dropout of 1": (config(hidden_dropout_prob=1.0), "hidden_dropout_prob", "below 1"),
     "a layer too many": (config(num_hidden_layers=3), "missing", "encoder.layer.2.", "more"),
     "a layer too few": (config(num_hidden_layers=1), "unexpected", "encoder.layer.1."),
-    "a tensor missing": (tensors(lambda t: t.pop("pooler.dense.bias")), "missing pooler.dense.bias"),
+    "a tensor missing": (tensors(lambda t: t.pop(BIAS)), "missing pooler.dense.bias"),
     "a tensor unexpected": (tensors(lambda t: t.update({"extra.weight": torch.zeros(1)})),
                             "unexpected extra.weight"),
-    "a tensor misshapen": (tensors(lambda t: t.update({"pooler.dense.bias": torch.zeros(3)})),
+    "a tensor misshapen": (tensors(lambda t: t.update({BIAS: torch.zeros(3)})),
                            "pooler.dense.bias [3] instead of [32]"),
-    "a tensor of whole numbers": (tensors(lambda t: t.update({"pooler.dense.bias": torch.zeros(32).long()})),
-                                  "pooler.dense.bias"),
+    "a tensor of whole numbers": (tensors(lambda t: t.update({BIAS: torch.zeros(32).long()})),
+                                  BIAS),
     "a tensor twice": (tensors(lambda t: t.update({"bert.pooler.dense.bias": torch.zeros(32)})),
                        "pooler.dense.bias twice"),
     "[CLS] missing": (lines(lambda v: [token for token in v if token != "[CLS]"]), "lacks [CLS]"),
@@ -320,7 +326,8 @@ CHECKPOINTS = {
     "a token twice": (lines(lambda v: v[:-1] + v[-2:-1]), "vocab.txt", "twice"),
     "vocabulary in latin-1": (content("vocab.txt", b"caf\xe9\n"), "vocab.txt", "UTF-8"),
     "tokenizer.json of no JSON": (content("tokenizer.json", b"{"), "tokenizer.json"),
-    "tokenizer_config.json of no JSON": (content("tokenizer_config.json", b"{"), "tokenizer_config.json"),
+    "tokenizer_config.json of no JSON": (content("tokenizer_config.json", b"{"),
+                                         "tokenizer_config.json"),
 }
 
 
@@ -333,14 +340,14 @@ def test_broken_checkpoint_is_refused(refused_training, checkpoint, tmp_path, ca
     assert not (tmp_path / "code-was-run").exists()
 
 
-@pytest.mark.parametrize("variable", ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}),
-                         ids=lambda variable: next(iter(variable)))
-def test_hub_that_cannot_be_reached_is_one_sentence(flags, tmp_path, variable):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    done = subprocess.run(
-        [sys.executable, ROOT / "train_multitask.py", *map(str, flags), "--bert", "nobody/no-such-bert"],
-        env=environment | {"HF_HOME": str(tmp_path / "hub")} | variable,
-        cwd=tmp_path, capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize("name, value", (("HF_ENDPOINT", "http://127.0.0.1:9"),
+                                         ("HF_HUB_OFFLINE", "1")))
+def test_hub_that_cannot_be_reached_is_one_sentence(flags, tmp_path, name, value):
+    others = {key: text for key, text in os.environ.items() if not key.startswith("HF_")}
+    arguments = (ROOT / "train_multitask.py", *flags, "--bert", "nobody/no-such-bert")
+    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=tmp_path, text=True,
+                          env=others | {"HF_HOME": str(tmp_path / "hub"), name: value},
+                          capture_output=True, timeout=120)
     assert_one_sentence(done.returncode, done.stderr, ("nobody/no-such-bert", "network", "folder"))
     assert not (tmp_path / "out").exists()
 
@@ -378,8 +385,8 @@ FLAGS = {
     "from a folder that is no run": (("--from", "nowhere"), "nowhere", "run.json"),
     "resume with other flags": (("--resume", "nowhere"), "--resume", "--device", "--from"),
     "no folder can be made": (("--out", "/proc/nowhere/run"), "/proc/nowhere/run"),
-    "a name too long": (("--out", "x" * 300), "--out"),
-    "a checkpoint's name too long": (("--bert", "/" + "x" * 300), "not a folder"),
+    "a name too long": (("--out", "x" * 300), "too long"),
+    "a checkpoint's name too long": (("--bert", "/" + "x" * 300), "xxx"),
 }
 
 
@@ -408,7 +415,7 @@ def test_out_below_a_file_is_refused(refused, flags, tmp_path):
 def test_folder_with_other_files_stays_untouched(refused, flags, tmp_path, overwrite):
     (tmp_path / "out" / "model").mkdir(parents=True)
     (tmp_path / "out" / "model" / "thesis.txt").write_text("mine")
-    refused(train_multitask.main, *flags, *overwrite, says=("--out", "left alone", "another folder"))
+    refused(train_multitask.main, *flags, *overwrite, says=("--out", "left alone", "another"))
 
 
 def test_saved_run_is_not_replaced_without_overwrite(refused, flags, runs):
@@ -421,8 +428,16 @@ def test_mistake_beside_overwrite_leaves_the_saved_run(refused, flags, runs):
 
 
 def test_run_is_not_replaced_by_one_that_starts_from_it(refused, flags, runs):
-    refused(train_multitask.main, *flags, "--out", runs / "sst", "--overwrite", "--from", runs / "sst",
-            says=("--from", "--out", "same"))
+    refused(train_multitask.main, *flags, "--out", runs / "sst", "--overwrite",
+            "--from", runs / "sst", says=("--from", "--out", "same"))
+
+
+def with_setting(**values):
+    def change(folder):
+        record = json.loads((folder / "run.json").read_text())
+        record["settings"] |= values
+        (folder / "run.json").write_text(json.dumps(record))
+    return change
 
 
 RECORDS = {
@@ -431,9 +446,9 @@ RECORDS = {
     "record of no JSON": (content("run.json", b"{"), "run.json", "damaged"),
     "record of a list": (content("run.json", b"[]"), "run.json", "damaged"),
     "record of nothing": (content("run.json", b"{}"), "run.json", "damaged"),
-    "record of settings only": (content("run.json", b'{"settings": {}}'), "run.json", "damaged"),
-    "record of an unknown setting": (content("run.json", b'{"settings": {"depth": 3}}'), "run.json"),
-    "record of a wrong setting": (content("run.json", b'{"settings": {"epochs": "3"}}'), "--epochs"),
+    "settings alone": (content("run.json", b'{"settings": {}}'), "run.json", "damaged"),
+    "a setting unknown": (with_setting(depth=3), "run.json", "depth"),
+    "a setting of text": (with_setting(epochs="3"), "run.json", "--epochs"),
 }
 
 
@@ -467,8 +482,8 @@ EVALUATIONS = {
     "second text empty": ("sts", ("--text", "a cat", "--pair", ""), "--pair", "empty"),
     "second text alone": ("sts", ("--pair", "a cat"), "--pair", "--text"),
     "one text for a task of pairs": ("sts", ("--text", "a cat"), "sts", "add --pair"),
-    "two texts for a task of single ones": ("sst", ("--text", "a", "--pair", "b"), "sst", "leave --pair"),
-    "predictions into a file": ("sst", ("--predictions", "saved/sst/run.json"), "cannot be written"),
+    "two texts for a task of single ones": ("sst", ("--text", "a", "--pair", "b"), "sst", "--pair"),
+    "predictions into a file": ("sst", ("--predictions", "saved/sst/run.json"), "cannot be"),
 }
 
 
@@ -483,7 +498,7 @@ PARTS = {
     "no heads": ("heads.safetensors", Path.unlink, "heads.safetensors"),
     "no encoder": ("model/model.safetensors", Path.unlink, "model.safetensors"),
     "no vocabulary": ("model/vocab.txt", Path.unlink, "vocab.txt"),
-    "heads corrupt": ("heads.safetensors", lambda path: path.write_bytes(b"heads"), "heads.safetensors"),
+    "heads corrupt": ("heads.safetensors", content("", b"heads"), "heads.safetensors"),
 }
 
 
@@ -506,59 +521,67 @@ def test_device_that_is_not_there_is_refused_by_evaluate(refused, runs, monkeypa
 
 # ---- a full disk
 
-def full_from(call, count):
-    """`call`, until it has been called `count` times; then the disk is full."""
+def full_after(call, count, then=lambda: None):
+    """`call`, until it has been called `count` times; from then on the disk is full."""
     calls = iter(range(count))
 
     def failing(*arguments):
         if next(calls, None) is None:
+            then()
             raise OSError(28, "No space left on device")
         return call(*arguments)
 
     return failing
 
 
-def assert_full(code, err):
-    last = err.strip().splitlines()[-1]
+def assert_full(code, err, *words):
+    sentence = err.strip().splitlines()[-1].split("\r")[-1]
     assert code == 2 and "Traceback" not in err, err
-    assert last.startswith("error: ") and "No space left" in last
+    assert sentence.startswith("error: ")
+    for word in ("No space left", *words):
+        assert word in sentence
 
 
 @pytest.mark.parametrize("function", ("replace", "fsync"))
-@pytest.mark.parametrize("count", (2, 3, 5, 8, 11, 14, 17))
-def test_full_disk_keeps_the_earlier_saved_state(script, flags, tmp_path, monkeypatch, function, count):
+@pytest.mark.parametrize("count", (1, 2, 3, 5, 6, 7, 8, 9, 11))
+def test_full_disk_keeps_the_earlier_saved_state(script, flags, tmp_path, monkeypatch, function,
+                                                 count):
     out, saved = tmp_path / "out", {}
-    working = getattr(os, function)
+    with monkeypatch.context() as disk:
+        disk.setattr(os, function, full_after(getattr(os, function), count,
+                                              lambda: saved.update(files_in(out))))
+        code, _, err = script(train_multitask.main, *flags, "--steps", 9, "--save-every", 2)
+    assert_full(code, err, str(out))
+    whole = {path: content for path, content in saved.items() if path.suffix != ".part"}
+    assert whole and files_in(out) == whole
 
-    def remember(*arguments):
-        working(*arguments)
-        saved.update({path: path.read_bytes() for path in out.rglob("*") if path.suffix != ".part"
-                      and path.is_file()})
-
-    monkeypatch.setattr(os, function, full_from(remember, count))
-    code, _, err = script(train_multitask.main, *flags, "--steps", 9, "--save-every", 2)
-    assert_full(code, err)
-    monkeypatch.setattr(os, function, working)
-
-    now = files_in(out)
-    assert not [path for path in now if path.suffix == ".part"]
-    assert all(now[path] == content for path, content in saved.items() if path.name != "log.jsonl")
     code, _, err = script(evaluate.main, out, "--predictions", tmp_path / "predictions")
-    assert code == 0 or "--resume" in err
+    assert code == 0 or (code == 2 and "--resume" in err)
     assert script(train_multitask.main, "--resume", out)[0] == 0
     assert script(evaluate.main, out)[0] == 0
 
 
-def test_full_disk_under_the_log_is_one_sentence(script, flags, tmp_path, monkeypatch):
-    def full(path, mode="r", **options):
+def test_full_disk_before_the_first_file_leaves_no_run(script, flags, tmp_path, monkeypatch):
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full_after(os.fsync, 0))
+        code, _, err = script(train_multitask.main, *flags)
+    assert_full(code, err, "run.json")
+    assert not files_in(tmp_path)
+    assert script(train_multitask.main, *flags)[0] == 0
+
+
+def test_full_disk_under_the_log_is_one_sentence(script, flags, monkeypatch):
+    def full(path, mode="r", *more, **options):
         if mode == "a":
             raise OSError(28, "No space left on device")
-        return open(path, mode, **options)
+        return whole(path, mode, *more, **options)
 
-    monkeypatch.setattr("multitask.report.open", full, raising=False)
-    assert_full(*script(train_multitask.main, *flags, "--steps", 2)[::2])
+    whole = open
+    monkeypatch.setattr("builtins.open", full)
+    code, _, err = script(train_multitask.main, *flags, "--steps", 2)
+    assert_full(code, err, "log.jsonl")
 
 
 def test_full_disk_under_predictions_is_one_sentence(refused, runs, monkeypatch):
-    monkeypatch.setattr(os, "fsync", full_from(os.fsync, 0))
+    monkeypatch.setattr(os, "fsync", full_after(os.fsync, 0))
     refused(evaluate.main, runs / "sst", says=("sst-dev-output.csv", "No space left"))
