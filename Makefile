@@ -5,11 +5,7 @@ BIN := .venv/bin
 .PHONY: run test lint bench
 
 run: .venv/ready
-	@test -n "$$PLAINBERT_WEIGHTS" -a -n "$$PLAINBERT_DATA" || { echo "make run needs \
-	PLAINBERT_WEIGHTS (a checkpoint: a folder or a name on the hub) and PLAINBERT_DATA (a folder \
-	with cs224n/ in it); see README.md"; exit 2; }
-	$(BIN)/python train_multitask.py --bert "$$PLAINBERT_WEIGHTS" --data "$$PLAINBERT_DATA/cs224n" \
-		--epochs 1 --out runs/first --overwrite
+	$(BIN)/python train_multitask.py --out runs/first --overwrite
 
 test: .venv/ready
 	$(BIN)/python -m pytest -q

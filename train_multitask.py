@@ -1,5 +1,6 @@
 """Fine-tune one BERT on several tasks at once.
 
+    python train_multitask.py                            # the tiny BERT on the sample in data/
     python train_multitask.py --bert bert-base-uncased --data path/to/cs224n
     python train_multitask.py --tasks sts --pairs separate --head cosine --out runs/sts
     python train_multitask.py --resume runs/sts          # go on with a run that was stopped
@@ -9,48 +10,38 @@ The way of the data: files → token ids → batches → encoder → head → lo
 
 import json
 import math
-import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from bert import Bert, Tokenizer, UserError
 from bert.cli import Parser, StopSignal, UserStop, pick_device, run_script
 from bert.files import write_json
 from bert.log import Log
+from bert.settings import add_flags, anchored, command
+from bert.training import (
+    adamw,
+    progress_bar,
+    read_state,
+    restore,
+    save_state,
+    warmup_then_decay,
+)
 from multitask import runs
 from multitask.data import checksum
 from multitask.evaluation import evaluate, load_split
 from multitask.metrics import choose_by
 from multitask.report import draw_curves, score_line, score_table
 from multitask.sampling import Batches
-from multitask.settings import Settings, add_flags, command
+from multitask.settings import Settings
 from multitask.tasks import TASKS
 
 LOG_EVERY = 10                                               # steps between two looks at the losses
-
-
-def make_optimizer(model, settings):
-    """AdamW in four groups: encoder and heads have each their learning rate; only matrices
-    decay."""
-    groups, lr = [], settings.lr or 0.0384 / model.bert.config.hidden_size
-    for part, rate in ((model.bert, lr), (model.heads, settings.head_lr)):
-        for decays in (True, False):
-            parameters = [p for p in part.parameters() if (p.dim() > 1) == decays]
-            groups.append({"params": parameters, "peak": rate,
-                           "weight_decay": settings.weight_decay if decays else 0.0})
-    return torch.optim.AdamW(groups, lr=0.0, fused=True)
-
-
-def warmup_then_decay(step, steps, warmup):
-    """The learning rate's factor in this step: up in a line over the first `warmup` fraction, then
-    down in a line to nothing (Devlin et al. 2019, appendix A.2). Steps count from 1."""
-    rising = warmup * steps
-    return min(step / rising if rising else 1.0, (steps - step + 1) / (steps - max(rising, 1) + 1))
+LAST = Path("last", "state.pt")                              # in the run: the state to resume from
 
 
 def load_data(settings, tokenizer):
@@ -98,20 +89,26 @@ def train(settings, folder, record=None, state=None):
     model, tokenizer = load_model(settings)
     data, checksums = load_data(settings, tokenizer)
     dev = {task: {n: s for n, s in splits.items() if n != "train"} for task, splits in data.items()}
-    optimizer = make_optimizer(model.to(device), settings)
+    lr = settings.lr or 0.0384 / model.bert.config.hidden_size
+    optimizer = adamw([(model.to(device).bert, lr), (model.heads, settings.head_lr)],
+                      settings.weight_decay)
     batches = {task: Batches(len(splits["train"]), settings.batch_size, settings.seed)
                for task, splits in data.items()}
     epoch_steps = max(map(len, batches.values()))
-    steps = settings.steps or settings.epochs * epoch_steps
+    epochs = settings.epochs or max(3, round(500 / epoch_steps))
+    steps = settings.steps or epochs * epoch_steps
     torch.manual_seed(settings.seed)                         # of dropout
     record = prepare_folder(folder, settings, checksums, record)
     now = {"step": 0, "best": -math.inf, "best_step": 0, "seconds": 0.0}
     if state is not None:
-        now = runs.restore(state, model, optimizer, batches)
+        restore(state, model, optimizer)
+        now = state["now"]
+        for task, stream in batches.items():
+            stream.load_state_dict(state["batches"][task])
     log = Log(folder / "log.jsonl", now["step"])
     began = time.perf_counter() - now["seconds"]
 
-    with StopSignal() as stop, progress_bar(steps, now["step"]) as bar:
+    with StopSignal() as stop, progress_bar("train", steps, "step", now["step"]) as bar:
         for step in range(now["step"] + 1, steps + 1):
             model.train()
             for group in optimizer.param_groups:
@@ -142,16 +139,12 @@ def train(settings, folder, record=None, state=None):
                 bar.write(score_line(step / epoch_steps, scores, better))
             if at_end or stop.asked or (settings.save_every and step % settings.save_every == 0):
                 now |= {"step": step, "seconds": time.perf_counter() - began}
-                runs.save_last(folder, model, optimizer, batches, **now)
+                save_state(folder / LAST, model, optimizer, now=now, batches={
+                    task: stream.state_dict() for task, stream in batches.items()})
             if stop.asked and step < steps:
                 raise UserStop(f"stopped after step {step} of {steps}; go on with: "
                                f"python train_multitask.py --resume {folder}")
     finish(folder, record, now, log)
-
-
-def progress_bar(steps, done):
-    return tqdm(total=steps, initial=done, desc="train", unit="step",
-                mininterval=0.5 if sys.stderr.isatty() else 30)
 
 
 def prepare_folder(folder, settings, checksums, record):
@@ -162,6 +155,9 @@ def prepare_folder(folder, settings, checksums, record):
     if record["data"] != checksums:
         raise UserError(f"the files in {settings.data} are no longer those that the run {folder} "
                         f"began with, so it cannot go on; start a new run")
+    if record["versions"]["threads"] != torch.get_num_threads():
+        warnings.warn(f"the run began with {record['versions']['threads']} threads and goes on "
+                      f"with {torch.get_num_threads()}: last digits will differ", stacklevel=2)
     return record
 
 
@@ -187,7 +183,7 @@ def report(folder, record):
 def parse(arguments):
     parser = Parser(description=__doc__)
     parser.add_argument("--resume", metavar="RUN", help="go on with a stopped run, as it was set")
-    add_flags(parser)
+    add_flags(parser, Settings)
     return vars(parser.parse_args(arguments))
 
 
@@ -198,7 +194,7 @@ def main(arguments=None):
         settings = Settings(**given)
         folder = runs.choose_folder(settings)
         print(f"python train_multitask.py {command(settings)}\n")
-        return train(runs.anchored(settings), folder)
+        return train(anchored(settings, "bert", "data", "from_run"), folder)
     if set(given) - {"device", "save_every"}:
         raise UserError("--resume goes on by the run's own settings; only --device and "
                         "--save-every may stand beside it. To start from a run with others, use "
@@ -208,7 +204,7 @@ def main(arguments=None):
     if record["complete"]:
         print(f"{folder} is complete: nothing is left to do\n{report(folder, record)}")
         return None
-    state = runs.read_last(folder)
+    state = read_state(folder / LAST)
     settings = replace(settings, **given)
     if state is None:                                     # killed before the first save: begin anew
         return train(settings, folder)

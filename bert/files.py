@@ -77,6 +77,26 @@ def _from_hub(name, required, optional):
                         "folder") from error
 
 
+def read_utf8(path):
+    """A file's text; where it is none, UserError with the line."""
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; check the name") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if b"\0" in content:
+        line = content[:content.index(b"\0")].count(b"\n") + 1
+        raise UserError(f"{path} line {line} holds a zero byte; this is a binary file (or UTF-16), "
+                        f"not text in UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[:error.start].count(b"\n") + 1
+        raise UserError(f"{path} line {line} is not UTF-8 (byte 0x{content[error.start]:02x}); "
+                        f"save the file in UTF-8") from error
+
+
 def read_tensors(path):
     """{name: tensor} from a .safetensors file, or from a .bin file that holds weights and no
     code."""

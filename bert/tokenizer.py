@@ -75,15 +75,17 @@ class Tokenizer:
                 file.write(content)
 
     def encode(self, texts, pairs=None, max_length=None):
-        """Token ids and token types, one list of each a text (or pair of texts), `[CLS]` and
-        `[SEP]` among them. What is longer than `max_length` (default: the model's limit) loses
-        tokens from the end of its longer text; one warning counts how many texts were cut."""
+        """Token ids and token types, one list of each a text (or pair of texts; None: no partner),
+        `[CLS]` and `[SEP]` among them. What is longer than `max_length` (default: the model's
+        limit) loses tokens from the end of its longer text; one warning counts how many texts were
+        cut."""
         if pairs is not None and len(pairs) != len(texts):
             raise UserError(f"{len(texts)} texts but {len(pairs)} pairs; every text needs its "
                             "partner")
         limit = min(max_length or self.limit, self.limit)
         self.backend.enable_truncation(limit, strategy="longest_first")
-        encodings = self.backend.encode_batch(list(texts if pairs is None else zip(texts, pairs)))
+        rows = zip(texts, pairs or [None] * len(texts))
+        encodings = self.backend.encode_batch([a if b is None else (a, b) for a, b in rows])
         cut = sum(bool(encoding.overflowing) for encoding in encodings)
         if cut:
             warnings.warn(f"{cut:,} of {len(encodings):,} texts were longer than {limit} tokens "

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from bert import Layout, UserError
+from bert.files import read_utf8
 
 
 class Example(NamedTuple):
@@ -76,22 +77,7 @@ def read_course_file(path, task, strict_rows=False):
 
 def _rows(path):
     """(line number, cells) of every row; a quoted cell may go over several lines."""
-    try:
-        content = Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; check --data and --tasks") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if b"\0" in content:
-        line = content[:content.index(b"\0")].count(b"\n") + 1
-        raise UserError(f"{path} line {line} holds a zero byte; this is a binary file (or UTF-16), "
-                        f"not tab-separated text in UTF-8")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[:error.start].count(b"\n") + 1
-        raise UserError(f"{path} line {line} is not UTF-8 (byte 0x{content[error.start]:02x}); "
-                        f"save the file in UTF-8") from error
+    text = read_utf8(path)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
     start = 1
     try:

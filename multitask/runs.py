@@ -9,7 +9,7 @@
 import json
 import platform
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import torch
 
 from bert import Bert, Tokenizer, UserError
 from bert.checkpoint import check_names_and_shapes, save_bert
-from bert.files import read_metadata, read_tensors, write_json, write_tensors, writing
+from bert.files import read_metadata, read_tensors, write_json, write_tensors
 from multitask.data import checksum
 from multitask.evaluation import write_predictions
 from multitask.model import MultitaskModel, build_head
@@ -49,13 +49,6 @@ def choose_folder(settings):
             raise UserError(f"--from {folder} and --out {folder} are the same run; choose another "
                             "--out")
     return folder
-
-
-def anchored(settings):
-    """The same settings with absolute paths, so that the run opens from any working directory."""
-    paths = {name: str(Path(value).expanduser().resolve()) for name in ("bert", "data", "from_run")
-             if (value := getattr(settings, name)) and Path(value).expanduser().is_dir()}
-    return replace(settings, **paths)
 
 
 def start(folder, record):
@@ -92,44 +85,6 @@ def save_best(folder, model, tokenizer, scores, splits, predictions):
     write_json(folder / "metrics.json", scores)
 
 
-def save_last(folder, model, optimizer, batches, **progress):
-    """Write the state to resume from: one dictionary of all that has a state, in one file."""
-    state = {
-        "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-        "batches": {task: stream.state_dict() for task, stream in batches.items()},
-        "random": torch.get_rng_state(), "random_cuda": torch.cuda.get_rng_state_all(), **progress,
-    }
-    with writing(folder / "last" / "state.pt") as file:
-        try:
-            torch.save(state, file)
-        except RuntimeError as error:                        # torch's word for a full disk
-            raise OSError(0, " ".join(str(error).split())[:150]) from error
-
-
-def restore(state, model, optimizer, batches):
-    """Put back what save_last wrote → its progress."""
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    for task, stream in batches.items():
-        stream.load_state_dict(state["batches"][task])
-    torch.set_rng_state(state["random"])
-    if len(state["random_cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["random_cuda"])
-    return {name: state[name] for name in ("step", "best", "best_step", "seconds")}
-
-
-def read_last(folder):
-    """The state to resume from, or None where none was saved yet."""
-    path = folder / "last" / "state.pt"
-    if not path.is_file():
-        return None
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}); start the run anew with "
-                        f"--overwrite") from error
-
-
 def read_record(folder):
     """→ run.json's fields and its Settings."""
     path = Path(folder) / "run.json"
@@ -137,7 +92,7 @@ def read_record(folder):
         raise UserError(f"{folder} is not a saved run: it has no run.json")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        absent = {"settings", "edits", "complete", "data", "times"} - set(record)
+        absent = {"settings", "edits", "complete", "data", "times", "versions"} - set(record)
         if absent:
             raise KeyError(*sorted(absent))
         return record, Settings(**record["settings"])

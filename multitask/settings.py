@@ -1,23 +1,19 @@
 """Every setting of a training run, once: the dataclass is the default, the flag and the help
 text."""
 
-import argparse
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 
 from bert import UserError
 from bert.cli import did_you_mean
+from bert.settings import check, setting
 from multitask.heads import HEADS
 from multitask.model import READS
 from multitask.tasks import TASKS
 
 
-def setting(default, help, choices=None, least=None):
-    return field(default=default, metadata={"help": help, "choices": choices, "least": least})
-
-
 @dataclass
 class Settings:
-    bert: str = setting("bert-base-uncased", "checkpoint to start from: a folder or a hub name")
+    bert: str = setting("tiny", "checkpoint to start from: a folder, a name on the hub, or tiny")
     data: str = setting("data", "folder with the course's files (ids-sst-train.csv, …)")
     tasks: str = setting("sst,para,sts", f"tasks to learn together, of {', '.join(TASKS)}")
     pairs: str = setting("joint", "two sentences in one sequence, or each in its own",
@@ -25,8 +21,9 @@ class Settings:
     read: str = setting("cls", "what heads read of the encoder", READS)
     head: str = setting("linear", f"kind of head ({', '.join(HEADS)}) of all tasks, or of some, "
                                   f"as in sts=cosine,sst=mlp (the others: linear)")
-    head_dropout: float = setting(0.3, "dropout in mlp heads", least=0)
-    epochs: int = setting(3, "passes over the longest task; the others are cycled", least=1)
+    head_dropout: float = setting(0.3, "dropout in mlp heads", least=0, most=1)
+    epochs: int = setting(0, "passes over the longest task, the others being cycled (0: 3, or on "
+                             "small data as many as make 500 steps)", least=0)
     steps: int = setting(0, "stop after this many steps instead (0: go by --epochs)", least=0)
     limit: int = setting(0, "use only the first N examples of each file (0: all)", least=0)
     batch_size: int = setting(32, "examples of each task in a step", least=1)
@@ -36,7 +33,8 @@ class Settings:
     warmup: float = setting(0.1, "fraction of the steps in which the learning rate rises", least=0)
     weight_decay: float = setting(0.01, "AdamW's, on matrices only", least=0)
     clip: float = setting(1.0, "largest norm of the gradient (0: any)", least=0)
-    seed: int = setting(0, "of heads, dropout and the order of examples", least=0)
+    seed: int = setting(0, "of heads, dropout and the order of examples", least=0,
+                        most=2 ** 32)
     device: str = setting("auto", "auto takes CUDA where there is one", ("auto", "cuda", "cpu"))
     precision: str = setting("auto", "auto: bf16 on CUDA, else fp32; weights stay fp32",
                              ("auto", "fp32", "bf16"))
@@ -47,15 +45,12 @@ class Settings:
     strict_rows: bool = setting(False, "rows that a task may leave out are errors")
     out: str = setting("", "folder of this run (default: runs/<checkpoint>-<number>)")
     overwrite: bool = setting(False, "replace the run that is in --out")
-    from_run: str = setting("", "start from a saved run instead of --bert")
+    from_run: str = setting("", "start from a saved run instead of --bert", flag="--from")
 
     def __post_init__(self):
-        for f in fields(self):
-            check(f, getattr(self, f.name))
-        if self.warmup > 1 or self.head_dropout >= 1:
-            raise UserError("--warmup must be at most 1, and --head-dropout below 1")
-        if self.seed >= 2**32:
-            raise UserError(f"--seed is {self.seed}; it must be below 2**32")
+        check(self)
+        if self.warmup > 1:
+            raise UserError(f"--warmup is {self.warmup}; it is a fraction, at most 1")
         self.head_kinds  # noqa: B018  raises where a task or kind is unknown
 
     @property
@@ -81,48 +76,3 @@ class Settings:
                                 f"({', '.join(kinds)})")
             kinds.update({task: kind} if equals else dict.fromkeys(kinds, kind))
         return kinds
-
-
-def check(f, value):
-    """UserError where a value is of another type, below its least value or not among its
-    choices."""
-    flag, numbers = flag_of(f), (int, float)
-    right = isinstance(value, numbers if f.type is float else f.type)
-    if not right or (isinstance(value, bool) and f.type is not bool):
-        raise UserError(f"{flag} is {value!r}; it must be a {f.type.__name__}")
-    if f.metadata["least"] is not None and not f.metadata["least"] <= value < float("inf"):
-        raise UserError(f"{flag} is {value}; it must be {f.metadata['least']} or more")
-    if f.metadata["choices"] and value not in f.metadata["choices"]:
-        raise UserError(f"{flag} is {value!r}; it must be one of "
-                        f"{', '.join(f.metadata['choices'])}")
-
-
-def flag_of(f):
-    return "--from" if f.name == "from_run" else "--" + f.name.replace("_", "-")
-
-
-def add_flags(parser):
-    """One flag for each field of Settings."""
-    for f in fields(Settings):
-        options = {"dest": f.name, "default": argparse.SUPPRESS, "help": f.metadata["help"]}
-        if f.type is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        else:
-            options |= {"type": f.type, "choices": f.metadata["choices"],
-                        "metavar": None if f.metadata["choices"] else f.type.__name__.upper()}
-            if f.default not in ("", 0):
-                default = f"{f.default:g}" if f.type is float else f.default
-                options["help"] += f" (default: {default})"
-        parser.add_argument(flag_of(f), **options)
-
-
-def command(settings):
-    """The flags, without defaults, that make these settings."""
-    words = []
-    for f in fields(Settings):
-        value = getattr(settings, f.name)
-        if value != f.default:
-            words += [flag_of(f)] + ([] if value is True else [str(value)])
-    return " ".join(words)
-
-

@@ -192,10 +192,8 @@ def test_hub_model_is_fetched_once_and_then_opens_offline(hub, tmp_path):
     assert offline.stdout == "32 31\n", offline.stderr
 
 
-UNREACHABLE = [{}, {"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}]
-
-
-@pytest.mark.parametrize("environment", UNREACHABLE, ids=["no such model", "offline", "no hub"])
+@pytest.mark.parametrize("environment", [{}, {"HF_HUB_OFFLINE": "1"}],
+                         ids=["no such model", "offline"])
 def test_hub_model_that_cannot_be_had_is_one_sentence(hub, tmp_path, environment):
     process = load_by_name("someone/smal-bert",
                            **{"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path)} | environment)

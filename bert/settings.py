@@ -1,0 +1,75 @@
+"""Settings of a script, once: the fields of a dataclass are the defaults, the flags and the help.
+
+    @dataclass
+    class Settings:
+        lr: float = setting(1e-3, "highest learning rate", least=0)
+
+        def __post_init__(self):
+            check(self)
+"""
+
+import argparse
+import math
+from dataclasses import field, fields, replace
+from pathlib import Path
+
+from bert.errors import UserError
+
+
+def setting(default, help, choices=None, least=None, most=math.inf, **metadata):
+    """A field; `least` is allowed, `most` is not. Further metadata is the script's own."""
+    limits = {"help": help, "choices": choices, "least": least, "most": most}
+    return field(default=default, metadata=limits | metadata)
+
+
+def flag_of(f):
+    return f.metadata.get("flag") or "--" + f.name.replace("_", "-")
+
+
+def check(settings):
+    """UserError where a value is of another type, outside its limits or not among its choices."""
+    for f in fields(settings):
+        flag, value, limits = flag_of(f), getattr(settings, f.name), f.metadata
+        types = (int, float) if f.type is float else f.type
+        if not isinstance(value, types) or (isinstance(value, bool) and f.type is not bool):
+            raise UserError(f"{flag} is {value!r}; it must be a {f.type.__name__}")
+        if limits["least"] is not None and not limits["least"] <= value < limits["most"]:
+            below = f" and below {limits['most']:g}" if limits["most"] < math.inf else ""
+            raise UserError(f"{flag} is {value}; it must be {limits['least']} or more{below}")
+        if limits["choices"] and value not in limits["choices"]:
+            raise UserError(f"{flag} is {value!r}; it must be one of "
+                            f"{', '.join(limits['choices'])}")
+
+
+def add_flags(parser, settings_class):
+    """One flag for each field. What is parsed holds only the flags that were given."""
+    for f in fields(settings_class):
+        options = {"dest": f.name, "default": argparse.SUPPRESS, "help": f.metadata["help"]}
+        if f.type is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            choices = f.metadata["choices"]
+            options |= {"type": f.type, "choices": choices,
+                        "metavar": None if choices else f.type.__name__.upper()}
+            if f.default not in ("", 0):
+                default = f"{f.default:g}" if f.type is float else f.default
+                options["help"] += f" (default: {default})"
+        parser.add_argument(flag_of(f), **options)
+
+
+def command(settings):
+    """The flags, without defaults, that make these settings."""
+    words = []
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        if value != f.default:
+            words += [flag_of(f)] + ([] if value is True else [str(value)])
+    return " ".join(words)
+
+
+def anchored(settings, *names):
+    """The same settings with these paths absolute, so that a run opens from any working directory.
+    What is no path here (a name on the hub) stays as it is."""
+    paths = {name: Path(getattr(settings, name)).expanduser() for name in names
+             if getattr(settings, name)}
+    return replace(settings, **{n: str(p.resolve()) for n, p in paths.items() if p.exists()})

@@ -1,0 +1,64 @@
+"""What every training loop here needs beside its loop: the schedule, the groups of the optimizer,
+and the state from which a stopped run goes on."""
+
+import sys
+
+import torch
+from tqdm import tqdm
+
+from bert.errors import UserError
+from bert.files import writing
+
+
+def warmup_then_decay(step, steps, warmup):
+    """The learning rate's factor in this step: up in a line over the first `warmup` fraction, then
+    down in a line to nothing (Devlin et al. 2019, appendix A.2). Steps count from 1."""
+    rising = warmup * steps
+    up = step / rising if rising else 1.0
+    return min(up, (steps - step + 1) / (steps - max(rising, 1) + 1))
+
+
+def adamw(parts, weight_decay):
+    """AdamW over [(module, highest learning rate)]; only matrices decay. Each group has its "peak",
+    of which the loop sets "lr" in every step."""
+    groups = [{"params": [p for p in module.parameters() if (p.dim() > 1) == matrices],
+               "peak": peak, "weight_decay": weight_decay if matrices else 0.0}
+              for module, peak in parts for matrices in (True, False)]
+    return torch.optim.AdamW(groups, lr=0.0, fused=True)
+
+
+def save_state(path, model, optimizer, **more):
+    """Write the state to resume from: one dictionary of all that has a state, in one file."""
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+             "random": torch.get_rng_state(), "random_cuda": torch.cuda.get_rng_state_all(), **more}
+    with writing(path) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:                        # torch's word for a full disk
+            raise OSError(0, " ".join(str(error).split())[:150]) from error
+
+
+def read_state(path):
+    """What save_state wrote, or None where nothing was saved yet."""
+    if not path.is_file():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}); start the run anew with "
+                        f"--overwrite") from error
+
+
+def restore(state, model, optimizer):
+    """Put back weights, optimizer and random states."""
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"])
+    if len(state["random_cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["random_cuda"])
+
+
+def progress_bar(what, total, unit, done=0):
+    """tqdm, which in a file instead of on a screen writes a line only now and then."""
+    return tqdm(total=total, initial=done, desc=what, unit=unit,
+                mininterval=0.5 if sys.stderr.isatty() else 30)
