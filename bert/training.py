@@ -58,7 +58,7 @@ def restore(state, model, optimizer):
         torch.cuda.set_rng_state_all(state["random_cuda"])
 
 
-def progress_bar(what, total, unit, done=0):
+def progress_bar(what, total, unit, done=0, leave=True):
     """tqdm, which in a file instead of on a screen writes a line only now and then."""
-    return tqdm(total=total, initial=done, desc=what, unit=unit,
+    return tqdm(total=total, initial=done, desc=what, unit=unit, leave=leave,
                 mininterval=0.5 if sys.stderr.isatty() else 30)

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from bert import UserError
 from bert.files import writing
+from bert.training import progress_bar
 from multitask.data import tokenise
 from multitask.metrics import summary
 from multitask.tasks import TASKS
@@ -44,7 +44,7 @@ def evaluate(model, splits, device, autocast):
     brackets."""
     scores, predictions = {}, {}
     total = sum(len(split) for named in splits.values() for split in named.values())
-    with tqdm(total=total, desc="evaluate", unit="example", leave=False) as bar:
+    with progress_bar("evaluate", total, "example", leave=False) as bar:
         for task, named in splits.items():
             for number, (name, split) in enumerate(named.items()):
                 outputs = run_split(model, task, split, device, autocast, bar)
