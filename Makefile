@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: run test lint bench
 
 run: .venv/ready
-	$(BIN)/python train_multitask.py --out runs/first --overwrite
+	$(BIN)/python train_multitask.py --out runs/tiny --overwrite
 
 test: .venv/ready
 	$(BIN)/python -m pytest -q

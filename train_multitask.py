@@ -49,13 +49,13 @@ def load_data(settings, tokenizer):
     if not Path(settings.data).is_dir():
         raise UserError(f"--data {settings.data} is not a folder; it must hold the course's files, "
                         f"{TASKS[settings.task_names[0]].files['train']} for one")
-    splits, checksums = {}, {}
+    splits, checksums = {}, {"tokenizer": checksum(tokenizer.backend.to_str().encode())}
     for task in settings.task_names:
         names = ("train", *TASKS[task].dev_sets)
         splits[task] = {name: load_split(task, name, settings.data, tokenizer, settings,
                                          settings.limit) for name in names}
         files = [TASKS[task].files[name] for name in names]
-        checksums |= {file: checksum(Path(settings.data) / file) for file in files}
+        checksums |= {file: checksum((Path(settings.data) / file).read_bytes()) for file in files}
     return splits, checksums
 
 
@@ -73,7 +73,8 @@ def load_model(settings):
         for task, head in model.heads.items():
             new = head.state_dict()
             old = saved.heads[task].state_dict() if task in saved.heads else {}
-            fits = {k: v.shape for k, v in old.items()} == {k: v.shape for k, v in new.items()}
+            fits = ((saved.pairs, saved.read) == (settings.pairs, settings.read) and
+                    {k: v.shape for k, v in old.items()} == {k: v.shape for k, v in new.items()})
             head.load_state_dict(old if fits else new)
             print(f"{task}: {'its head in the run' if fits else 'a new head'}")
     if tokenizer.vocab_size > model.bert.config.vocab_size:
@@ -89,9 +90,9 @@ def train(settings, folder, record=None, state=None):
     model, tokenizer = load_model(settings)
     data, checksums = load_data(settings, tokenizer)
     dev = {task: {n: s for n, s in splits.items() if n != "train"} for task, splits in data.items()}
+    model.to(device)
     lr = settings.lr or 0.0384 / model.bert.config.hidden_size
-    optimizer = adamw([(model.to(device).bert, lr), (model.heads, settings.head_lr)],
-                      settings.weight_decay)
+    optimizer = adamw([(model.bert, lr), (model.heads, settings.head_lr)], settings.weight_decay)
     batches = {task: Batches(len(splits["train"]), settings.batch_size, settings.seed)
                for task, splits in data.items()}
     epoch_steps = max(map(len, batches.values()))
@@ -99,6 +100,8 @@ def train(settings, folder, record=None, state=None):
     steps = settings.steps or epochs * epoch_steps
     torch.manual_seed(settings.seed)                         # of dropout
     record = prepare_folder(folder, settings, checksums, record)
+    record["resolved"] = {"lr": lr, "steps": steps, "device": str(device)}
+    print(f"{steps:,} steps, {epoch_steps:,} an epoch; learning rate {lr:g}; on {device}\n")
     now = {"step": 0, "best": -math.inf, "best_step": 0, "seconds": 0.0}
     if state is not None:
         restore(state, model, optimizer)
@@ -127,10 +130,12 @@ def train(settings, folder, record=None, state=None):
 
             bar.update()
             if step % LOG_EVERY == 0 or step == steps:
-                bar.set_postfix(log.write_losses(step, time.perf_counter() - began))
+                bar.set_postfix(log.write_losses(step, time.perf_counter() - began), refresh=False)
             at_end = step % epoch_steps == 0 or step == steps
             if at_end:
                 scores, predictions = evaluate(model, dev, device, autocast)
+                if not math.isfinite(choose_by(scores)):
+                    raise UserError(f"a dev score of step {step} is not finite; lower --lr")
                 log.write(step=step, dev=scores, seconds=round(time.perf_counter() - began, 1))
                 better = choose_by(scores) > now["best"]
                 if better:
@@ -153,8 +158,9 @@ def prepare_folder(folder, settings, checksums, record):
         record = runs.new_record(settings, checksums)
         runs.start(folder, record)
     if record["data"] != checksums:
-        raise UserError(f"the files in {settings.data} are no longer those that the run {folder} "
-                        f"began with, so it cannot go on; start a new run")
+        changed = [name for name in checksums if record["data"].get(name) != checksums[name]]
+        raise UserError(f"{', '.join(changed)} changed since the run {folder} began, so it cannot "
+                        f"go on; start a new run (its data is {settings.data})")
     if record["versions"]["threads"] != torch.get_num_threads():
         warnings.warn(f"the run began with {record['versions']['threads']} threads and goes on "
                       f"with {torch.get_num_threads()}: last digits will differ", stacklevel=2)
@@ -191,6 +197,8 @@ def main(arguments=None):
     given = parse(arguments)
     resumed = given.pop("resume")
     if resumed is None:
+        if {"bert", "from_run"} <= set(given):
+            raise UserError("--bert and --from both say where to start; give one of them")
         settings = Settings(**given)
         folder = runs.choose_folder(settings)
         print(f"python train_multitask.py {command(settings)}\n")

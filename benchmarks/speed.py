@@ -5,8 +5,10 @@ turn.
     python benchmarks/speed.py                          # needs PLAINBERT_WEIGHTS and PLAINBERT_DATA
 
 Both sides start from lists of token ids, and both train with fused AdamW and the same clipping.
-transformers pads each batch to its longest sentence and takes its files in their own order. """
+transformers pads each batch to its longest sentence and takes its files in their own order.
+"""
 
+import copy
 import os
 import statistics
 import sys
@@ -36,7 +38,8 @@ class Peer(nn.Module):
 
     def __init__(self, weights, heads):
         super().__init__()
-        self.bert = transformers.BertModel.from_pretrained(weights, attn_implementation="sdpa")
+        self.bert = transformers.BertModel.from_pretrained(weights, attn_implementation="sdpa",
+                                                           add_pooling_layer=False)
         self.heads = heads
 
     def forward(self, task, batch):
@@ -110,6 +113,8 @@ def report(what, examples, ours, theirs):
 
 
 def main():
+    if not {"PLAINBERT_WEIGHTS", "PLAINBERT_DATA"} <= set(os.environ):
+        sys.exit("set PLAINBERT_WEIGHTS and PLAINBERT_DATA; README.md says to what")
     weights, data = os.environ["PLAINBERT_WEIGHTS"], Path(os.environ["PLAINBERT_DATA"]) / "cs224n"
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -118,7 +123,7 @@ def main():
     settings = Settings(bert=weights, data=str(data))
     tokenizer = Tokenizer.from_pretrained(weights)
     ours = runs.build_model(Bert.from_pretrained(weights), settings)
-    peer = Peer(weights, ours.heads)
+    peer = Peer(weights, copy.deepcopy(ours.heads))
     compare_evaluation(ours, peer, {task: load_split(task, "dev", data, tokenizer, settings)
                                     for task in settings.task_names})
     compare_training(ours, peer, load_split("sst", "train", data, tokenizer, settings))

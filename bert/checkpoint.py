@@ -51,8 +51,8 @@ def rename(name, table):
 def plain_name(name):
     """Their name as it is today: without the `bert.` prefix, LayerNorms with weight and bias."""
     name = name.removeprefix("bert.")
-    module, _, last = name.rpartition(".")
-    return f"{module}.{LEGACY.get(last, last)}"
+    module, dot, last = name.rpartition(".")
+    return f"{module}{dot}{LEGACY.get(last, last)}"
 
 
 def read_checkpoint(folder):
@@ -120,4 +120,6 @@ def save_bert(bert, folder):
     check_names_and_shapes(f"the model to be saved in {folder}", expected, bert.state_dict())
     tensors = {rename(name, TO_THEIRS): tensor for name, tensor in bert.state_dict().items()}
     write_tensors(folder / "model.safetensors", tensors)
-    write_json(folder / "config.json", bert.config.to_dict())
+    fields = bert.config.to_dict() | {"dtype": "float32"}    # what is written, whatever was read
+    fields.pop("torch_dtype", None)                          # its older name
+    write_json(folder / "config.json", fields)

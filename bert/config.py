@@ -61,7 +61,7 @@ class BertConfig:
         if self.hidden_size % self.num_attention_heads:
             raise UserError(f"num_attention_heads {self.num_attention_heads} does not divide "
                             f"hidden_size {self.hidden_size}; every head needs the same size")
-        if self.hidden_act not in ACTIVATIONS:
+        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACTIVATIONS:
             raise UserError(f"hidden_act {self.hidden_act!r} is unknown; known are "
                             f"{sorted(ACTIVATIONS)}")
         if self.pad_token_id >= self.vocab_size:

@@ -65,8 +65,11 @@ def _from_hub(name, required, optional):
                        else "is not in the cache, and the hub was not reached")
                 raise UserError(f"{name!r} is not a local folder, and the hub's model of that name "
                                 f"{why}; check the name and the network, or give a folder")
+        online = reached
         for file in optional:
             fetch(file)
+        if online and not reached:                       # or a cased model would be lower-cased
+            raise UserError(f"the hub broke off while {name!r} was fetched; try again")
         return folder
     except UserError:
         raise
@@ -120,7 +123,8 @@ def read_tensors(path):
         raise UserError(f"{path} is corrupt or cut short ({reason}); fetch it again") from error
     values = tensors.values() if isinstance(tensors, dict) else [None]
     if not all(isinstance(value, torch.Tensor) for value in values):
-        raise UserError(f"{path} holds {type(tensors).__name__}, not a dictionary of tensors")
+        raise UserError(f"{path} holds something other than a dictionary of tensors; it is no "
+                        f"file of weights")
     return tensors
 
 

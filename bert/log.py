@@ -26,7 +26,7 @@ class Log:
         """Means since the last line → {task: mean}. Reading them makes a GPU finish its work."""
         means = {task: float(loss) / (step - self.last) for task, loss in self.sums.items()}
         if not all(map(math.isfinite, means.values())):
-            raise UserError(f"a loss is no number any more at step {step} ({means}); lower --lr")
+            raise UserError(f"a loss is no longer finite at step {step} ({means}); lower --lr")
         self.sums, self.last = {}, step
         self.write(step=step, loss=means, seconds=round(seconds, 1))
         return means

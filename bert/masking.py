@@ -118,7 +118,10 @@ class Batch(NamedTuple):
 
     def to(self, device):
         """All but the lines' numbers on another device."""
-        return Batch(self.lines, *(part.to(device) for part in self[1:]))
+        if device.type == "cpu":
+            return self
+        return Batch(self.lines, *(part.pin_memory().to(device, non_blocking=True)
+                                   for part in self[1:]))
 
 
 def masked_batch(text, lines, masking, generator=None):

@@ -8,7 +8,8 @@ longest sequence, N = real tokens of the whole batch, hidden (H) = hidden_size, 
 Hidden states live as one matrix [N, H] without padding (bert/layout.py); `forward` returns them
 padded.
 
-Left out: decoders, relative positions, cross attention, gradient checkpointing. """
+Left out: decoders, relative positions, cross attention, gradient checkpointing.
+"""
 
 import math
 from typing import NamedTuple
@@ -167,6 +168,10 @@ class Bert(nn.Module):
         if not isinstance(layout, Layout):
             mask = torch.ones_like(given[..., :1].flatten(1) if given.dim() == 3 else given)
             layout = Layout(mask if attention_mask is None else attention_mask)
+        for what, x in (("input", given), ("token_type_ids", token_type_ids)):
+            if x is not None and x.shape[:2] != (layout.batch, layout.tokens):
+                raise UserError(f"{what} is {list(x.shape[:2])} but attention_mask is "
+                                f"{[layout.batch, layout.tokens]}; both are [batch, tokens]")
         words = (self.word_embeddings(layout.unpad(input_ids)) if inputs_embeds is None
                  else layout.unpad(inputs_embeds))                       # [N, H]
         types = (torch.zeros_like(layout.cell) if token_type_ids is None

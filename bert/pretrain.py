@@ -14,7 +14,8 @@ With --teacher the model also learns where a larger BERT puts each line: their s
 (means of the last hidden states) are to point the same way.
 
 --out is itself a checkpoint: config.json, model.safetensors with the masked-LM head, vocab.txt.
-It opens in Bert.from_pretrained, train_multitask.py --bert, and transformers' BertForMaskedLM. """
+It opens in Bert.from_pretrained, train_multitask.py --bert, and transformers' BertForMaskedLM.
+"""
 
 import argparse
 import hashlib
@@ -311,7 +312,7 @@ def pretrain(settings, folder, record=None, state=None):
             for name, value in losses.items():
                 log.add_loss(name, value)
             if step % LOG_EVERY == 0 or step == steps:
-                bar.set_postfix(log.write_losses(step, time.perf_counter() - began))
+                bar.set_postfix(log.write_losses(step, time.perf_counter() - began), refresh=False)
             if step % (settings.eval_every or batches.in_pass) == 0 or step == steps:
                 bar.write(examine(step))
             if step % settings.save_every == 0 or step == steps or stop.asked:

@@ -71,5 +71,5 @@ def anchored(settings, *names):
     """The same settings with these paths absolute, so that a run opens from any working directory.
     What is no path here (a name on the hub) stays as it is."""
     paths = {name: Path(getattr(settings, name)).expanduser() for name in names
-             if getattr(settings, name)}
+             if getattr(settings, name) not in ("", "tiny")}   # tiny comes with the code
     return replace(settings, **{n: str(p.resolve()) for n, p in paths.items() if p.exists()})

@@ -82,6 +82,8 @@ class Tokenizer:
         if pairs is not None and len(pairs) != len(texts):
             raise UserError(f"{len(texts)} texts but {len(pairs)} pairs; every text needs its "
                             "partner")
+        if not len(texts):
+            raise UserError("there is no text to encode; give one or more")
         limit = min(max_length or self.limit, self.limit)
         self.backend.enable_truncation(limit, strategy="longest_first")
         rows = zip(texts, pairs or [None] * len(texts))
@@ -140,7 +142,7 @@ def _from_json(path, settings):
     try:
         backend = Backend.from_file(str(path))
     except Exception as error:                            # all that the library raises is Exception
-        raise UserError(f"{path} is no tokenizer file: {error}") from error
+        raise UserError(f"{path} is not a tokenizer file: {error}") from error
     if not isinstance(backend.model, WordPiece):
         raise UserError(f"{path} holds a {type(backend.model).__name__} tokenizer; BERT's is "
                         "WordPiece")

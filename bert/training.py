@@ -51,9 +51,13 @@ def read_state(path):
 
 def restore(state, model, optimizer):
     """Put back weights, optimizer and random states."""
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"])
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the saved state does not fit the model, whose checkpoint has changed "
+                        f"since ({' '.join(str(error).split())[:150]}); start a new run") from error
     if len(state["random_cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["random_cuda"])
 

@@ -3,7 +3,8 @@
 The course's files (CS224N's default project) are tab-separated despite their name, with a header
 whose first column has no name. A defect is an error that names file and line, with one exception:
 rows whose cells are all there but one that the task may lack (Quora's label or second sentence) are
-left out. """
+left out.
+"""
 
 import csv
 import hashlib
@@ -11,7 +12,6 @@ import io
 import math
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -121,8 +121,8 @@ class Batch(NamedTuple):
         """The same batch on `device`, copied from pinned memory without waiting."""
         if device.type == "cpu":
             return self
-        pinned = (x.pin_memory() if isinstance(x, torch.Tensor) else x for x in self)
-        return Batch(*(None if x is None else x.to(device, non_blocking=True) for x in pinned))
+        return Batch(*(None if part is None else part.pin_memory().to(device, non_blocking=True)
+                       for part in self))
 
 
 @dataclass
@@ -169,6 +169,6 @@ def tokenise(examples, tokenizer, pairs="joint"):
     return Split([example.id for example in examples], labels, sides, tokenizer)
 
 
-def checksum(path):
-    """The first 16 hex digits of a file's SHA-256."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+def checksum(content):
+    """The first 16 hex digits of the SHA-256 of bytes."""
+    return hashlib.sha256(content).hexdigest()[:16]

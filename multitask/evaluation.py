@@ -17,6 +17,9 @@ TOKENS = 2048                                            # real tokens in one ba
 def load_split(task, split, folder, tokenizer, settings, limit=0):
     """Read and tokenise one file of a task's. `settings` gives pairs and strict_rows."""
     path = Path(folder) / TASKS[task].files[split]
+    if not path.exists():
+        raise UserError(f"{path} does not exist; --data must be the folder with the course's "
+                        f"files, and --tasks may leave a task out")
     examples = TASKS[task].read(path, TASKS[task], settings.strict_rows)[:limit or None]
     if split != "test" and examples[0].label is None:
         raise UserError(f"{path} has no column {TASKS[task].label}, the label that {split} data "

@@ -31,11 +31,11 @@ def choose_folder(settings):
     """The folder a new run will have. Nothing is written yet: a mistake found later leaves no
     trace."""
     if not settings.out:
-        stem, number = Path(settings.bert).name, 1
+        stem, number = Path(settings.from_run or settings.bert).resolve().name, 1
         while (folder := Path("runs") / f"{stem}-{number}").exists():
             number += 1
         return folder
-    folder = Path(settings.out)
+    folder = Path(settings.out).expanduser()
     if folder.is_file():
         raise UserError(f"--out {folder} is a file; a run is a folder")
     if folder.is_dir() and any(file.name != "run.json.part" for file in folder.iterdir()):
@@ -45,9 +45,11 @@ def choose_folder(settings):
         if not settings.overwrite:
             raise UserError(f"--out {folder} is a saved run; --overwrite replaces it, --resume "
                             f"{folder} goes on with it")
-        if settings.from_run and Path(settings.from_run).resolve() == folder.resolve():
-            raise UserError(f"--from {folder} and --out {folder} are the same run; choose another "
-                            "--out")
+        for flag, path in (("--bert", settings.bert), ("--data", settings.data),
+                           ("--from", settings.from_run)):
+            if path and Path(path).expanduser().resolve().is_relative_to(folder.resolve()):
+                raise UserError(f"{flag} {path} lies in --out {folder}, which would be replaced; "
+                                f"choose another --out")
     return folder
 
 
@@ -80,7 +82,7 @@ def save_best(folder, model, tokenizer, scores, splits, predictions):
     save_bert(model.bert, folder / "model")
     tokenizer.save_pretrained(folder / "model")
     write_tensors(folder / "heads.safetensors", model.heads.state_dict(),
-                  encoder=checksum(folder / "model" / "model.safetensors"))
+                  encoder=checksum((folder / "model" / "model.safetensors").read_bytes()))
     write_predictions(folder / "predictions", splits, predictions)
     write_json(folder / "metrics.json", scores)
 
@@ -113,7 +115,7 @@ def open_run(folder):
     if record["edits"]:
         raise UserError(f"{folder} was edited by {record['edits'][0]}, which this version does not "
                         "know")
-    if read_metadata(heads_file).get("encoder") != checksum(model_file):
+    if read_metadata(heads_file).get("encoder") != checksum(model_file.read_bytes()):
         raise UserError(f"{folder} was stopped while it was saved, so its encoder and heads do not "
                         f"belong together; python train_multitask.py --resume {folder} mends it")
     bert = Bert.from_pretrained(folder / "model", settings.attention)

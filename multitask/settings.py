@@ -67,7 +67,7 @@ class Settings:
     @property
     def head_kinds(self):
         """{task: kind of head}"""
-        kinds = dict.fromkeys(self.task_names, "linear")
+        kinds = {task: TASKS[task].heads[0] for task in self.task_names}
         for part in self.head.split(","):
             task, equals, kind = part.strip().rpartition("=")
             if kind not in HEADS or (equals and task not in kinds):

@@ -50,11 +50,14 @@ def test_saved_files_are_those_transformers_wrote(tmp_path):
 
 def test_saved_real_model_opens_in_transformers(real_weights, tmp_path):
     transformers = pytest.importorskip("transformers")
-    bert = Bert.from_pretrained(real_weights)
+    bert, batch = Bert.from_pretrained(real_weights), tiny_batch()
+    bert.config.extra["torch_dtype"] = "float16"             # of the file it was read from
     bert.save_pretrained(tmp_path)
-    theirs = transformers.BertModel.from_pretrained(tmp_path).eval()(**tiny_batch())
-    ours = bert(**tiny_batch()).last_hidden_state
-    torch.testing.assert_close(theirs.last_hidden_state[1], ours[1], atol=2e-5, rtol=0)
+    theirs, ours = transformers.BertModel.from_pretrained(tmp_path).eval()(**batch), bert(**batch)
+    mask = batch["attention_mask"].bool()
+    torch.testing.assert_close(theirs.last_hidden_state[mask], ours.last_hidden_state[mask],
+                               atol=2e-5, rtol=0)
+    torch.testing.assert_close(theirs.pooler_output, ours.pooler_output, atol=2e-5, rtol=0)
 
 
 def test_pretraining_heads_are_readable_on_request():

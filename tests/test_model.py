@@ -97,7 +97,6 @@ def test_textbook_attention_equals_the_fused_kernel(mode):
 
 
 def test_attention_dropout_acts_in_training_on_both_paths(bert):
-    bert.config.hidden_dropout_prob = 0.0
     for layer in bert.layers:
         layer.attention.dropout, layer.dropout.p = 0.5, 0.0
     bert.dropout.p = 0.0
@@ -210,6 +209,8 @@ def test_impossible_input_is_an_error_that_says_why(bert):
         bert(torch.ones(2, 3, dtype=torch.long), torch.tensor([[1, 1, 0], [0, 0, 0]]))
     with pytest.raises(UserError, match="unknown"):
         bert.use_attention("flash")
+    with pytest.raises(UserError, match=r"input is \[2, 3\] but attention_mask is \[2, 2\]"):
+        bert(torch.ones(2, 3, dtype=torch.long), torch.ones(2, 2))
 
 
 def test_bf16_autocast_runs_every_linear_in_bf16_and_keeps_fp32_weights(bert):

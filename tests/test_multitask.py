@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shutil
 from contextlib import nullcontext
 
 import pytest
@@ -218,10 +220,9 @@ def test_prediction_files_are_in_the_courses_format(run, script, data):
             lines = (run / "predictions" / f"{task}-{split}-output.csv").read_text().split("\n")
             assert lines[0] == f"id \t {header} " and lines[-1] == "" and len(lines) == 18
             stem = TASKS[task].files["dev"].removesuffix("-dev.csv")
-            assert lines[1].startswith(f"{stem}{name}0 , ") and lines[1].endswith(" ")
-            value = lines[1].split(" , ")[1].strip()
-            whole = {"sst": "01234", "cfimdb": "01", "para": ("0.0", "1.0")}
-            assert value in whole.get(task, value) and 0 <= abs(float(value)) < 100
+            value = {"sst": "[0-4]", "cfimdb": "[01]", "para": r"[01]\.0", "sts": r"-?\d+\.\d+"}
+            for number, line in enumerate(lines[1:-1]):
+                assert re.fullmatch(f"{stem}{name}{number} , {value[task]} ", line), line
 
 
 def test_evaluate_prints_what_training_wrote_and_leaves_it_alone(run, script):
@@ -241,6 +242,36 @@ def test_another_folder_is_scored_without_touching_the_runs_scores(run, script, 
     assert (run / "metrics.json").read_bytes() == before
     assert {file.name for file in (tmp_path / "p").iterdir()} == {"sst-dev-output.csv",
                                                                   "sts-dev-output.csv"}
+
+
+def test_test_files_with_labels_are_scored_too(run, script, data, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "labelled")
+    shutil.copy(folder / "sts-dev.csv", folder / "sts-test-student.csv")
+    code, out, _ = script(evaluate_script.main, run, "--data", folder, "--split", "test", "--json",
+                          "--predictions", tmp_path / "p")
+    dev = json.loads((run / "metrics.json").read_text())
+    assert code == 0 and json.loads(out) == {"sts": dev["sts"], "mean": dev["sts"]["pearson"]}
+
+
+def test_a_batch_goes_to_a_device_from_pinned_memory(parts, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    batch = tokenise(PAIRS, parts[1]).batch(range(3))
+    moved = batch.to(torch.device("meta"))
+    tensors = [batch.input_ids, batch.token_type_ids, batch.labels, batch.layout.mask,
+               batch.layout.cell, batch.first.mask, batch.first.cell, batch.first.rows]
+    assert {id(tensor) for tensor in pinned} == {id(tensor) for tensor in tensors}
+    assert moved.layout.cell.is_meta and moved.first.rows.is_meta and moved.input_ids.is_meta
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_lone_task_with_one_example_a_batch_runs(checkpoint, data, script, tmp_path, precision):
+    code, out, _ = script(train_multitask.main, "--bert", checkpoint, "--data", data, "--limit", 3,
+                          "--tasks", "sts", "--batch-size", 1, "--steps", 2,
+                          "--precision", precision, "--out", tmp_path / "lone")
+    assert code == 0 and "2 steps, 3 an epoch" in out
+    record = json.loads((tmp_path / "lone" / "run.json").read_text())
+    assert record["resolved"]["lr"] == pytest.approx(0.0384 / 32)
 
 
 def test_one_text_or_pair_is_answered_in_words(run, script):
