@@ -198,7 +198,8 @@ def main(arguments=None):
     resumed = given.pop("resume")
     if resumed is None:
         if {"bert", "from_run"} <= set(given):
-            raise UserError("--bert and --from both say where to start; give one of them")
+            warnings.warn("--from brings its own encoder; --bert is not read", stacklevel=2)
+            del given["bert"]
         settings = Settings(**given)
         folder = runs.choose_folder(settings)
         print(f"python train_multitask.py {command(settings)}\n")

@@ -116,8 +116,9 @@ def open_run(folder):
         raise UserError(f"{folder} was edited by {record['edits'][0]}, which this version does not "
                         "know")
     if read_metadata(heads_file).get("encoder") != checksum(model_file.read_bytes()):
-        raise UserError(f"{folder} was stopped while it was saved, so its encoder and heads do not "
-                        f"belong together; python train_multitask.py --resume {folder} mends it")
+        raise UserError(f"{heads_file} belongs to another encoder than {model_file}: the run was "
+                        f"stopped while it was saved (python train_multitask.py --resume {folder} "
+                        f"mends that), or a file was replaced")
     bert = Bert.from_pretrained(folder / "model", settings.attention)
     tokenizer = Tokenizer.from_pretrained(folder / "model")
     model = build_model(bert, settings)

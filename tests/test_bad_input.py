@@ -360,7 +360,6 @@ FLAGS = {
     "a word that belongs to no flag": (("sst",), "'sst'"),
     "flag without its value": (("--tasks",), "--tasks"),
     "epochs negative": (("--epochs", "-1"), "--epochs", "0 or more"),
-    "bert and from": (("--from", "a run"), "--bert", "--from", "one of them"),
     "epochs of text": (("--epochs", "three"), "--epochs", "three"),
     "epochs of a fraction": (("--epochs", "1.5"), "--epochs", "1.5"),
     "batch size negative": (("--batch-size", "-8"), "--batch-size", "1 or more"),
@@ -430,7 +429,12 @@ def test_mistake_beside_overwrite_leaves_the_saved_run(refused, flags, runs):
 
 def test_run_is_not_replaced_by_one_that_starts_from_it(refused, flags, runs):
     refused(train_multitask.main, *flags, "--out", runs / "sst", "--overwrite",
-            "--from", runs / "sst", says=("--from", "--out", "same"))
+            "--from", runs / "sst", says=("--from", "lies in --out", "choose another"))
+
+
+def test_run_is_not_replaced_by_one_that_starts_from_its_encoder(refused, flags, runs):
+    refused(train_multitask.main, *flags, "--out", runs / "sst", "--overwrite",
+            "--bert", runs / "sst" / "model", says=("--bert", "lies in --out", "choose another"))
 
 
 def with_setting(**values):
@@ -512,7 +516,7 @@ def test_run_that_lacks_a_part_is_refused(refused, runs, case):
 
 def test_heads_of_another_run_are_refused(refused, runs):
     shutil.copy(runs / "sts" / "heads.safetensors", runs / "sst")
-    refused(evaluate.main, runs / "sst", says=("heads.safetensors", "sst", "sts"))
+    refused(evaluate.main, runs / "sst", says=("heads.safetensors", "another encoder", "--resume"))
 
 
 def test_device_that_is_not_there_is_refused_by_evaluate(refused, runs, monkeypatch):
