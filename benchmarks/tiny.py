@@ -1,6 +1,6 @@
 """What pretraining gave the tiny checkpoint: the same model with random weights beside it.
 
-    python benchmarks/tiny.py                            # needs PLAINBERT_DATA; about 10 minutes
+    python benchmarks/tiny.py                            # needs PLAINBERT_DATA; takes 15 minutes
 
 One epoch on the real course data, the better pair mode of each, three seeds; and how well hidden
 tokens of the dev files, of which pretraining saw nothing, are guessed.

@@ -48,3 +48,19 @@ def _read_lines(path):
         except ValueError:                                   # cut short by a kill
             break
     return lines
+
+
+def draw(panels, path):
+    """Curves side by side, as a picture: panels is [(title, {name: [(step, value), …]})]."""
+    from matplotlib.figure import Figure  # slow to import, needed once
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels)), panels):
+        for name, points in curves.items():
+            axes.plot(*zip(*points), marker="." if len(points) < 50 else "", label=name)
+        axes.set(xlabel="step", title=title)
+        axes.grid(alpha=0.3)
+        if curves:
+            axes.legend()
+    with writing(path) as file:
+        figure.savefig(file, format="png", dpi=120)

@@ -62,9 +62,8 @@ class SelfAttention(nn.Module):
         return layout.pad(rows).unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)
 
     def forward(self, hidden, layout, head_mask=None, read=None):
-        """hidden [N, H] → [N, H], or [M, H] where `read` selects M rows: only their queries are
-        asked. head_mask [heads] or [batch, heads] scales each head's context: 1 keeps it, 0 removes
-        it."""
+        """hidden [N, H] → [N, H], or [M, H] where `read` selects M rows: only these are asked for.
+        head_mask [heads] or [batch, heads] scales each head's context; 0 removes the head."""
         asking, asked = hidden, layout
         if read is not None:
             asking, asked = hidden.index_select(0, read.rows), read
@@ -95,8 +94,7 @@ class BertLayer(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden, layout, head_mask=None, read=None):
-        """hidden [N, H] → [N, H]; with `read` (a selection of `layout`) only its M rows come
-        out."""
+        """hidden [N, H] → [N, H], or [M, H] where `read` selects M rows of `layout`."""
         context = self.attention(hidden, layout, head_mask, read)
         if read is not None:
             hidden = hidden.index_select(0, read.rows)
@@ -104,7 +102,7 @@ class BertLayer(nn.Module):
         return self.output_norm(hidden + self.dropout(self.feed_forward(hidden)))
 
     def feed_forward(self, hidden):
-        return self.fc_out(self.activation(self.fc_in(hidden)))          # [N, H] → [N, 4H] → [N, H]
+        return self.fc_out(self.activation(self.fc_in(hidden)))         # [N, intermediate] → [N, H]
 
 
 class BertOutput(NamedTuple):
@@ -197,14 +195,13 @@ class Bert(nn.Module):
         return hidden
 
     def pool(self, first):
-        """[B, H] hidden states at [CLS] → [B, H], the vector that BERT's next-sentence task
-        read."""
+        """tanh(W·h + b): [B, H] at [CLS] → [B, H], what BERT's next-sentence task read."""
         return torch.tanh(self.pooler(first))
 
     def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None,
                 head_mask=None, output_hidden_states=False):
-        """Everything of every token, padded: a BertOutput. Who needs less calls embed and
-        encode."""
+        """Everything of every token, padded: a BertOutput. Callers that need less use embed and
+        encode, of which this is made."""
         hidden, layout = self.embed(input_ids, attention_mask, token_type_ids, inputs_embeds)
         states = [hidden] if output_hidden_states else None
         hidden = self.encode(hidden, layout, head_mask, states=states)

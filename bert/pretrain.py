@@ -38,8 +38,8 @@ from bert.checkpoint import TO_THEIRS, check_names_and_shapes, pretraining_heads
 from bert.cli import Parser, StopSignal, UserStop, pick_device, run_script
 from bert.config import BertConfig
 from bert.errors import UserError
-from bert.files import write_json, write_tensors, writing
-from bert.log import Log
+from bert.files import write_json, write_tensors
+from bert.log import Log, draw
 from bert.masking import MaskedLM, Masking, masked_batch
 from bert.model import Bert
 from bert.settings import add_flags, anchored, check, flag_of, setting
@@ -431,28 +431,15 @@ def score_line(epoch, scores):
 
 
 def draw_loss(lines, path):
-    """Losses and held-out scores over steps, as a picture."""
-    from matplotlib.figure import Figure  # slow to import, needed once
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    losses = [line for line in lines if "loss" in line]
-    scores = [line for line in lines if "heldout" in line]
-    for name in losses[0]["loss"] if losses else ():
-        left.plot([x["step"] for x in losses], [x["loss"][name] for x in losses], label=name)
-    for name in scores[0]["heldout"] if scores else ():
-        axes = left if name == "masked_lm_loss" else right
-        label = "held-out " + name.replace("_", " ")
-        values = [x["heldout"][name] for x in scores]
-        axes.plot([x["step"] for x in scores], values, marker=".", label=label)
-    left.set(xlabel="step", ylabel="loss", title="losses")
-    right.set(xlabel="step", ylim=(0, 1), title="held-out lines")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        if axes.has_data():
-            axes.legend()
-    with writing(path) as file:
-        figure.savefig(file, format="png", dpi=120)
+    """Losses, and held-out scores, over the steps of log.jsonl's lines, as a picture."""
+    losses, scores = {}, {}
+    for line in lines:
+        for name, loss in line.get("loss", {}).items():
+            losses.setdefault(name, []).append((line["step"], loss))
+        for name, score in line.get("heldout", {}).items():
+            to = losses if name == "masked_lm_loss" else scores
+            to.setdefault("held-out " + name.replace("_", " "), []).append((line["step"], score))
+    draw([("losses", losses), ("held-out lines", scores)], path)
 
 
 def finish(folder, record, log, seconds):

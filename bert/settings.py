@@ -32,7 +32,7 @@ def check(settings):
         flag, value, limits = flag_of(f), getattr(settings, f.name), f.metadata
         types = (int, float) if f.type is float else f.type
         if not isinstance(value, types) or (isinstance(value, bool) and f.type is not bool):
-            raise UserError(f"{flag} is {value!r}; it must be a {f.type.__name__}")
+            raise UserError(f"{flag} is {value!r}; it must be of type {f.type.__name__}")
         if limits["least"] is not None and not limits["least"] <= value < limits["most"]:
             below = f" and below {limits['most']:g}" if limits["most"] < math.inf else ""
             raise UserError(f"{flag} is {value}; it must be {limits['least']} or more{below}")

@@ -65,10 +65,8 @@ def read_course_file(path, task, strict_rows=False):
     if left_out:
         shown = ", ".join(map(str, left_out[:10])) + (", …" if len(left_out) > 10 else "")
         rows = f"{len(left_out)} row{'s' * (len(left_out) > 1)}"
-        warnings.warn(f"{path}: left out {rows} with an empty "
-                      f"{' or '.join(task.may_lack)} (line {shown}); --strict-rows makes this an "
-                      "error",
-                      stacklevel=2)
+        warnings.warn(f"{path}: left out {rows} with an empty {' or '.join(task.may_lack)} "
+                      f"(line {shown}); --strict-rows makes this an error", stacklevel=2)
     if not examples:
         raise UserError(f"{path} holds a header and no rows that can be used; nothing can be "
                         f"learnt or scored")
@@ -90,8 +88,7 @@ def _rows(path):
             start = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path} line {start}: broken quote ({error}); a cell that begins with a "
-                        "quote "
-                        f'must end with one, and hold any inner quote twice ("")') from error
+                        f'quote must end with one, and hold any inner quote twice ("")') from error
 
 
 def _label(text, task, path, line):

@@ -1,7 +1,7 @@
 """What a person looks at when a run has ended: the table of scores and the picture of its
 curves."""
 
-from bert.files import writing
+from bert.log import draw
 
 
 def score_table(scores, title="dev"):
@@ -26,27 +26,14 @@ def score_line(epoch, scores, better):
 
 
 def draw_curves(lines, path):
-    """Losses over steps, and dev scores over epochs, as a picture."""
-    from matplotlib.figure import Figure  # slow to import, needed once
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    losses = [line for line in lines if "loss" in line]
-    for task in losses[0]["loss"] if losses else ():
-        left.plot([x["step"] for x in losses], [x["loss"][task] for x in losses], label=task)
-    scores = [line for line in lines if "dev" in line]
-    for task, metrics in scores[0]["dev"].items() if scores else ():
-        values = [x["dev"][task] for x in scores]
-        name = task
-        if isinstance(metrics, dict):
-            metric = next(iter(metrics))
-            name, values = f"{task} {metric}", [value[metric] for value in values]
-        right.plot([x["step"] for x in scores], values, marker="o", label=name)
-    left.set(xlabel="step", ylabel="training loss", title="loss of each task")
-    right.set(xlabel="step", ylabel="score", title="dev scores")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        if axes.has_data():
-            axes.legend()
-    with writing(path) as file:
-        figure.savefig(file, format="png", dpi=120)
+    """Losses, and dev scores, over the steps of log.jsonl's lines, as a picture."""
+    losses, scores = {}, {}
+    for line in lines:
+        for task, loss in line.get("loss", {}).items():
+            losses.setdefault(task, []).append((line["step"], loss))
+        for name, score in line.get("dev", {}).items():
+            if isinstance(score, dict):                      # a task's metrics: the first counts
+                metric, score = next(iter(score.items()))
+                name = f"{name} {metric}"
+            scores.setdefault(name, []).append((line["step"], score))
+    draw([("training loss of each task", losses), ("dev scores", scores)], path)
