@@ -99,7 +99,7 @@ def train(settings, folder, record=None, state=None):
     epochs = settings.epochs or max(3, round(500 / epoch_steps))
     steps = settings.steps or epochs * epoch_steps
     torch.manual_seed(settings.seed)                         # of dropout
-    record = prepare_folder(folder, settings, checksums, record)
+    record = prepare_folder(folder, settings, checksums, record, model.bert.edits)
     record["resolved"] = {"lr": lr, "steps": steps, "device": str(device)}
     print(f"{steps:,} steps, {epoch_steps:,} an epoch; learning rate {lr:g}; on {device}\n")
     now = {"step": 0, "best": -math.inf, "best_step": 0, "seconds": 0.0}
@@ -152,10 +152,10 @@ def train(settings, folder, record=None, state=None):
     finish(folder, record, now, log)
 
 
-def prepare_folder(folder, settings, checksums, record):
+def prepare_folder(folder, settings, checksums, record, edits):
     """Check that a resumed run sees the same files, or begin a new run's folder → its record."""
     if record is None:
-        record = runs.new_record(settings, checksums)
+        record = runs.new_record(settings, checksums, edits)
         runs.start(folder, record)
     if record["data"] != checksums:
         changed = [name for name in checksums if record["data"].get(name) != checksums[name]]

@@ -93,13 +93,16 @@ def check_names_and_shapes(path, expected, found):
                         f"Compare config.json with the weights")
 
 
-def load_bert(cls, name, attention):
-    """A `cls` (Bert) with the weights of the checkpoint `name`: a folder, "tiny" or a hub id."""
+def load_bert(cls, name, attention, reshape=None):
+    """A `cls` (Bert) with the weights of the checkpoint `name`: a folder, "tiny" or a hub id.
+    `reshape(bert)` does to the modules what had been done to those that were saved."""
     folder = find_files(name, [CONFIG, WEIGHTS])
     config = BertConfig.load(folder / "config.json")
     path, encoder, _ = read_checkpoint(folder)
     with torch.device("meta"):                               # shapes only: the weights are at hand
         bert = cls(config, attention)
+        if reshape is not None:
+            reshape(bert)
     check_names_and_shapes(path, bert.state_dict(), encoder)
     bert.load_state_dict(encoder, assign=True)
     return bert.eval()
@@ -111,13 +114,17 @@ def pretraining_heads(name):
     return read_checkpoint(find_files(name, [CONFIG, WEIGHTS]))[2]
 
 
-def save_bert(bert, folder):
+def save_bert(bert, folder, reshape=None):
     """Write the Hugging Face layout. A model whose weights are no longer those its configuration
-    says (heads removed, adapters attached) is refused: transformers could not open the file."""
+    says is refused, unless `reshape` (see load_bert) accounts for it: nobody could open the
+    file."""
     folder = Path(folder)
     with torch.device("meta"):
-        expected = type(bert)(bert.config).state_dict()
-    check_names_and_shapes(f"the model to be saved in {folder}", expected, bert.state_dict())
+        plain = type(bert)(bert.config)
+        if reshape is not None:
+            reshape(plain)
+    check_names_and_shapes(f"the model to be saved in {folder}", plain.state_dict(),
+                           bert.state_dict())
     tensors = {rename(name, TO_THEIRS): tensor for name, tensor in bert.state_dict().items()}
     write_tensors(folder / "model.safetensors", tensors)
     fields = bert.config.to_dict() | {"dtype": "float32"}    # what is written, whatever was read

@@ -41,6 +41,14 @@ def fused_attention(query, key, value, visible=None, dropout=0.0):
 ATTENTIONS = {"fused": fused_attention, "textbook": attention}
 
 
+class Projection(nn.Linear):
+    """W·x + b on each of N rows. It is told how the rows lie because what may take its place, an
+    adapter that differs from sequence to sequence, must know."""
+
+    def forward(self, rows, layout=None):
+        return F.linear(rows, self.weight, self.bias)        # [N, in] → [N, out]
+
+
 class SelfAttention(nn.Module):
     """Every head attends on its own; their contexts, side by side, go through `output`.
     heads · head_size is the hidden size at first, and less once heads have been removed."""
@@ -50,10 +58,10 @@ class SelfAttention(nn.Module):
         self.heads = config.num_attention_heads
         self.head_size = config.hidden_size // config.num_attention_heads
         width = self.heads * self.head_size
-        self.query = nn.Linear(config.hidden_size, width)
-        self.key = nn.Linear(config.hidden_size, width)
-        self.value = nn.Linear(config.hidden_size, width)
-        self.output = nn.Linear(width, config.hidden_size)
+        self.query = Projection(config.hidden_size, width)
+        self.key = Projection(config.hidden_size, width)
+        self.value = Projection(config.hidden_size, width)
+        self.output = Projection(width, config.hidden_size)
         self.dropout = config.attention_probs_dropout_prob
         self.attend = fused_attention                        # or `attention`, or one of your own
 
@@ -68,15 +76,15 @@ class SelfAttention(nn.Module):
         if read is not None:
             asking, asked = hidden.index_select(0, read.rows), read
         context = self.attend(
-            self.split(self.query(asking), asked),
-            self.split(self.key(hidden), layout),
-            self.split(self.value(hidden), layout),
+            self.split(self.query(asking, asked), asked),
+            self.split(self.key(hidden, layout), layout),
+            self.split(self.value(hidden, layout), layout),
             layout.visible,
             self.dropout if self.training else 0.0,
         )                                                    # [batch, heads, tokens, d]
         if head_mask is not None:
             context = context * head_mask.view(-1, self.heads, 1, 1)
-        return self.output(asked.unpad(context.transpose(1, 2).flatten(2)))
+        return self.output(asked.unpad(context.transpose(1, 2).flatten(2)), asked)
 
 
 class BertLayer(nn.Module):
@@ -87,22 +95,28 @@ class BertLayer(nn.Module):
         super().__init__()
         self.attention = SelfAttention(config)
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.fc_in = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc_out = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc_in = Projection(config.hidden_size, config.intermediate_size)
+        self.fc_out = Projection(config.intermediate_size, config.hidden_size)
         self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.activation = ACTIVATIONS[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden, layout, head_mask=None, read=None):
         """hidden [N, H] → [N, H], or [M, H] where `read` selects M rows of `layout`."""
+        hidden = self.mix_tokens(hidden, layout, head_mask, read)
+        return self.feed_forward(hidden, layout if read is None else read)
+
+    def mix_tokens(self, hidden, layout, head_mask=None, read=None):
+        """The first half: attention, residual, LayerNorm."""
         context = self.attention(hidden, layout, head_mask, read)
         if read is not None:
             hidden = hidden.index_select(0, read.rows)
-        hidden = self.attention_norm(hidden + self.dropout(context))
-        return self.output_norm(hidden + self.dropout(self.feed_forward(hidden)))
+        return self.attention_norm(hidden + self.dropout(context))
 
-    def feed_forward(self, hidden):
-        return self.fc_out(self.activation(self.fc_in(hidden)))         # [N, intermediate] → [N, H]
+    def feed_forward(self, hidden, layout):
+        """The second half: W₂·GELU(W₁x + b₁) + b₂, residual, LayerNorm."""
+        inner = self.activation(self.fc_in(hidden, layout))              # [N, intermediate]
+        return self.output_norm(hidden + self.dropout(self.fc_out(inner, layout)))
 
 
 class BertOutput(NamedTuple):
@@ -120,6 +134,7 @@ class Bert(nn.Module):
     def __init__(self, config, attention="fused"):
         super().__init__()
         self.config = config
+        self.edits = []                                      # what was done to it: run.json's list
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
@@ -178,15 +193,15 @@ class Bert(nn.Module):
         hidden = words + self.token_type_embeddings(types) + positions
         return self.dropout(self.embedding_norm(hidden)), layout
 
-    def encode(self, hidden, layout, head_mask=None, read=None, states=None):
-        """Run every layer: hidden [N, H] → [N, H], or [M, H] where `read` (a selection of `layout`)
-        says which rows anyone will look at: the last layer computes no others. head_mask is
-        [layers, heads] or [batch, layers, heads]. A list given as `states` receives every layer's
-        output."""
+    def encode(self, hidden, layout, head_mask=None, read=None, states=None, start=0):
+        """Run every layer from `start` on: hidden [N, H] → [N, H], or [M, H] where `read` (a
+        selection of `layout`) says which rows anyone will look at: the last layer computes no
+        others. head_mask is [layers, heads] or [batch, layers, heads]. A list given as `states`
+        receives every layer's output."""
         if head_mask is not None and head_mask.size(-2) != len(self.layers):
             raise UserError(f"head_mask has the shape {list(head_mask.shape)}; "
                             f"it must end in [{len(self.layers)} layers, heads]")
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(self.layers[start:], start):
             last = number == len(self.layers) - 1
             hidden = layer(hidden, layout, read=read if last else None,
                            head_mask=None if head_mask is None else head_mask[..., number, :])

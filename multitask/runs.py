@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 
 from bert import Bert, Tokenizer, UserError
-from bert.checkpoint import check_names_and_shapes, save_bert
+from bert.checkpoint import check_names_and_shapes, load_bert, save_bert
 from bert.files import read_metadata, read_tensors, write_json, write_tensors
+from multitask import edits
 from multitask.data import checksum
 from multitask.evaluation import write_predictions
 from multitask.model import MultitaskModel, build_head
@@ -65,11 +66,11 @@ def start(folder, record):
             (folder / name).unlink(missing_ok=True)
 
 
-def new_record(settings, checksums):
-    """run.json of a run that begins."""
+def new_record(settings, checksums, edits=()):
+    """run.json of a run that begins, with a model to which `edits` were done before."""
     return {
         "settings": asdict(settings), "tasks": settings.task_names, "seed": settings.seed,
-        "data": checksums, "edits": [], "complete": False,
+        "data": checksums, "edits": list(edits), "complete": False,
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "threads": torch.get_num_threads()},
         "times": {"started": datetime.now().isoformat(timespec="seconds")},
@@ -79,7 +80,7 @@ def new_record(settings, checksums):
 def save_best(folder, model, tokenizer, scores, splits, predictions):
     """Write the model and what it scores. The heads' file holds the encoder's checksum: a kill
     between the two files is noticed when the run is opened."""
-    save_bert(model.bert, folder / "model")
+    save_bert(model.bert, folder / "model", lambda bert: edits.reshape(bert, model.bert.edits))
     tokenizer.save_pretrained(folder / "model")
     write_tensors(folder / "heads.safetensors", model.heads.state_dict(),
                   encoder=checksum((folder / "model" / "model.safetensors").read_bytes()))
@@ -112,14 +113,13 @@ def open_run(folder):
     if not (folder / "metrics.json").is_file():
         raise UserError(f"{folder} has no scored model yet; python train_multitask.py --resume "
                         f"{folder} goes on with the run")
-    if record["edits"]:
-        raise UserError(f"{folder} was edited by {record['edits'][0]}, which this version does not "
-                        "know")
     if read_metadata(heads_file).get("encoder") != checksum(model_file.read_bytes()):
         raise UserError(f"{heads_file} belongs to another encoder than {model_file}: the run was "
                         f"stopped while it was saved (python train_multitask.py --resume {folder} "
                         f"mends that), or a file was replaced")
-    bert = Bert.from_pretrained(folder / "model", settings.attention)
+    bert = load_bert(Bert, folder / "model", settings.attention,
+                     reshape=lambda bert: edits.reshape(bert, record["edits"]))
+    edits.restore(bert, record["edits"], folder)
     tokenizer = Tokenizer.from_pretrained(folder / "model")
     model = build_model(bert, settings)
     heads = read_tensors(heads_file)

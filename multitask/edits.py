@@ -1,0 +1,39 @@
+"""What was done to a run's encoder beside training its weights, so that the run opens again.
+
+run.json lists the edits in order, each {"kind": …, and what that kind needs}; a model carries its
+own list as `bert.edits`. To add a kind, add a line to EDITS.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from bert import UserError
+
+
+class Edit(NamedTuple):
+    """How one kind is done again. `reshape(bert, edit)` changes modules before the saved weights
+    are loaded into them; `restore(bert, edit, folder)` acts after, with the run's folder at
+    hand."""
+
+    reshape: Callable | None = None
+    restore: Callable | None = None
+
+
+EDITS = {}                                                   # kind → Edit
+
+
+def reshape(bert, edits):
+    for edit in edits:
+        if edit["kind"] not in EDITS:
+            raise UserError(f"the run was edited by {edit['kind']!r}, which this version does not "
+                            f"know; it knows {', '.join(EDITS) or 'no edit'}")
+        if EDITS[edit["kind"]].reshape is not None:
+            EDITS[edit["kind"]].reshape(bert, edit)
+
+
+def restore(bert, edits, folder):
+    for edit in edits:
+        if EDITS[edit["kind"]].restore is not None:
+            EDITS[edit["kind"]].restore(bert, edit, Path(folder))
+    bert.edits = list(edits)
