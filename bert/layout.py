@@ -27,6 +27,7 @@ class Layout:
         self.cell = mask.flatten().nonzero().squeeze(1)      # [N]
         self.full = len(self.cell) == mask.numel()
         self.rows = rows                               # of a selection: its rows among its parent's
+        self.adapters = self.served = None             # see served_by
         if rows is None and not self.mask.any(dim=1).all():
             empty = (~self.mask.any(dim=1)).nonzero()[0].item()
             raise UserError(f"attention_mask hides every token of sequence {empty}; it must keep "
@@ -67,11 +68,26 @@ class Layout:
         chosen = mask.bool() & self.mask
         counts = chosen.sum(dim=1)
         packed = torch.arange(int(counts.max()), device=mask.device) < counts[:, None]
-        return Layout(packed, rows=chosen.flatten()[self.cell].nonzero().squeeze(1))
+        selection = Layout(packed, rows=chosen.flatten()[self.cell].nonzero().squeeze(1))
+        return selection if self.adapters is None else selection.served_by(self.adapters)
 
     def first(self):
         """The selection of every sequence's first token, [CLS]."""
         return self.select(self.mask & (self.mask.cumsum(dim=1) == 1))
+
+    def served_by(self, adapters):
+        """The same layout, which also knows what adapter (lora/) serves which sequence: `adapters`
+        is [(name, number of sequences), …] in the order of the sequences, None naming no adapter.
+        `served` is then the same in rows. More than one are counted: do that on the CPU."""
+        if sum(count for _, count in adapters) != self.batch:
+            raise UserError(f"adapters {adapters} serve {sum(count for _, count in adapters)} "
+                            f"sequences; the batch has {self.batch}")
+        other = self._map(lambda tensor: tensor)
+        other.adapters, other.served = adapters, [(adapters[0][0], len(self))]
+        if len(adapters) > 1:
+            lengths = self.mask.sum(dim=1).split([count for _, count in adapters])
+            other.served = [(name, int(rows.sum())) for (name, _), rows in zip(adapters, lengths)]
+        return other
 
     def pin_memory(self):
         return self._map(torch.Tensor.pin_memory)

@@ -49,6 +49,13 @@ class Projection(nn.Linear):
         return F.linear(rows, self.weight, self.bias)        # [N, in] → [N, out]
 
 
+class Norm(nn.LayerNorm):
+    """LayerNorm of each row. It too is told how the rows lie."""
+
+    def forward(self, rows, layout=None):
+        return super().forward(rows)
+
+
 class SelfAttention(nn.Module):
     """Every head attends on its own; their contexts, side by side, go through `output`.
     heads · head_size is the hidden size at first, and less once heads have been removed."""
@@ -94,10 +101,10 @@ class BertLayer(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.attention = SelfAttention(config)
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention_norm = Norm(config.hidden_size, eps=config.layer_norm_eps)
         self.fc_in = Projection(config.hidden_size, config.intermediate_size)
         self.fc_out = Projection(config.intermediate_size, config.hidden_size)
-        self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.output_norm = Norm(config.hidden_size, eps=config.layer_norm_eps)
         self.activation = ACTIVATIONS[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -110,13 +117,13 @@ class BertLayer(nn.Module):
         """The first half: attention, residual, LayerNorm."""
         context = self.attention(hidden, layout, head_mask, read)
         if read is not None:
-            hidden = hidden.index_select(0, read.rows)
-        return self.attention_norm(hidden + self.dropout(context))
+            hidden, layout = hidden.index_select(0, read.rows), read
+        return self.attention_norm(hidden + self.dropout(context), layout)
 
     def feed_forward(self, hidden, layout):
         """The second half: W₂·GELU(W₁x + b₁) + b₂, residual, LayerNorm."""
         inner = self.activation(self.fc_in(hidden, layout))              # [N, intermediate]
-        return self.output_norm(hidden + self.dropout(self.fc_out(inner, layout)))
+        return self.output_norm(hidden + self.dropout(self.fc_out(inner, layout)), layout)
 
 
 class BertOutput(NamedTuple):
@@ -138,7 +145,7 @@ class Bert(nn.Module):
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.embedding_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.embedding_norm = Norm(config.hidden_size, eps=config.layer_norm_eps)
         self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -191,7 +198,7 @@ class Bert(nn.Module):
                  else layout.unpad(token_type_ids))                      # [N]
         positions = self.position_embeddings(layout.position)            # [N, H]
         hidden = words + self.token_type_embeddings(types) + positions
-        return self.dropout(self.embedding_norm(hidden)), layout
+        return self.dropout(self.embedding_norm(hidden, layout)), layout
 
     def encode(self, hidden, layout, head_mask=None, read=None, states=None, start=0):
         """Run every layer from `start` on: hidden [N, H] → [N, H], or [M, H] where `read` (a

@@ -1,0 +1,210 @@
+"""Adapters come and go: attach, activate, merge, unmerge, detach. Each changes the model in place,
+and none of them happens as a side effect of train() or eval().
+
+A model remembers nothing of its own about adapters: what is attached is what its modules hold.
+"""
+
+import re
+from contextlib import contextmanager
+from functools import partial
+
+from torch import nn
+
+from bert import UserError
+from bert.cli import did_you_mean
+from lora.layers import Adapted, AdaptedNorm, LoRA, LoRALinear, OwnNorm, unknown
+
+TARGETS = {                                                  # a layer's matrices: name → place
+    "query": "attention.query", "key": "attention.key", "value": "attention.value",
+    "output": "attention.output", "fc_in": "fc_in", "fc_out": "fc_out",
+}
+NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def attach(bert, targets=("query", "value"), rank=8, adapters=("default",), alpha=None, dropout=0.0,
+           layernorms=False, kind=LoRA):
+    """Give a Bert new adapters, all of the same kind. What was pretrained is frozen, the new ones
+    train, those attached before are left as they are. The first becomes the active one if none is.
+
+    targets: which matrices of every layer (see TARGETS). rank: an int, or {(layer, target): int}
+    where it differs, which then says by itself which matrices have an adapter. alpha: ΔW is scaled
+    by alpha/rank; None makes the scale 1. layernorms: each adapter also owns a copy of all
+    LayerNorms. kind(weight, rank, alpha, dropout) makes one matrix's adapter."""
+    if isinstance(adapters, str) or isinstance(targets, str):
+        raise UserError("adapters and targets are lists of names; write ('a',) for a single one")
+    ranks = rank if isinstance(rank, dict) else {
+        (layer, target): rank for layer in range(len(bert.layers)) for target in targets}
+    for name in adapters:
+        check_new(bert, name)
+    new = {place_of(bert, *where): partial(kind, rank=r, alpha=r if alpha is None else alpha,
+                                           dropout=dropout) for where, r in ranks.items()}
+    check_ranks(bert, ranks, dropout)
+    put(bert, adapters, new, norm_places(bert) if layernorms else ())
+    return bert
+
+
+def check_new(bert, name):
+    if not NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):
+        raise UserError(f"an adapter cannot be called {name!r}; choose a plain word of letters, "
+                        f"digits, - and _")
+    if name in names(bert):
+        raise UserError(f"there is an adapter {name!r} already; detach it first, or choose another "
+                        f"name")
+
+
+def check_ranks(bert, ranks, dropout):
+    if not ranks:
+        raise UserError(f"no matrix is named, so nothing would be trained; choose targets among "
+                        f"{', '.join(TARGETS)}")
+    for (layer, target), rank in ranks.items():
+        if not isinstance(rank, int) or rank < 1:
+            raise UserError(f"the rank of {target} in layer {layer} is {rank}; it must be a whole "
+                            f"number from 1 on (leave the matrix out to adapt nothing)")
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout is {dropout}; it must be 0 or more and below 1")
+
+
+def place_of(bert, layer, target):
+    """(3, "query") → "layers.3.attention.query" """
+    if target not in TARGETS:
+        raise UserError(f"there is no target {target!r}{did_you_mean(str(target), TARGETS)}; a "
+                        f"layer has {', '.join(TARGETS)}")
+    if layer not in range(len(bert.layers)):
+        raise UserError(f"there is no layer {layer}; the model has layers 0 to "
+                        f"{len(bert.layers) - 1}")
+    return f"layers.{layer}.{TARGETS[target]}"
+
+
+def norm_places(bert):
+    return ["embedding_norm"] + [f"layers.{layer}.{norm}" for layer in range(len(bert.layers))
+                                 for norm in ("attention_norm", "output_norm")]
+
+
+def put(bert, adapters, matrices, norms):
+    """Put new adapters in their places: matrices {place: weight → adapter}, norms [place]."""
+    made = dict.fromkeys(norms, (AdaptedNorm, OwnNorm))
+    made |= {place: (LoRALinear, lambda base, make=make: make(base.weight))
+             for place, make in matrices.items()}
+    before, active = names(bert), active_adapter(bert)
+    for place, (holder, make) in made.items():
+        module = bert.get_submodule(place)
+        if not isinstance(module, Adapted):
+            module = replace(bert, place, holder(module))
+            module.adapters.update(dict.fromkeys(before))    # None: they leave this one as it is
+        for name in adapters:
+            module.adapters[name] = make(module.base)
+    for place, module in adapted(bert).items():
+        if place not in made:
+            module.adapters.update(dict.fromkeys(adapters))
+    for name, parameter in bert.named_parameters():
+        if ".adapters." not in name:
+            parameter.requires_grad_(False)
+    activate(bert, active or adapters[0])
+
+
+def replace(bert, place, module):
+    parent, _, attribute = place.rpartition(".")
+    setattr(bert.get_submodule(parent), attribute, module)
+    return module
+
+
+def adapted(bert):
+    """{place: module} of all that hold adapters."""
+    return {place: module for place, module in bert.named_modules() if isinstance(module, Adapted)}
+
+
+def names(bert):
+    """The adapters attached, in the order in which they came."""
+    return list(next(iter(adapted(bert).values())).adapters) if adapted(bert) else []
+
+
+def active_adapter(bert):
+    return next((module.active for module in adapted(bert).values()), None)
+
+
+def check_name(bert, name):
+    if name not in names(bert):
+        raise unknown(name, names(bert))
+
+
+def activate(bert, name):
+    """Let this adapter (None: none) serve the sequences of layouts that name no adapter."""
+    if name is not None:
+        check_name(bert, name)
+    for module in adapted(bert).values():
+        module.active = name
+
+
+def parameters(bert, name):
+    """One adapter's parameters by their names in the model: of its matrices and its LayerNorms."""
+    check_name(bert, name)
+    return {f"{place}.adapters.{name}.{key}": parameter for place, module in adapted(bert).items()
+            if module.adapters[name] is not None
+            for key, parameter in module.adapters[name].named_parameters()}
+
+
+def train_only(bert, adapters):
+    """Train these adapters from now on, and freeze the others."""
+    for name in adapters:
+        check_name(bert, name)
+    for name in names(bert):
+        for parameter in parameters(bert, name).values():
+            parameter.requires_grad_(name in adapters)
+
+
+def merge(bert, name):
+    """W ← W₀ + ΔW, and the adapter's LayerNorms in place of the pretrained ones: no extra work is
+    left in the forward pass. It starts from W₀ each time, so that twice is once."""
+    check_name(bert, name)
+    for module in adapted(bert).values():
+        module.merge(name)
+    activate(bert, name)
+
+
+def unmerge(bert):
+    """Put the pretrained weights back, bit for bit. Without a merged adapter it does nothing."""
+    for module in adapted(bert).values():
+        module.unmerge()
+
+
+def detach(bert, name=None):
+    """Remove one adapter, or all. With the last one the plain layers come back, and train again;
+    those into which an adapter is merged keep it, so that merge and detach leave a plain Bert."""
+    if name is not None:
+        check_name(bert, name)
+    for place, module in adapted(bert).items():
+        for gone in list(module.adapters) if name is None else [name]:
+            if module.merged == gone and name is not None:
+                raise UserError(f"adapter {gone!r} is merged into the weights; unmerge first")
+            del module.adapters[gone]
+            module.active = None if module.active == gone else module.active
+        if not module.adapters:
+            replace(bert, place, module.base)
+    if not adapted(bert):
+        bert.requires_grad_(True)
+
+
+@contextmanager
+def detached(bert):
+    """Within this context the pretrained modules are in their places, as when the model is to be
+    saved without its adapters."""
+    holders = adapted(bert)
+    merged = [m.merged for m in holders.values() if m.merged is not None]
+    if merged:
+        raise UserError(f"adapter {merged[0]!r} is merged into the weights, which are not the "
+                        f"pretrained ones now; unmerge first")
+    for place, module in holders.items():
+        replace(bert, place, module.base)
+    try:
+        yield bert
+    finally:
+        for place, module in holders.items():
+            replace(bert, place, module)
+
+
+def by_adapter(rows):
+    """The adapter of each sequence of a batch, in any order → the order in which to put the
+    sequences, and the [(name, number of sequences), …] that Layout.served_by takes."""
+    kinds = list(dict.fromkeys(rows))
+    order = sorted(range(len(rows)), key=lambda i: kinds.index(rows[i]))
+    return order, [(name, rows.count(name)) for name in kinds]
