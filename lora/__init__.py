@@ -25,7 +25,10 @@ from lora.adapters import (
     train_only,
     unmerge,
 )
+from lora.files import load, save
 from lora.layers import LoRA, LoRALinear
+from lora.xs import XS, RandomXS
 
-__all__ = ["LoRA", "LoRALinear", "TARGETS", "activate", "attach", "by_adapter", "detach",
-           "detached", "merge", "names", "parameters", "train_only", "unmerge"]
+__all__ = ["LoRA", "LoRALinear", "RandomXS", "TARGETS", "XS", "activate", "attach", "by_adapter",
+           "detach", "detached", "load", "merge", "names", "parameters", "save", "train_only",
+           "unmerge"]

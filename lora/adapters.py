@@ -6,7 +6,6 @@ A model remembers nothing of its own about adapters: what is attached is what it
 
 import re
 from contextlib import contextmanager
-from functools import partial
 
 from torch import nn
 
@@ -34,12 +33,17 @@ def attach(bert, targets=("query", "value"), rank=8, adapters=("default",), alph
         raise UserError("adapters and targets are lists of names; write ('a',) for a single one")
     ranks = rank if isinstance(rank, dict) else {
         (layer, target): rank for layer in range(len(bert.layers)) for target in targets}
+    check_ranks(ranks, dropout)
+    places = {place_of(bert, *where): rank for where, rank in ranks.items()}
+    new = {}
     for name in adapters:
         check_new(bert, name)
-    new = {place_of(bert, *where): partial(kind, rank=r, alpha=r if alpha is None else alpha,
-                                           dropout=dropout) for where, r in ranks.items()}
-    check_ranks(bert, ranks, dropout)
-    put(bert, adapters, new, norm_places(bert) if layernorms else ())
+        new[name] = {place: kind(pretrained(bert, place).weight, rank=rank, dropout=dropout,
+                                 alpha=rank if alpha is None else alpha)
+                     for place, rank in places.items()}
+        for place in norm_places(bert) if layernorms else ():
+            new[name][place] = OwnNorm(pretrained(bert, place))
+    put(bert, new)
     return bert
 
 
@@ -50,9 +54,17 @@ def check_new(bert, name):
     if name in names(bert):
         raise UserError(f"there is an adapter {name!r} already; detach it first, or choose another "
                         f"name")
+    check_unmerged(bert)
 
 
-def check_ranks(bert, ranks, dropout):
+def check_unmerged(bert):
+    merged = next((m.merged for m in adapted(bert).values() if m.merged is not None), None)
+    if merged is not None:
+        raise UserError(f"adapter {merged!r} is merged into the weights, which are not the "
+                        f"pretrained ones now; unmerge first")
+
+
+def check_ranks(ranks, dropout):
     if not ranks:
         raise UserError(f"no matrix is named, so nothing would be trained; choose targets among "
                         f"{', '.join(TARGETS)}")
@@ -80,32 +92,32 @@ def norm_places(bert):
                                  for norm in ("attention_norm", "output_norm")]
 
 
-def put(bert, adapters, matrices, norms):
-    """Put new adapters in their places: matrices {place: weight → adapter}, norms [place]."""
-    made = dict.fromkeys(norms, (AdaptedNorm, OwnNorm))
-    made |= {place: (LoRALinear, lambda base, make=make: make(base.weight))
-             for place, make in matrices.items()}
+def put(bert, new):
+    """Put new adapters {name: {place: module}} in their places."""
     before, active = names(bert), active_adapter(bert)
-    for place, (holder, make) in made.items():
+    for place in dict.fromkeys(place for modules in new.values() for place in modules):
         module = bert.get_submodule(place)
         if not isinstance(module, Adapted):
-            module = replace(bert, place, holder(module))
-            module.adapters.update(dict.fromkeys(before))    # None: they leave this one as it is
-        for name in adapters:
-            module.adapters[name] = make(module.base)
-    for place, module in adapted(bert).items():
-        if place not in made:
-            module.adapters.update(dict.fromkeys(adapters))
+            holder = AdaptedNorm if isinstance(module, nn.LayerNorm) else LoRALinear
+            replace(bert, place, holder(module)).adapters.update(dict.fromkeys(before))
+    for place, module in adapted(bert).items():              # None: it leaves this module as it is
+        module.adapters.update({name: modules.get(place) for name, modules in new.items()})
     for name, parameter in bert.named_parameters():
         if ".adapters." not in name:
             parameter.requires_grad_(False)
-    activate(bert, active or adapters[0])
+    activate(bert, active or next(iter(new)))
 
 
 def replace(bert, place, module):
     parent, _, attribute = place.rpartition(".")
     setattr(bert.get_submodule(parent), attribute, module)
     return module
+
+
+def pretrained(bert, place):
+    """The module that the checkpoint's weights are in, whatever holds it now."""
+    module = bert.get_submodule(place)
+    return module.base if isinstance(module, Adapted) else module
 
 
 def adapted(bert):
@@ -188,11 +200,8 @@ def detach(bert, name=None):
 def detached(bert):
     """Within this context the pretrained modules are in their places, as when the model is to be
     saved without its adapters."""
+    check_unmerged(bert)
     holders = adapted(bert)
-    merged = [m.merged for m in holders.values() if m.merged is not None]
-    if merged:
-        raise UserError(f"adapter {merged[0]!r} is merged into the weights, which are not the "
-                        f"pretrained ones now; unmerge first")
     for place, module in holders.items():
         replace(bert, place, module.base)
     try:

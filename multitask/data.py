@@ -114,6 +114,11 @@ class Batch(NamedTuple):
     first: Layout
     labels: torch.Tensor | None
 
+    def served_by(self, adapters):
+        """The same batch, which knows what adapter serves which sequence (Layout.served_by)."""
+        return self._replace(layout=self.layout.served_by(adapters),
+                             first=self.first.served_by(adapters))
+
     def to(self, device):
         """The same batch on `device`, copied from pinned memory without waiting."""
         if device.type == "cpu":

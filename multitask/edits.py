@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bert import UserError
+from multitask import adapters
 
 
 class Edit(NamedTuple):
@@ -20,7 +21,9 @@ class Edit(NamedTuple):
     restore: Callable | None = None
 
 
-EDITS = {}                                                   # kind → Edit
+EDITS = {                                                    # kind → Edit
+    "lora": Edit(restore=adapters.restore),
+}
 
 
 def reshape(bert, edits):

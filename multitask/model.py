@@ -12,12 +12,13 @@ READS = ("cls", "pooler", "mean")
 class MultitaskModel(nn.Module):
     """`heads` is {task: module}; `read` says what is read of the encoder: the last layer at [CLS],
     BERT's pooler on top of it, or the mean of all tokens. A pair is one vector if encoded jointly,
-    or two."""
+    or two. `adapters` is {task: the adapter (lora/) that serves it}, or empty without any."""
 
-    def __init__(self, bert, heads, pairs="joint", read="cls"):
+    def __init__(self, bert, heads, pairs="joint", read="cls", adapters=()):
         super().__init__()
         self.bert, self.heads = bert, nn.ModuleDict(heads)
         self.pairs, self.read = pairs, read
+        self.adapters = dict(adapters)
 
     def vectors(self, batch):
         """[sequences, H]: one vector a sequence. The last layer computes only what is read here."""
@@ -30,7 +31,12 @@ class MultitaskModel(nn.Module):
 
     def forward(self, task, batch):
         """→ the task's outputs [B, outputs], in float32."""
-        vectors = self.vectors(batch)
+        if self.adapters:
+            batch = batch.served_by([(self.adapters.get(task), batch.layout.batch)])
+        return self.answer(task, self.vectors(batch))
+
+    def answer(self, task, vectors):
+        """What the task's head makes of the encoder's vectors [sequences, H]."""
         both = vectors.chunk(2) if TASKS[task].pair and self.pairs == "separate" else (vectors,)
         return self.heads[task](*both).float()
 

@@ -2,7 +2,8 @@
 
     model/             the best encoder, in the Hugging Face layout   metrics.json  its dev scores
     heads.safetensors  the best heads                                 predictions/  the course's
-    last/              the state to resume from                       log.jsonl     what happened
+    adapters/<name>/   each adapter, in peft's layout, and its heads  log.jsonl     what happened
+    last/              the state to resume from
     run.json           settings, data, edits, versions, times         curves.png    the log drawn
 """
 
@@ -18,14 +19,15 @@ import torch
 from bert import Bert, Tokenizer, UserError
 from bert.checkpoint import check_names_and_shapes, load_bert, save_bert
 from bert.files import read_metadata, read_tensors, write_json, write_tensors
-from multitask import edits
+from lora import detached
+from multitask import adapters, edits
 from multitask.data import checksum
 from multitask.evaluation import write_predictions
 from multitask.model import MultitaskModel, build_head
 from multitask.settings import Settings
 
-CONTENT = ("last", "run.json", "metrics.json", "model", "heads.safetensors", "predictions",
-           "log.jsonl", "curves.png")
+CONTENT = ("last", "run.json", "metrics.json", "model", "adapters", "heads.safetensors",
+           "predictions", "log.jsonl", "curves.png")
 
 
 def choose_folder(settings):
@@ -79,13 +81,21 @@ def new_record(settings, checksums, edits=()):
 
 def save_best(folder, model, tokenizer, scores, splits, predictions):
     """Write the model and what it scores. The heads' file holds the encoder's checksum: a kill
-    between the two files is noticed when the run is opened."""
-    save_bert(model.bert, folder / "model", lambda bert: edits.reshape(bert, model.bert.edits))
+    between the files is noticed when the run is opened."""
+    with detached(model.bert):
+        save_bert(model.bert, folder / "model", lambda bert: edits.reshape(bert, model.bert.edits))
+    adapters.save_all(model, folder)
     tokenizer.save_pretrained(folder / "model")
     write_tensors(folder / "heads.safetensors", model.heads.state_dict(),
-                  encoder=checksum((folder / "model" / "model.safetensors").read_bytes()))
+                  encoder=encoder_checksum(folder))
     write_predictions(folder / "predictions", splits, predictions)
     write_json(folder / "metrics.json", scores)
+
+
+def encoder_checksum(folder):
+    """Of the files that hold the encoder's weights, and its adapters'."""
+    files = [folder / "model" / "model.safetensors", *adapters.weight_files(folder)]
+    return checksum(b"".join(file.read_bytes() for file in files))
 
 
 def read_record(folder):
@@ -109,12 +119,12 @@ def open_run(folder):
     """→ model, tokenizer, settings, record of a saved run's best model."""
     folder = Path(folder)
     record, settings = read_record(folder)
-    heads_file, model_file = folder / "heads.safetensors", folder / "model" / "model.safetensors"
+    heads_file = folder / "heads.safetensors"
     if not (folder / "metrics.json").is_file():
         raise UserError(f"{folder} has no scored model yet; python train_multitask.py --resume "
                         f"{folder} goes on with the run")
-    if read_metadata(heads_file).get("encoder") != checksum(model_file.read_bytes()):
-        raise UserError(f"{heads_file} belongs to another encoder than {model_file}: the run was "
+    if read_metadata(heads_file).get("encoder") != encoder_checksum(folder):
+        raise UserError(f"{heads_file} belongs to another encoder than is in {folder}: the run was "
                         f"stopped while it was saved (python train_multitask.py --resume {folder} "
                         f"mends that), or a file was replaced")
     bert = load_bert(Bert, folder / "model", settings.attention,
@@ -133,4 +143,4 @@ def build_model(bert, settings):
     width = bert.config.hidden_size
     heads = {task: build_head(task, kind, width, settings.pairs, settings.head_dropout)
              for task, kind in settings.head_kinds.items()}
-    return MultitaskModel(bert, heads, settings.pairs, settings.read)
+    return MultitaskModel(bert, heads, settings.pairs, settings.read, adapters.serving(bert))

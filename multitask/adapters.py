@@ -1,0 +1,83 @@
+"""Which adapter (lora/) serves which task of a run: separate ones, one for all, or groups.
+
+    run.json      among its edits {"kind": "lora", "adapters": {"sst": "a", "para": "b", "sts": "b"}}
+    adapters/b/   adapter_config.json, adapter_model.safetensors (peft's layout, the LayerNorms in
+                  it), heads.safetensors: the heads of para and sts
+"""
+
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import cat
+
+import lora
+from bert import Layout, UserError
+from bert.checkpoint import check_names_and_shapes
+from bert.files import read_tensors, write_tensors
+from multitask.data import Batch
+
+HEADS = "heads.safetensors"
+
+
+def serving(bert):
+    """{task: adapter} by the model's edits."""
+    return {task: name for edit in bert.edits if edit["kind"] == "lora"
+            for task, name in edit["adapters"].items()}
+
+
+def save_all(model, folder):
+    """Write every adapter of a model, with the heads of the tasks it serves."""
+    for name in dict.fromkeys(model.adapters.values()):
+        to = folder / "adapters" / name
+        lora.save(model.bert, name, to)
+        heads = {key: tensor for key, tensor in model.heads.state_dict().items()
+                 if model.adapters.get(key.partition(".")[0]) == name}
+        write_tensors(to / HEADS, heads)
+
+
+def weight_files(folder):
+    return sorted((folder / "adapters").glob("*/adapter_model.safetensors"))
+
+
+def restore(bert, edit, folder):
+    """Attach a saved run's adapters again."""
+    for name in dict.fromkeys(edit["adapters"].values()):
+        lora.load(bert, folder / "adapters" / name, name)
+
+
+def swap(model, task, folder):
+    """Serve a task by the adapter in another folder, and by that folder's head for the task if it
+    has one → whether it has. Nothing of the other tasks is touched."""
+    if task not in model.heads:
+        raise UserError(f"--adapter: the run has no task {task!r}; it has {', '.join(model.heads)}")
+    path = Path(folder) / HEADS
+    heads = read_tensors(path) if path.is_file() else {}
+    head = {key.removeprefix(f"{task}."): tensor for key, tensor in heads.items()
+            if key.startswith(f"{task}.")}
+    if heads and not head:
+        raise UserError(f"{path} has no head for {task}; it has one for "
+                        f"{', '.join(dict.fromkeys(key.partition('.')[0] for key in heads))}")
+    if head:
+        check_names_and_shapes(path, model.heads[task].state_dict(), head)
+    model.adapters[task] = lora.load(model.bert, folder, f"{task}-swapped")
+    if head:
+        model.heads[task].load_state_dict(head)
+    return bool(head)
+
+
+def mixed(model, batches, device):
+    """{task: Batch} → {task: outputs}: one encoder pass for all tasks, each sequence served by its
+    task's adapter. Tasks with the same adapter lie side by side."""
+    names = list(dict.fromkeys(model.adapters.get(task) for task in batches))
+    tasks = sorted(batches, key=lambda task: names.index(model.adapters.get(task)))
+    parts = [batches[task] for task in tasks]
+    width = max(part.layout.tokens for part in parts)
+    ids, types, mask = (cat([F.pad(grid(part), (0, width - part.layout.tokens)) for part in parts])
+                        for grid in (lambda part: part.input_ids, lambda part: part.token_type_ids,
+                                     lambda part: part.layout.mask))
+    counts = [part.layout.batch for part in parts]
+    layout = Layout(mask).served_by([(name, sum(n for task, n in zip(tasks, counts)
+                                                if model.adapters.get(task) == name))
+                                     for name in names])
+    vectors = model.vectors(Batch(ids, types, layout, layout.first(), None).to(device))
+    return {task: model.answer(task, part) for task, part in zip(tasks, vectors.split(counts))}
