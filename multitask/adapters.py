@@ -1,10 +1,11 @@
-"""Which adapter (lora/) serves which task of a run: separate ones, one for all, or groups.
+"""Which adapter (lora/) serves which task of a run: one for each, one for all, or groups.
 
-    run.json      among its edits {"kind": "lora", "adapters": {"sst": "a", "para": "b", "sts": "b"}}
+    run.json      among its edits {"kind": "lora", "adapters": {"sst": "a", "para": "b", …}}
     adapters/b/   adapter_config.json, adapter_model.safetensors (peft's layout, the LayerNorms in
-                  it), heads.safetensors: the heads of para and sts
+                  it), heads.safetensors: the heads of the tasks that b serves
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -19,20 +20,52 @@ from multitask.data import Batch
 HEADS = "heads.safetensors"
 
 
+KINDS = {"lora": lora.LoRA, "xs": lora.XS, "xs-out": partial(lora.XS, sigma="out"),
+         "xs-random": partial(lora.XS, init="random")}
+
+
 def serving(bert):
     """{task: adapter} by the model's edits."""
     return {task: name for edit in bert.edits if edit["kind"] == "lora"
             for task, name in edit["adapters"].items()}
 
 
-def save_all(model, folder):
-    """Write every adapter of a model, with the heads of the tasks it serves."""
-    for name in dict.fromkeys(model.adapters.values()):
+def attach(model, settings):
+    """Give the encoder the adapters that the settings name, and freeze all else in it. Those that
+    it has already, of a run that this one starts from, go on as they are."""
+    bert, serves = model.bert, settings.adapters_of_tasks
+    wanted = dict.fromkeys(serves.values())
+    for name in lora.names(bert):
+        if name in wanted:
+            print(f"{name}: its adapter in the run")
+        else:
+            lora.detach(bert, name)
+    new = [name for name in wanted if name not in lora.names(bert)]
+    if new:
+        lora.attach(bert, settings.lora_targets.split(","), settings.lora, new,
+                    settings.lora_alpha or None, settings.lora_dropout, settings.lora_norms,
+                    KINDS[settings.lora_kind])
+    lora.train_only(bert, settings.units)
+    bert.edits = [edit for edit in bert.edits if edit["kind"] != "lora"]
+    bert.edits.append({"kind": "lora", "adapters": serves})
+    model.adapters = serves
+
+
+def refuse_left_over(model):
+    """A run's adapters are not dropped, nor the encoder below them trained, without a word."""
+    for bert in model.encoders.values():
+        if lora.names(bert):
+            raise UserError(f"the run has adapters ({', '.join(lora.names(bert))}), which only "
+                            f"--lora goes on with; add it")
+
+
+def save(model, tasks, folder):
+    """Write the adapters of these tasks, each with the heads of all tasks it serves."""
+    for name in dict.fromkeys(model.adapters[task] for task in tasks if task in model.adapters):
         to = folder / "adapters" / name
         lora.save(model.bert, name, to)
-        heads = {key: tensor for key, tensor in model.heads.state_dict().items()
-                 if model.adapters.get(key.partition(".")[0]) == name}
-        write_tensors(to / HEADS, heads)
+        write_tensors(to / HEADS, {key: tensor for key, tensor in model.heads.state_dict().items()
+                                   if model.adapters.get(key.partition(".")[0]) == name})
 
 
 def weight_files(folder):
