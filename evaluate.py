@@ -5,6 +5,7 @@ text.
     python evaluate.py runs/first --split test           # predictions for the test files
     python evaluate.py runs/first --text "A dull, dull film."
     python evaluate.py runs/first --text "A cat sleeps." --pair "A cat is asleep."
+    python evaluate.py runs/first --adapter sts=runs/other/adapters/sts     # its own left out
 """
 
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from bert import UserError
 from bert.cli import Parser, pick_device, run_script
-from multitask import runs
+from multitask import adapters, runs
 from multitask.data import Example, tokenise
 from multitask.evaluation import evaluate, in_words, load_split, run_split, write_predictions
 from multitask.report import score_table
@@ -35,8 +36,9 @@ def score(args, model, tokenizer, settings, device, autocast):
         splits[task] = {name: load_split(task, name, folder, tokenizer, settings, limit or 0)
                         for name in names}
     scores, predictions = evaluate(model, splits, device, autocast)
-    to = Path(args.predictions or Path(args.run) / "predictions")
-    write_predictions(to, splits, predictions)
+    to = args.predictions or ("" if args.adapter else Path(args.run) / "predictions")
+    if to:
+        write_predictions(Path(to), splits, predictions)
     if args.json:
         return scores
     counts = ", ".join(f"{task} {len(split):,}" for task, named in splits.items()
@@ -44,7 +46,8 @@ def score(args, model, tokenizer, settings, device, autocast):
     print(f"{args.split} of {folder}: {counts}" + (f" (the first {limit:,} rows, as in training; "
                                                    f"--limit 0 takes all)" if limit else ""))
     print(score_table(scores, args.split) if scores else "these files hold no labels, so no scores")
-    print(f"predictions: {to}/*-{args.split}-output.csv")
+    print(f"predictions: {to}/*-{args.split}-output.csv" if to else
+          "not the run as it was trained: predictions are written only to a --predictions FOLDER")
     return scores
 
 
@@ -75,6 +78,9 @@ def parse(arguments):
     parser.add_argument("--tasks", help="only these of the run's tasks, as in sst,sts")
     parser.add_argument("--limit", type=int, help="only the first N rows of each file")
     parser.add_argument("--predictions", metavar="FOLDER", help="default: RUN/predictions")
+    parser.add_argument("--adapter", metavar="TASK=FOLDER", action="append", default=[],
+                        help="serve a task by the adapter in another folder (peft's layout), and "
+                             "by the head in it, if any; the other tasks stay as they are")
     parser.add_argument("--text", help="judge this text instead of files")
     parser.add_argument("--pair", help="the text that --text is compared with")
     parser.add_argument("--json", action="store_true", help="print a JSON object, nothing else")
@@ -88,9 +94,23 @@ def parse(arguments):
     return args
 
 
+def swap(model, adapter, quiet):
+    """Do what one --adapter says."""
+    task, equals, folder = adapter.partition("=")
+    if not equals:
+        raise UserError(f"--adapter {adapter!r} is not understood; write task=folder, as in "
+                        f"sts=runs/other/adapters/sts")
+    has_head = adapters.swap(model, task, folder)
+    if not quiet:
+        whose = "its head" if has_head else "the run's own head"
+        print(f"{task}: the adapter in {folder} and {whose}")
+
+
 def main(arguments=None):
     args = parse(arguments)
     model, tokenizer, settings, _ = runs.open_run(args.run)
+    for adapter in args.adapter:
+        swap(model, adapter, args.json)
     device, autocast = pick_device(args.device, args.precision or settings.precision)
     work = score if args.text is None else answer
     result = work(args, model.to(device), tokenizer, settings, device, autocast)

@@ -102,6 +102,7 @@ def put(bert, new):
             replace(bert, place, holder(module)).adapters.update(dict.fromkeys(before))
     for place, module in adapted(bert).items():              # None: it leaves this module as it is
         module.adapters.update({name: modules.get(place) for name, modules in new.items()})
+        module.train(module.base.training)
     for name, parameter in bert.named_parameters():
         if ".adapters." not in name:
             parameter.requires_grad_(False)

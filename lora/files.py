@@ -47,7 +47,9 @@ CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_
 PREFIX = "base_model.model."
 MATRIX = re.compile(r"(.+)\.lora_([ABR])\.weight")
 KINDS = {"LORA": LoRA, "LORA_XS": XS}
-REFUSED = {"use_dora": False, "bias": "none", "fan_in_fan_out": False}   # and what we can take
+REFUSED = ("use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out",
+           "target_parameters", "trainable_token_indices", "alora_invocation_tokens",
+           "layer_replication")
 
 
 def theirs(place):
@@ -113,10 +115,10 @@ def read_config(path):
     if config.get("peft_type") not in KINDS:
         raise UserError(f"{path} describes an adapter of type {config.get('peft_type')!r}; only "
                         f"{' and '.join(KINDS)} are known here")
-    for field, allowed in REFUSED.items():
-        if config.get(field, allowed) != allowed:
-            raise UserError(f"{path} has {field} = {config[field]!r}, which is not built here; "
-                            f"only {allowed!r} is")
+    more = [field for field in REFUSED if config.get(field)]
+    if more or config.get("bias", "none") != "none":
+        raise UserError(f"{path} asks for {', '.join(more) or 'trained biases'}, which is not "
+                        f"built here; it would act as another adapter than the one trained")
     return config
 
 

@@ -17,6 +17,7 @@ from bert.checkpoint import check_names_and_shapes
 from bert.files import read_tensors, write_tensors
 from multitask.data import Batch
 
+SHARED = "shared"                # the name of the one encoder, or adapter, that all tasks share
 HEADS = "heads.safetensors"
 
 
@@ -99,18 +100,18 @@ def swap(model, task, folder):
 
 
 def mixed(model, batches, device):
-    """{task: Batch} → {task: outputs}: one encoder pass for all tasks, each sequence served by its
-    task's adapter. Tasks with the same adapter lie side by side."""
-    names = list(dict.fromkeys(model.adapters.get(task) for task in batches))
-    tasks = sorted(batches, key=lambda task: names.index(model.adapters.get(task)))
-    parts = [batches[task] for task in tasks]
-    width = max(part.layout.tokens for part in parts)
-    ids, types, mask = (cat([F.pad(grid(part), (0, width - part.layout.tokens)) for part in parts])
-                        for grid in (lambda part: part.input_ids, lambda part: part.token_type_ids,
-                                     lambda part: part.layout.mask))
-    counts = [part.layout.batch for part in parts]
-    layout = Layout(mask).served_by([(name, sum(n for task, n in zip(tasks, counts)
-                                                if model.adapters.get(task) == name))
-                                     for name in names])
-    vectors = model.vectors(Batch(ids, types, layout, layout.first(), None).to(device))
-    return {task: model.answer(task, part) for task, part in zip(tasks, vectors.split(counts))}
+    """{task: Batch} → {task: outputs}: one encoder pass for all tasks, in which each sequence is
+    served by its own task's adapter."""
+    layouts = [batch.layout for batch in batches.values()]
+    width = max(layout.tokens for layout in layouts)
+
+    def stack(grids):
+        return cat([F.pad(grid, (0, width - grid.size(1))) for grid in grids])
+
+    layout = Layout(stack(layout.mask for layout in layouts)).served_by(
+        [(model.adapters.get(task), batch.layout.batch) for task, batch in batches.items()])
+    together = Batch(stack(batch.input_ids for batch in batches.values()),
+                     stack(batch.token_type_ids for batch in batches.values()),
+                     layout, layout.first(), None).to(device)
+    vectors = model.vectors(SHARED, together).split([layout.batch for layout in layouts])
+    return {task: model.answer(task, own) for task, own in zip(batches, vectors)}

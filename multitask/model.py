@@ -5,12 +5,11 @@ import copy
 from torch import nn
 
 from bert import UserError
-from multitask.adapters import serving
+from multitask.adapters import SHARED, serving
 from multitask.heads import HEADS
 from multitask.tasks import TASKS
 
 READS = ("cls", "pooler", "mean")
-SHARED = "shared"                                # the name of the one encoder that all tasks share
 
 
 class MultitaskModel(nn.Module):

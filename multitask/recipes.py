@@ -20,6 +20,9 @@ A_SINGLE = SAME | dict(head="linear")
 A_CUSTOM = SAME | dict(head="sst=mlp,para=mlp,sts=relu-cosine")
 C_MSE = SAME | dict(head="mlp", surgery="whole")
 C_COSINE = SAME | dict(head="mlp,sts=cosine", loss="cosine", surgery="whole")
+ONE_EACH = dict(lora=15, surgery="none")
+ONE_FOR_ALL = dict(lora=15, adapters="shared")
+LORA_BEST = dict(lora=8, lora_targets="query,key,value,output,fc_in,fc_out", epochs=3)
 
 RECIPES = {
     # Paper A: LASER on a multitask BERT, Table 1 (dev)
@@ -52,8 +55,27 @@ RECIPES = {
     "baseline4": Recipe("and an encoder for each task", "C, Baseline 4",
                         (.4996, .7846, .5885),
                         C_COSINE | dict(surgery="none", encoders="separate")),
+    # Paper C: LoRA (test); its 1.11 M parameters a set are rank 15 on query, key, value and output
+    "lora1": Recipe("a frozen encoder with an adapter for each task", "C, LoRA 1",
+                    (.4951, .7673, .4761), C_MSE | ONE_EACH),
+    "lora2": Recipe("and a cosine for similarity", "C, LoRA 2",
+                    (.4868, .7695, .6161), C_COSINE | ONE_EACH),
+    "lora3": Recipe("one adapter that all tasks share, gradient surgery", "C, LoRA 3",
+                    (.4713, .6910, .5755), C_MSE | ONE_FOR_ALL),
+    "lora4": Recipe("and a cosine for similarity", "C, LoRA 4",
+                    (.4877, .6922, .6658), C_COSINE | ONE_FOR_ALL),
+    "lora4-warmup": Recipe("with a warm-up and batches of 24", "C, future work",
+                           (.5235, .7445, .7274),
+                           C_COSINE | ONE_FOR_ALL | dict(batch_size=24, warmup=0.1)),
     # ours
     "best": Recipe("the strongest single model found here", "", (), dict(epochs=3)),
+    "lora-best": Recipe("an adapter for each task, at the learning rate that LoRA needs", "", (),
+                        LORA_BEST),
+    "lora-groups": Recipe("the same, but para and sts share theirs", "", (),
+                          LORA_BEST | dict(adapters="sst=sst,para=pairs,sts=pairs")),
+    "lora-xs": Recipe("LoRA-XS: r × r numbers a matrix", "", (),
+                      dict(lora=16, lora_kind="xs", epochs=3,
+                           lora_targets="query,value,output,fc_out")),
 }
 
 

@@ -1,21 +1,24 @@
-"""Make tests/reference/ with transformers: what our encoder's numbers must be.
+"""Make tests/reference/ with transformers and peft: what our encoder's numbers must be.
 
-    pip install transformers && python tests/make_reference.py
+    pip install transformers peft && python tests/make_reference.py
 
 Needs PLAINBERT_WEIGHTS and PLAINBERT_DATA (see conftest.py). Small random models are stored whole:
 their weights in several forms, their outputs and all gradients. Of the real model's hidden states
 every 48th number is kept; of its gradients, each tensor's norm and its products with a few random
-signs. """
+signs. Two adapters for the real model are stored whole, one that peft wrote and one that we wrote,
+and what peft makes of them. """
 
 import os
 from pathlib import Path
 
 import torch
 from parity import PROBES, REFERENCE, gradient_probes, real_texts, summed_loss, tiny_batch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import BertConfig, BertForPreTraining, BertModel
 
-from bert import Tokenizer
+import lora
+from bert import Bert, Tokenizer
 
 TINY = {
     "gelu": {},
@@ -84,9 +87,45 @@ def real_model():
     save_file(values, REFERENCE / "minilm.safetensors")
 
 
+def shaken(parameters):
+    """Trained, as it were: B no longer 0, LayerNorms no longer the pretrained ones."""
+    torch.manual_seed(0)
+    for parameter in parameters:
+        parameter.data += 0.05 * torch.randn_like(parameter)
+
+
+def adapters():
+    """peft's adapter and ours, and peft's outputs with each."""
+    weights, folder = os.environ["PLAINBERT_WEIGHTS"], REFERENCE / "adapters"
+    config = LoraConfig(r=2, lora_alpha=6, rank_pattern={"layer.5.attention.self.query": 3},
+                        alpha_pattern={"intermediate.dense": 5}, modules_to_save=["LayerNorm"],
+                        target_modules=["query", "attention.output.dense", "intermediate.dense"],
+                        layers_to_transform=[0, 5], layers_pattern="layer")
+    theirs = get_peft_model(BertModel.from_pretrained(weights), config)
+    shaken(p for p in theirs.parameters() if p.requires_grad)
+    theirs.peft_config["default"].base_model_name_or_path = Path(weights).name
+    theirs.save_pretrained(folder / "peft")
+    (folder / "peft" / "README.md").unlink()
+
+    ranks = {(0, "query"): 2, (1, "value"): 3, (4, "output"): 1, (5, "fc_in"): 2, (5, "fc_out"): 2}
+    ours = lora.attach(Bert.from_pretrained(weights), rank=ranks, alpha=4, layernorms=True)
+    shaken(lora.parameters(ours, "default").values())
+    lora.save(ours, "default", folder / "ours")
+
+    batch = Tokenizer.from_pretrained(weights)(*real_texts(
+        Path(os.environ["PLAINBERT_DATA"]) / "cs224n")["single"])
+    mask, values = batch["attention_mask"].bool(), {}
+    for name in ("peft", "ours"):
+        bert = PeftModel.from_pretrained(BertModel.from_pretrained(weights), folder / name).eval()
+        hidden = bert(**batch).last_hidden_state[mask][:, ::PROBES]
+        values[name] = hidden.detach().contiguous()
+    save_file(values, folder / "expected.safetensors")
+
+
 if __name__ == "__main__":
     REFERENCE.mkdir(exist_ok=True)
     tiny_models()
     real_model()
+    adapters()
     for file in sorted(REFERENCE.rglob("*.*")):
         print(f"{file.stat().st_size:9,} {file}")
