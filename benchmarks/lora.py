@@ -4,9 +4,9 @@ in turn.
     pip install -r benchmarks/requirements.txt
     python benchmarks/lora.py                           # needs PLAINBERT_WEIGHTS and PLAINBERT_DATA
 
-Rank 8 on query, key, value and attention output; SST batches of 32 in random order; both sides start
-from lists of token ids, and train with fused AdamW and the same clipping. peft refuses adapters that
-differ within a batch in training, so that side is measured at inference, where it allows them.
+Rank 8 on query, key, value and attention output; SST batches of 32 in random order. Both sides
+start from lists of token ids, and train with fused AdamW and the same clipping. peft refuses
+adapters that differ within a batch in training, so of that only inference is compared.
 """
 
 import copy
@@ -26,48 +26,37 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import lora
 from bert import Bert, Tokenizer
-from lora.files import load, save
-from multitask import runs
 from multitask.evaluation import load_split
+from multitask.model import build_model
 from multitask.sampling import Batches
 from multitask.settings import Settings
 from multitask.tasks import TASKS
 
-STEPS, WARM = 40, 4
-RANK, TARGETS, NAMES = 8, ("query", "key", "value", "output"), ("one", "two", "three")
-MODULES = ["query", "key", "value", "attention.output.dense"]           # transformers' names
-MIXED = [("one", 11), ("two", 11), ("three", 10)]
-
-
-def our_batch(split, adapters, indices):
-    batch = split.batch(indices)
-    return batch._replace(layout=batch.layout.served_by(adapters),
-                          first=batch.first.served_by(adapters))
-
-
-def peers_with_peft(weights, heads):
-    """transformers' encoder with three adapters of peft's, the first one active."""
-    peer = Peer(weights, heads)
-    config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=MODULES)
-    peer.bert = peft.get_peft_model(peer.bert, config, adapter_name=NAMES[0])
-    for name in NAMES[1:]:
-        peer.bert.add_adapter(name, config)
-    peer.bert.set_adapter(NAMES[0])
-    return peer
+STEPS, WARM, RANK = 40, 4, 8
+TARGETS = ("query", "key", "value", "output")
+THEIR_TARGETS = ["query", "key", "value", "attention.output.dense"]
+MIXED = [("one", 11), ("two", 11), ("three", 10)]            # adapters of the rows of a batch
+NAMES = [name for name, _ in MIXED]
+LORA, MIX, FULL, PEFT = "LoRA", "LoRA, three in the batch", "full fine-tune", "peft"
+PEFT_MIX = "peft, three in the batch"
 
 
 class Side:
-    """A model that trains: step(indices) is one training step, infer(indices) one forward."""
+    """A model, and how it takes a batch of `split`: {"step": one training step, "infer": one
+    forward pass}, each of a list of indices."""
 
-    def __init__(self, model, split, make_batch, **options):
-        self.model, self.split, self.make_batch, self.options = model, split, make_batch, options
+    def __init__(self, model, split, make_batch):
+        self.model, self.split, self.make_batch = model, split, make_batch
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5, fused=True)
 
-    def step(self, indices):
+    def backward(self, indices):
         self.model.train()
         outputs = self.model("sst", self.make_batch(indices))
         TASKS["sst"].loss(outputs, self.split.labels[indices]).backward()
+
+    def step(self, indices):
+        self.backward(indices)
         nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -77,18 +66,38 @@ class Side:
         self.model.eval()
         self.model("sst", self.make_batch(indices))
 
-    def memory(self, indices):
-        """Megabytes that gradients and AdamW's state take, after a step."""
-        TASKS["sst"].loss(self.model("sst", self.make_batch(indices)),
-                          self.split.labels[indices]).backward()
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        states = [v for state in self.optimizer.state.values() for v in state.values()]
+    def megabytes(self, indices):
+        """What gradients and AdamW's state take."""
+        self.backward(indices)
+        tensors = [p.grad for p in self.model.parameters() if p.grad is not None]
+        tensors += [v for state in self.optimizer.state.values() for v in state.values()]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
         self.optimizer.zero_grad()
-        return sum(t.numel() * t.element_size() for t in gradients + states) / 1e6
+        return size
 
 
-def in_turn(what, sides, batches, work, unit="examples/s"):
-    """Time `work` of every side on the same batches, one after the other → {side: [seconds]}."""
+def sides_of(weights, split, full):
+    """{name: Side}"""
+    one, three = copy.deepcopy(full), copy.deepcopy(full)
+    lora.attach(one.bert, TARGETS, RANK, NAMES[:1])
+    lora.attach(three.bert, TARGETS, RANK, NAMES)
+    peer, config = Peer(weights, copy.deepcopy(full.heads)), peft.LoraConfig(
+        r=RANK, lora_alpha=RANK, target_modules=THEIR_TARGETS)
+    peer.bert = peft.get_peft_model(peer.bert, config, adapter_name=NAMES[0])
+    for name in NAMES[1:]:
+        peer.bert.add_adapter(name, config)
+    peer.bert.set_adapter(NAMES[0])
+    rows = [name for name, count in MIXED for _ in range(count)]
+    return {FULL: Side(full, split, split.batch),
+            LORA: Side(one, split, split.batch),
+            MIX: Side(three, split, lambda indices: split.batch(indices).served_by(MIXED)),
+            PEFT: Side(peer, split, partial(padded, split)),
+            PEFT_MIX: Side(peer, split, lambda indices: {**padded(split, indices),
+                                                         "adapter_names": rows})}
+
+
+def in_turn(what, work, sides, batches):
+    """Time `work` of every side on each batch, one side after the other → {name: [seconds]}"""
     times = {name: [] for name in sides}
     for indices in batches:
         for name, side in sides.items():
@@ -96,47 +105,36 @@ def in_turn(what, sides, batches, work, unit="examples/s"):
     times = {name: values[WARM:] for name, values in times.items()}
     print(f"\n{what}")
     for name, values in times.items():
-        print(f"  {name:34} {SIZE / statistics.median(values):7.1f} {unit}")
+        print(f"  {name:30} {SIZE / statistics.median(values):7.1f} examples/s")
     return times
 
 
 def ratio(what, above, below):
-    """The median of the ratios of paired times."""
+    """Of each pair of times."""
     ratios = [a / b for a, b in zip(above, below)]
-    print(f"  {what:34} {statistics.median(ratios):7.2f}×  (median of {len(ratios)} pairs; "
+    print(f"  {what:30} {statistics.median(ratios):7.2f}×  (median of {len(ratios)} pairs; "
           f"{min(ratios):.2f} to {max(ratios):.2f})")
 
 
-class PeftMixed(Peer):
-    """peft's way of several adapters in one batch: a name for each row."""
-
-    def forward(self, task, batch):
-        rows = [name for name, count in MIXED for _ in range(count)]
-        hidden = self.bert(**batch, adapter_names=rows).last_hidden_state
-        return self.heads[task].out(hidden[:, 0])
-
-
-def round_trip(bert, tokenizer, weights, texts):
-    """Adapters of ours opened by peft, and peft's by us: the largest difference of hidden states."""
-    batch, mask = tokenizer(texts), None
-    mask = batch["attention_mask"].bool()
-    bert = lora.attach(copy.deepcopy(bert), TARGETS, RANK, ("ours",), alpha=16, layernorms=True)
-    for parameter in lora.parameters(bert, "ours").values():
+def round_trip(bert, tokenizer, weights):
+    """An adapter of ours opened by peft, and peft's opened by us: the largest difference of any
+    hidden state."""
+    batch = tokenizer(["A dull, dull film .", "the story was never boring , and the end is good"])
+    bert = lora.attach(copy.deepcopy(bert), TARGETS, RANK, ("one",), alpha=16, layernorms=True)
+    for parameter in lora.parameters(bert.eval(), "one").values():
         parameter.data += 0.05 * torch.randn_like(parameter)
-    differences = []
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        save(bert, "ours", folder)
-        plain = transformers.BertModel.from_pretrained(weights).eval()
-        theirs = peft.PeftModel.from_pretrained(plain, folder).eval()
-        differences.append(theirs(**batch).last_hidden_state - bert(**batch).last_hidden_state)
-        theirs.save_pretrained(Path(folder) / "theirs")
+        lora.save(bert, "one", folder)
+        theirs = peft.PeftModel.from_pretrained(transformers.BertModel.from_pretrained(weights),
+                                                folder).eval()
+        theirs.save_pretrained(Path(folder, "theirs"))
         again = Bert.from_pretrained(weights)
-        load(again, Path(folder) / "theirs", "again")
-        lora.activate(again, "again")
-        differences.append(theirs(**batch).last_hidden_state - again(**batch).last_hidden_state)
-    print("\nadapters with LayerNorms, hidden states of both sides differ by at most\n"
-          + "\n".join(f"  {what:34} {d[mask].abs().max():.1e}" for what, d in
-                      zip(("ours opened by peft", "peft's opened by us"), differences)))
+        lora.load(again, Path(folder, "theirs"))
+    print("\none adapter with LayerNorms, saved by us, opened and saved by peft, opened by us")
+    for what, model in (("peft - ours", bert), ("peft - ours again", again)):
+        with torch.no_grad():
+            difference = theirs(**batch).last_hidden_state - model(**batch).last_hidden_state
+        print(f"  {what:30} {difference[batch['attention_mask'].bool()].abs().max():.1e}")
 
 
 def main():
@@ -148,41 +146,27 @@ def main():
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, peft "
           f"{peft.__version__}, {torch.get_num_threads()} CPU threads, {Path(weights).name}")
     torch.manual_seed(0)
-    tokenizer = Tokenizer.from_pretrained(weights)
-    settings = Settings(bert=weights, data=str(data), tasks="sst")
+    tokenizer, settings = Tokenizer.from_pretrained(weights), Settings(tasks="sst")
     split = load_split("sst", "train", data, tokenizer, settings)
-    full = runs.build_model(Bert.from_pretrained(weights), settings)
-    ours = copy.deepcopy(full)
-    lora.attach(ours.bert, TARGETS, RANK, NAMES)
-    theirs = peers_with_peft(weights, copy.deepcopy(full.heads))
-    single, mixed = partial(our_batch, split, [("a", SIZE)]), partial(our_batch, split, MIXED)
-    order = Batches(len(split), SIZE, seed=0)
-    batches = [next(order) for _ in range(STEPS + WARM)]
+    full = build_model(Bert.from_pretrained(weights), settings)
+    round_trip(full.bert, tokenizer, weights)
 
-    sides = {"full fine-tune": Side(full, split, split.batch),
-             "LoRA": Side(ours, split, single),
-             "LoRA, three adapters in the batch": Side(ours, split, mixed),
-             "peft on transformers": Side(theirs, split, partial(padded, split))}
-    times = in_turn("training step", sides, batches, "step")
-    ratio("LoRA's speed / peft's", times["peft on transformers"], times["LoRA"])
-    ratio("LoRA's time / full fine-tune's", times["LoRA"], times["full fine-tune"])
-    ratio("mixed batch's time / single's", times["LoRA, three adapters in the batch"],
-          times["LoRA"])
+    sides, order = sides_of(weights, split, full), Batches(len(split), SIZE, seed=0)
+    batches = [next(order) for _ in range(WARM + STEPS)]
+    training = {name: side for name, side in sides.items() if name != PEFT_MIX}
+    times = in_turn("training step", "step", training, batches)
+    ratio("speed of LoRA / of peft", times[PEFT], times[LORA])
+    ratio("time of LoRA / of the full", times[LORA], times[FULL])
+    ratio("time of three / of one", times[MIX], times[LORA])
     print("\ngradients and optimizer state")
-    for name, side in sides.items():
-        print(f"  {name:34} {side.memory(batches[0]):7.2f} MB for "
-              f"{sum(p.numel() for p in side.trained):,} trained parameters")
-
-    mixing = PeftMixed.__new__(PeftMixed)
-    vars(mixing).update(vars(theirs))
-    sides = {"LoRA": sides["LoRA"], "LoRA, three adapters": sides["LoRA, three adapters in the batch"],
-             "peft": sides["peft on transformers"],
-             "peft, three adapters": Side(mixing, split, partial(padded, split))}
-    times = in_turn("inference", sides, batches, "infer")
-    ratio("our mixed batch's time / single's", times["LoRA, three adapters"], times["LoRA"])
-    ratio("peft's mixed batch / single", times["peft, three adapters"], times["peft"])
-    ratio("our mixed speed / peft's", times["peft, three adapters"], times["LoRA, three adapters"])
-    round_trip(full.bert, tokenizer, weights, ["A dull, dull film .", "the story was never boring"])
+    for name, side in training.items():
+        print(f"  {name:30} {side.megabytes(batches[0]):7.2f} MB, "
+              f"{sum(p.numel() for p in side.trained):,} numbers train")
+    inferring = {name: side for name, side in sides.items() if name != FULL}
+    times = in_turn("inference", "infer", inferring, batches)
+    ratio("time of three / of one", times[MIX], times[LORA])
+    ratio("peft's of three / of one", times[PEFT_MIX], times[PEFT])
+    ratio("speed of three / peft's", times[PEFT_MIX], times[MIX])
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def restore(state, model, optimizer, device, process=0):
                         f"since ({' '.join(str(error).split())[:150]}); start a new run") from error
 
 
-def progress_bar(what, total, unit, done=0, leave=True):
+def progress_bar(what, total, unit, done=0, leave=True, silent=False):
     """tqdm, which in a file instead of on a screen writes a line only now and then."""
-    return tqdm(total=total, initial=done, desc=what, unit=unit, leave=leave,
+    return tqdm(total=total, initial=done, desc=what, unit=unit, leave=leave, disable=silent,
                 mininterval=0.5 if sys.stderr.isatty() else 30)
