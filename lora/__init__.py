@@ -13,20 +13,18 @@ Left out: adapters on embeddings and the pooler, DoRA, biases, quantised weights
 """
 
 from lora.adapters import (
-    TARGETS,
     activate,
     attach,
     by_adapter,
     detach,
     detached,
     merge,
-    names,
-    parameters,
     train_only,
     unmerge,
 )
 from lora.files import load, save
 from lora.layers import LoRA, LoRALinear
+from lora.places import TARGETS, names, parameters
 from lora.xs import XS, RandomXS
 
 __all__ = ["LoRA", "LoRALinear", "RandomXS", "TARGETS", "XS", "activate", "attach", "by_adapter",

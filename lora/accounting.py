@@ -6,7 +6,8 @@ Counts are of parameters that are stored: of LoRA-XS only R. They need shapes on
 on torch's meta device will do.
 """
 
-from lora.adapters import detached, names, parameters
+from lora.adapters import detached
+from lora.places import names, parameters
 
 
 def dense(*widths):

@@ -1,23 +1,25 @@
 """Adapters come and go: attach, activate, merge, unmerge, detach. Each changes the model in place,
-and none of them happens as a side effect of train() or eval().
+and none of them happens as a side effect of train() or eval()."""
 
-A model remembers nothing of its own about adapters: what is attached is what its modules hold.
-"""
-
-import re
 from contextlib import contextmanager
 
 from torch import nn
 
 from bert import UserError
-from bert.cli import did_you_mean
-from lora.layers import Adapted, AdaptedNorm, LoRA, LoRALinear, OwnNorm, unknown
-
-TARGETS = {                                                  # a layer's matrices: name → place
-    "query": "attention.query", "key": "attention.key", "value": "attention.value",
-    "output": "attention.output", "fc_in": "fc_in", "fc_out": "fc_out",
-}
-NAME = re.compile(r"[A-Za-z0-9_-]+")
+from lora.layers import Adapted, AdaptedNorm, LoRA, LoRALinear, OwnNorm
+from lora.places import (
+    TARGETS,
+    adapted,
+    check_name,
+    check_new,
+    check_unmerged,
+    names,
+    norm_places,
+    parameters,
+    place_of,
+    pretrained,
+    replace,
+)
 
 
 def attach(bert, targets=("query", "value"), rank=8, adapters=("default",), alpha=None, dropout=0.0,
@@ -47,23 +49,6 @@ def attach(bert, targets=("query", "value"), rank=8, adapters=("default",), alph
     return bert
 
 
-def check_new(bert, name):
-    if not NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):
-        raise UserError(f"an adapter cannot be called {name!r}; choose a plain word of letters, "
-                        f"digits, - and _")
-    if name in names(bert):
-        raise UserError(f"there is an adapter {name!r} already; detach it first, or choose another "
-                        f"name")
-    check_unmerged(bert)
-
-
-def check_unmerged(bert):
-    merged = next((m.merged for m in adapted(bert).values() if m.merged is not None), None)
-    if merged is not None:
-        raise UserError(f"adapter {merged!r} is merged into the weights, which are not the "
-                        f"pretrained ones now; unmerge first")
-
-
 def check_ranks(ranks, dropout):
     if not ranks:
         raise UserError(f"no matrix is named, so nothing would be trained; choose targets among "
@@ -74,22 +59,6 @@ def check_ranks(ranks, dropout):
                             f"number from 1 on (leave the matrix out to adapt nothing)")
     if not 0 <= dropout < 1:
         raise UserError(f"dropout is {dropout}; it must be 0 or more and below 1")
-
-
-def place_of(bert, layer, target):
-    """(3, "query") → "layers.3.attention.query" """
-    if target not in TARGETS:
-        raise UserError(f"there is no target {target!r}{did_you_mean(str(target), TARGETS)}; a "
-                        f"layer has {', '.join(TARGETS)}")
-    if layer not in range(len(bert.layers)):
-        raise UserError(f"there is no layer {layer}; the model has layers 0 to "
-                        f"{len(bert.layers) - 1}")
-    return f"layers.{layer}.{TARGETS[target]}"
-
-
-def norm_places(bert):
-    return ["embedding_norm"] + [f"layers.{layer}.{norm}" for layer in range(len(bert.layers))
-                                 for norm in ("attention_norm", "output_norm")]
 
 
 def put(bert, new):
@@ -109,35 +78,8 @@ def put(bert, new):
     activate(bert, active or next(iter(new)))
 
 
-def replace(bert, place, module):
-    parent, _, attribute = place.rpartition(".")
-    setattr(bert.get_submodule(parent), attribute, module)
-    return module
-
-
-def pretrained(bert, place):
-    """The module that the checkpoint's weights are in, whatever holds it now."""
-    module = bert.get_submodule(place)
-    return module.base if isinstance(module, Adapted) else module
-
-
-def adapted(bert):
-    """{place: module} of all that hold adapters."""
-    return {place: module for place, module in bert.named_modules() if isinstance(module, Adapted)}
-
-
-def names(bert):
-    """The adapters attached, in the order in which they came."""
-    return list(next(iter(adapted(bert).values())).adapters) if adapted(bert) else []
-
-
 def active_adapter(bert):
     return next((module.active for module in adapted(bert).values()), None)
-
-
-def check_name(bert, name):
-    if name not in names(bert):
-        raise unknown(name, names(bert))
 
 
 def activate(bert, name):
@@ -146,14 +88,6 @@ def activate(bert, name):
         check_name(bert, name)
     for module in adapted(bert).values():
         module.active = name
-
-
-def parameters(bert, name):
-    """One adapter's parameters by their names in the model: of its matrices and its LayerNorms."""
-    check_name(bert, name)
-    return {f"{place}.adapters.{name}.{key}": parameter for place, module in adapted(bert).items()
-            if module.adapters[name] is not None
-            for key, parameter in module.adapters[name].named_parameters()}
 
 
 def train_only(bert, adapters):

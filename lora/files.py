@@ -10,10 +10,7 @@ beside the encoder (heads) lies in files of its own next to these.
 """
 
 import hashlib
-import json
-import re
 import warnings
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -21,44 +18,14 @@ import torch
 from torch import nn
 
 from bert import UserError
-from bert.checkpoint import TO_OURS, TO_THEIRS, rename
-from bert.files import (
-    find_files,
-    read_metadata,
-    read_tensors,
-    read_utf8,
-    write_json,
-    write_tensors,
-)
-from lora.adapters import (
-    TARGETS,
-    adapted,
-    check_name,
-    check_new,
-    detached,
-    norm_places,
-    pretrained,
-    put,
-)
-from lora.layers import LoRA, LoRALinear, OwnNorm
+from bert.files import find_files, read_metadata, read_tensors, write_json, write_tensors
+from lora.adapters import detached, put
+from lora.layers import LoRALinear, OwnNorm
+from lora.peft import KINDS, MATRIX, PREFIX, alpha_of, config_of, ours, read_config, theirs
+from lora.places import TARGETS, adapted, check_name, check_new, norm_places, pretrained
 from lora.xs import XS
 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
-PREFIX = "base_model.model."
-MATRIX = re.compile(r"(.+)\.lora_([ABR])\.weight")
-KINDS = {"LORA": LoRA, "LORA_XS": XS}
-REFUSED = ("use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out",
-           "target_parameters", "trainable_token_indices", "alora_invocation_tokens",
-           "layer_replication")
-
-
-def theirs(place):
-    """"layers.0.attention.query" → "encoder.layer.0.attention.self.query" """
-    return rename(f"{place}.weight", TO_THEIRS).removesuffix(".weight")
-
-
-def ours(module):
-    return rename(f"{module}.weight", TO_OURS).removesuffix(".weight")
 
 
 def base_checksum(bert):
@@ -86,48 +53,6 @@ def save(bert, name, folder):
             tensors[f"{PREFIX}{theirs(place)}.{key}"] = tensor
     write_tensors(folder / WEIGHTS[0], tensors, base=base_checksum(bert))
     write_json(folder / CONFIG, config_of(matrices, norms))
-
-
-def config_of(matrices, norms):
-    """adapter_config.json for {their module: adapter} and LayerNorms. What most matrices have in
-    common is said once, the others' rank and alpha stand in patterns."""
-    first = next(iter(matrices.values()))
-    (rank, alpha), _ = Counter((m.rank, m.alpha) for m in matrices.values()).most_common(1)[0]
-    kind = next(name for name, made in KINDS.items() if isinstance(first, made))
-    own = {"sigma": first.sigma, "init": first.init} if kind == "LORA_XS" else {
-        "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "use_dora": False,
-        "use_rslora": False, "init_lora_weights": True}
-    return {
-        "peft_type": kind, "task_type": None, "base_model_name_or_path": None,
-        "r": rank, "lora_alpha": alpha, "lora_dropout": first.dropout,
-        "target_modules": list(matrices), "modules_to_save": norms or None,
-        "rank_pattern": {name: m.rank for name, m in matrices.items() if m.rank != rank},
-        "alpha_pattern": {name: m.alpha for name, m in matrices.items() if m.alpha != alpha},
-    } | own
-
-
-def read_config(path):
-    try:
-        config = json.loads(read_utf8(path))
-        config["r"], config["lora_alpha"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged, or describes no LoRA ({error!r})") from error
-    if config.get("peft_type") not in KINDS:
-        raise UserError(f"{path} describes an adapter of type {config.get('peft_type')!r}; only "
-                        f"{' and '.join(KINDS)} are known here")
-    more = [field for field in REFUSED if config.get(field)]
-    if more or config.get("bias", "none") != "none":
-        raise UserError(f"{path} asks for {', '.join(more) or 'trained biases'}, which is not "
-                        f"built here; it would act as another adapter than the one trained")
-    return config
-
-
-def alpha_of(config, module, rank):
-    """A matrix's alpha, such that alpha/rank is the scale peft would take."""
-    patterns = config.get("alpha_pattern") or {}
-    match = next((p for p in patterns if re.match(rf"(.*\.)?({p})$", module)), None)
-    alpha = config["lora_alpha"] if match is None else patterns[match]
-    return alpha * rank ** 0.5 if config.get("use_rslora") else alpha
 
 
 def load(bert, folder, adapter=None):
@@ -167,17 +92,14 @@ def sort_out(bert, path, tensors):
         else:
             strange.append(key)
     if not matrices & set(found) or any("lora_" in key for key in strange):
+        inner = [theirs(f"layers.0.{place}").partition("0.")[2] for place in TARGETS.values()]
         raise UserError(f"{path} adapts what this model has not: "
-                        f"{', '.join(strange[:3]) or 'no matrix at all'}; its "
-                        f"{len(layers)} layers have {', '.join(map(theirs_in_layer, TARGETS))}")
+                        f"{', '.join(strange[:3]) or 'no matrix at all'}; its {len(layers)} layers "
+                        f"have {', '.join(inner)}")
     if strange:
         warnings.warn(f"{path}: left out {', '.join(strange)}, which are not the encoder's",
                       stacklevel=3)
     return found
-
-
-def theirs_in_layer(target):
-    return theirs(f"layers.0.{TARGETS[target]}").removeprefix("encoder.layer.0.")
 
 
 def build(bert, path, place, parts, config):
@@ -189,7 +111,7 @@ def build(bert, path, place, parts, config):
         rank = len(parts.get("A", parts.get("R", ())))
         kind = KINDS[config["peft_type"]]
         if kind is XS:
-            kind = partial(XS, sigma=config["sigma"], init=config["init"])
+            kind = partial(XS, sigma=config.get("sigma", "in"), init=config.get("init", "svd"))
         module = kind(base.weight, rank=rank, alpha=alpha_of(config, theirs(place), rank),
                       dropout=config.get("lora_dropout", 0.0))
     expected = {key: list(p.shape) for key, p in module.named_parameters()}

@@ -1,0 +1,84 @@
+"""Where adapters may be in a Bert, and where they are. A model remembers nothing of its own about
+them: what is attached is what its modules hold."""
+
+import re
+
+from torch import nn
+
+from bert import UserError
+from bert.cli import did_you_mean
+from lora.layers import Adapted, unknown
+
+TARGETS = {                                                  # a layer's matrices: name → place
+    "query": "attention.query", "key": "attention.key", "value": "attention.value",
+    "output": "attention.output", "fc_in": "fc_in", "fc_out": "fc_out",
+}
+NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def place_of(bert, layer, target):
+    """(3, "query") → "layers.3.attention.query" """
+    if target not in TARGETS:
+        raise UserError(f"there is no target {target!r}{did_you_mean(str(target), TARGETS)}; a "
+                        f"layer has {', '.join(TARGETS)}")
+    if layer not in range(len(bert.layers)):
+        raise UserError(f"there is no layer {layer}; the model has layers 0 to "
+                        f"{len(bert.layers) - 1}")
+    return f"layers.{layer}.{TARGETS[target]}"
+
+
+def norm_places(bert):
+    return ["embedding_norm"] + [f"layers.{layer}.{norm}" for layer in range(len(bert.layers))
+                                 for norm in ("attention_norm", "output_norm")]
+
+
+def replace(bert, place, module):
+    parent, _, attribute = place.rpartition(".")
+    setattr(bert.get_submodule(parent), attribute, module)
+    return module
+
+
+def pretrained(bert, place):
+    """The module that the checkpoint's weights are in, whatever holds it now."""
+    module = bert.get_submodule(place)
+    return module.base if isinstance(module, Adapted) else module
+
+
+def adapted(bert):
+    """{place: module} of all that hold adapters."""
+    return {place: module for place, module in bert.named_modules() if isinstance(module, Adapted)}
+
+
+def names(bert):
+    """The adapters attached, in the order in which they came."""
+    return list(next(iter(adapted(bert).values())).adapters) if adapted(bert) else []
+
+
+def parameters(bert, name):
+    """One adapter's parameters by their names in the model: of its matrices and its LayerNorms."""
+    check_name(bert, name)
+    return {f"{place}.adapters.{name}.{key}": parameter for place, module in adapted(bert).items()
+            if module.adapters[name] is not None
+            for key, parameter in module.adapters[name].named_parameters()}
+
+
+def check_name(bert, name):
+    if name not in names(bert):
+        raise unknown(name, names(bert))
+
+
+def check_new(bert, name):
+    if not NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):
+        raise UserError(f"an adapter cannot be called {name!r}; choose a plain word of letters, "
+                        f"digits, - and _")
+    if name in names(bert):
+        raise UserError(f"there is an adapter {name!r} already; detach it first, or choose another "
+                        f"name")
+    check_unmerged(bert)
+
+
+def check_unmerged(bert):
+    merged = next((m.merged for m in adapted(bert).values() if m.merged is not None), None)
+    if merged is not None:
+        raise UserError(f"adapter {merged!r} is merged into the weights, which are not the "
+                        f"pretrained ones now; unmerge first")
