@@ -74,8 +74,7 @@ RECIPES = {
     "lora-groups": Recipe("the same, but para and sts share theirs", "", (),
                           LORA_BEST | dict(adapters="sst=sst,para=pairs,sts=pairs")),
     "lora-xs": Recipe("LoRA-XS: r × r numbers a matrix", "", (),
-                      dict(lora=16, lora_kind="xs", epochs=3,
-                           lora_targets="query,value,output,fc_out")),
+                      LORA_BEST | dict(lora=24, lora_kind="xs")),
 }
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from parity import PROBES, REFERENCE, real_texts
 from safetensors.torch import load_file, save_file
+from test_multitask import NoWaiting
 
 import evaluate as evaluate_script
 import lora
@@ -581,6 +582,20 @@ def test_gradient_surgery_works_on_an_adapter_that_tasks_share(checkpoint, data,
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     cosines = next(line["cosine"] for line in lines if "cosine" in line)
     assert cosines["sst·para"] == 0 and cosines["para·sts"] != 0         # sst has its own adapter
+
+
+def test_no_operation_of_a_step_with_adapters_waits_for_the_device(checkpoint):
+    settings = Settings(lora=4, lora_norms=True)
+    model = build_model(Bert.from_pretrained(checkpoint), settings).train()
+    adapters.attach(model, settings)
+    batch = tokenise([Example("", texts[:1], 1.0) for texts in TEXTS],
+                     Tokenizer.from_pretrained(checkpoint)).batch(range(4))
+    mixed = batch.layout.served_by([("sst", 1), ("para", 3)])
+    with NoWaiting():
+        model("sst", batch).sum().backward()
+        model.bert.encode(model.bert.embed(batch.input_ids, mixed)[0], mixed).sum().backward()
+    assert {name.split(".")[-2] for name, p in model.named_parameters()
+            if p.grad is not None and "adapters" in name} == {"sst", "para"}
 
 
 def test_learning_rates_of_adapters_and_heads_differ_and_r_does_not_decay(checkpoint):
