@@ -576,6 +576,14 @@ def test_a_runs_adapters_are_not_dropped_without_a_word(run, data, script, tmp_p
     assert code == 2 and "the run has adapters (a, b), which only --lora goes on with" in err
 
 
+@pytest.mark.parametrize("apart", [("--lora", "2"), ("--encoders", "separate")])
+def test_a_task_that_is_not_learnt_is_kept_all_the_same(checkpoint, data, script, tmp_path, apart):
+    code, _, err = script(train_multitask.main, "--bert", checkpoint, "--data", data, "--steps", 1,
+                          "--learn", "sst,sts", "--out", tmp_path / "run", *apart)
+    assert code == 0, err
+    assert set(runs.open_run(tmp_path / "run")[0].heads) == {"sst", "para", "sts"}
+
+
 @pytest.mark.parametrize("surgery", ["whole", "weight"])
 def test_gradient_surgery_works_on_an_adapter_that_tasks_share(checkpoint, data, tmp_path, surgery):
     folder = train(tmp_path / "run", checkpoint, data, "--surgery", surgery)
