@@ -181,7 +181,7 @@ def flags_of_measuring(parser):
 def flags_of_importance(parser):
     flags_of_measuring(parser)
     parser.add_argument("--of", default="heads", choices=KINDS, help="default: heads")
-    parser.add_argument("--out", help="folder of the CSV file and picture (default: RUN/importance)")
+    parser.add_argument("--out", help="of the CSV file and the picture (default: RUN/importance)")
 
 
 def flags_of_prune(parser):

@@ -43,6 +43,6 @@ def measure(model, tokenizer, settings, tasks, device, kind="heads", examples=10
 def scored(raw, kind="heads", norm="layer"):
     """{task: raw importance} → {task: the same from 0 to 1}; of several tasks the sum too, again
     from 0 to 1."""
-    norm = "global" if kind == "layers" else norm            # one number a layer: nothing to compare
+    norm = "global" if kind == "layers" else norm            # a row of one has no shape
     scores = {task: normalise(values, norm) for task, values in raw.items()}
     return scores | ({ALL: normalise(sum(scores.values()), "global")} if len(scores) > 1 else {})

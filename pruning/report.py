@@ -8,7 +8,6 @@ from pathlib import Path
 
 from bert.cli import pick_device
 from bert.files import writing
-from bert.training import peak_memory
 from multitask import runs
 from multitask.evaluation import load_split, run_split
 from multitask.tasks import TASKS
