@@ -19,28 +19,31 @@ import torch
 from torch import nn
 
 from bert import Bert, Tokenizer, UserError
-from bert.cli import Parser, StopSignal, UserStop, pick_device, run_script
+from bert.cli import Parser, StopSignal, UserStop, did_you_mean, pick_device, run_script
 from bert.files import write_json
 from bert.log import Log
 from bert.settings import add_flags, anchored, command
 from bert.training import (
     adamw,
     progress_bar,
+    random_state,
     read_state,
     restore,
     save_state,
     warmup_then_decay,
 )
-from multitask import runs
+from multitask import parallel, runs, surgery
 from multitask.data import checksum
 from multitask.evaluation import evaluate, load_split
-from multitask.metrics import choose_by
+from multitask.metrics import choose_by, summary
+from multitask.model import SHARED, build_model, with_heads
+from multitask.plan import learning_parts, make_plan
+from multitask.recipes import RECIPES, listing
 from multitask.report import draw_curves, score_line, score_table
-from multitask.sampling import Batches
+from multitask.sampling import SAMPLERS
 from multitask.settings import Settings
 from multitask.tasks import TASKS
 
-LOG_EVERY = 10                                               # steps between two looks at the losses
 LAST = Path("last", "state.pt")                              # in the run: the state to resume from
 
 
@@ -65,11 +68,15 @@ def load_model(settings):
     if not settings.from_run:
         tokenizer = Tokenizer.from_pretrained(settings.bert)
         bert = Bert.from_pretrained(settings.bert, settings.attention)
-        model = runs.build_model(bert, settings)
+        model = build_model(bert, settings)
     else:
         saved, tokenizer, *_ = runs.open_run(settings.from_run)
-        saved.bert.use_attention(settings.attention)
-        model = runs.build_model(saved.bert, settings)
+        if SHARED in saved.encoders or settings.encoders == "shared":
+            model = build_model(saved.bert, settings)
+        else:
+            model = with_heads(saved.encoders, settings)
+        for bert in model.encoders.values():
+            bert.use_attention(settings.attention)
         for task, head in model.heads.items():
             new = head.state_dict()
             old = saved.heads[task].state_dict() if task in saved.heads else {}
@@ -77,93 +84,164 @@ def load_model(settings):
                     {k: v.shape for k, v in old.items()} == {k: v.shape for k, v in new.items()})
             head.load_state_dict(old if fits else new)
             print(f"{task}: {'its head in the run' if fits else 'a new head'}")
-    if tokenizer.vocab_size > model.bert.config.vocab_size:
+    config = next(iter(model.encoders.values())).config
+    if tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"{settings.from_run or settings.bert}: the tokenizer knows "
                         f"{tokenizer.vocab_size:,} tokens but the encoder embeds only "
-                        f"{model.bert.config.vocab_size:,}; they are of different checkpoints")
+                        f"{config.vocab_size:,}; they are of different checkpoints")
+    model.encoders.requires_grad_(not settings.freeze)
+    model.heads.requires_grad_(False)
+    for task in settings.learnt:
+        model.heads[task].requires_grad_()
     return model, tokenizer
 
 
-def train(settings, folder, record=None, state=None):
+def train(settings, folder, recipe="", record=None, state=None):
     """Train from the start, or on from `state`, and leave a whole run in `folder`."""
     device, autocast = pick_device(settings.device, settings.precision)
     model, tokenizer = load_model(settings)
     data, checksums = load_data(settings, tokenizer)
-    dev = {task: {n: s for n, s in splits.items() if n != "train"} for task, splits in data.items()}
     model.to(device)
-    lr = settings.lr or 0.0384 / model.bert.config.hidden_size
-    optimizer = adamw([(model.bert, lr), (model.heads, settings.head_lr)], settings.weight_decay)
-    batches = {task: Batches(len(splits["train"]), settings.batch_size, settings.seed)
-               for task, splits in data.items()}
-    epoch_steps = max(map(len, batches.values()))
-    epochs = settings.epochs or max(3, round(500 / epoch_steps))
-    steps = settings.steps or epochs * epoch_steps
-    torch.manual_seed(settings.seed)                         # of dropout
-    record = prepare_folder(folder, settings, checksums, record, model.bert.edits)
-    record["resolved"] = {"lr": lr, "steps": steps, "device": str(device)}
-    print(f"{steps:,} steps, {epoch_steps:,} an epoch; learning rate {lr:g}; on {device}\n")
-    now = {"step": 0, "best": -math.inf, "best_step": 0, "seconds": 0.0}
+    sizes = {task: len(data[task]["train"]) for task in settings.learnt}
+    plan = make_plan(settings, sizes, parallel.world())
+    lr = settings.lr or 0.0384 / next(iter(model.encoders.values())).config.hidden_size
+    optimizer = adamw(learning_parts(model, settings, plan, lr), settings.weight_decay)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    shared = [p for p in model.encoders.parameters() if p.requires_grad]
+    torch.manual_seed(settings.seed + parallel.rank())       # of dropout
+    record = prepare_folder(folder, settings, recipe, checksums, record, model)
+    record["resolved"] = {"lr": lr, "steps": plan.steps, "device": str(device)}
+    print(f"{record['parameters']['trained']:,} weights learn in {plan.steps:,} steps, "
+          f"{plan.epoch_steps:,} an epoch; learning rate {lr:g}; on {device}\n")
+    now = {"step": 0, "seconds": 0.0, "scores": {}, "running": list(plan.units),
+           "best": dict.fromkeys(plan.units, -math.inf), "best_step": dict.fromkeys(plan.units, 0)}
     if state is not None:
-        restore(state, model, optimizer)
+        restore(state, model, optimizer, device, parallel.rank())
         now = state["now"]
-        for task, stream in batches.items():
+        for task, stream in plan.batches.items():
             stream.load_state_dict(state["batches"][task])
-    log = Log(folder / "log.jsonl", now["step"])
+    first = parallel.rank() == 0                             # of several processes
+    log = Log(folder / "log.jsonl" if first else None, now["step"])
     began = time.perf_counter() - now["seconds"]
+    steps = range(now["step"] + 1, plan.steps + 1) if now["running"] else ()
 
-    with StopSignal() as stop, progress_bar("train", steps, "step", now["step"]) as bar:
-        for step in range(now["step"] + 1, steps + 1):
+    with StopSignal() as stop, progress_bar("train", plan.steps, "step", now["step"]) as bar:
+        for step in steps:
             model.train()
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * warmup_then_decay(step, steps, settings.warmup)
-            for task in batches:
-                batch = data[task]["train"].batch(next(batches[task])).to(device)
-                with autocast():
-                    outputs = model(task, batch)
-                loss = TASKS[task].loss(outputs, batch.labels)
-                loss.backward()                              # the tasks' gradients add up
-                log.add_loss(task, loss)
+                group["lr"] = group["peak"] * warmup_then_decay(step, group["steps"],
+                                                                settings.warmup, settings.decay)
+            running = {task: sizes[task] for unit in now["running"] for task in plan.units[unit]}
+            epoch = -(-step // plan.epoch_steps)
+            tasks = SAMPLERS[settings.sampling](running, step, epoch, plan.epochs, settings)
+            gradients = []
+            for task in tasks:
+                for indices, weight in parallel.shares(next(plan.batches[task]),
+                                                       settings.accumulate):
+                    batch = data[task]["train"].batch(indices).to(device)
+                    with autocast():
+                        outputs = model(task, batch)
+                    loss = settings.loss_of(task)(outputs, batch.labels) * weight
+                    loss.backward()                          # gradients add up
+                    log.add("loss", task, loss, weight)
+                if settings.surgery != "none":               # each task's apart
+                    gradients.append(surgery.take(shared))
+                    parallel.add_up(gradients[-1])
+            parallel.add_up([p.grad for p in trained])       # over the processes
+            if gradients:
+                orders = surgery.draw_orders(len(tasks), settings.seed, step)
+                combined, grams = surgery.pcgrad(gradients, orders, settings.surgery == "weight",
+                                                 settings.surgery_mean)
+                surgery.put(shared, combined)
+                surgery.note(log, grams, tasks)
             if settings.clip:
-                nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+                nn.utils.clip_grad_norm_(trained, settings.clip)
+            if settings.l2:
+                add_l2(trained, settings.l2)
             optimizer.step()
             optimizer.zero_grad()
 
             bar.update()
-            if step % LOG_EVERY == 0 or step == steps:
-                bar.set_postfix(log.write_losses(step, time.perf_counter() - began), refresh=False)
-            at_end = step % epoch_steps == 0 or step == steps
+            now |= {"step": step, "seconds": time.perf_counter() - began}
+            if step % settings.log_every == 0 or step == plan.steps:
+                bar.set_postfix(log.write_means(step, now["seconds"], parallel.total),
+                                refresh=False)
+            at_end = step % plan.epoch_steps == 0 or step == plan.steps
             if at_end:
-                scores, predictions = evaluate(model, dev, device, autocast)
-                if not math.isfinite(choose_by(scores)):
-                    raise UserError(f"a dev score of step {step} is not finite; lower --lr")
-                log.write(step=step, dev=scores, seconds=round(time.perf_counter() - began, 1))
-                better = choose_by(scores) > now["best"]
-                if better:
-                    now |= {"best": choose_by(scores), "best_step": step}
-                    runs.save_best(folder, model, tokenizer, scores, dev, predictions)
-                bar.write(score_line(step / epoch_steps, scores, better))
-            if at_end or stop.asked or (settings.save_every and step % settings.save_every == 0):
-                now |= {"step": step, "seconds": time.perf_counter() - began}
-                save_state(folder / LAST, model, optimizer, now=now, batches={
-                    task: stream.state_dict() for task, stream in batches.items()})
-            if stop.asked and step < steps:
-                raise UserStop(f"stopped after step {step} of {steps}; go on with: "
+                if first:
+                    bar.write(look(model, tokenizer, data, plan, now, folder, log, autocast))
+                now |= parallel.from_first({name: now[name] for name in ("best", "best_step")})
+                now["running"] = still_running(plan, now, settings.patience)
+            stopping = parallel.agreed(stop.asked, step % settings.log_every == 0)
+            if at_end or stopping or (settings.save_every and step % settings.save_every == 0):
+                randoms = parallel.gather(random_state(device))
+                if first:
+                    save_state(folder / LAST, model, optimizer, randoms, now=now, batches={
+                        task: stream.state_dict() for task, stream in plan.batches.items()})
+            if not now["running"]:
+                break
+            if stopping and step < plan.steps:
+                raise UserStop(f"stopped after step {step} of {plan.steps}; go on with: "
                                f"python train_multitask.py --resume {folder}")
-    finish(folder, record, now, log)
+    if first:
+        finish(folder, record, now, log)
 
 
-def prepare_folder(folder, settings, checksums, record, edits):
+def add_l2(parameters, strength):
+    """The gradient of strength/2 · ‖w‖² is added to that of the loss, so that Adam scales both
+    (weight decay, on the other hand, goes past Adam: Loshchilov & Hutter 2019)."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach(), alpha=strength)
+
+
+def look(model, tokenizer, data, plan, now, folder, log, autocast):
+    """Evaluate; keep each unit that is better than before → a line for the screen. `now` holds
+    every unit's best score and step, and the scores of what is kept."""
+    dev = {task: {n: s for n, s in splits.items() if n != "train"} for task, splits in data.items()}
+    device = next(model.parameters()).device
+    scores, predictions = evaluate(model, dev, device, autocast)
+    log.write(step=now["step"], dev=scores, seconds=round(now["seconds"], 1))
+    better = []
+    for unit in now["running"]:
+        value = choose_by(summary({task: scores[task] for task in plan.units[unit]}))
+        if not math.isfinite(value):
+            raise UserError(f"a dev score of step {now['step']} is not finite; lower --lr")
+        if value > now["best"][unit]:
+            now["best"][unit], now["best_step"][unit] = value, now["step"]
+            better += plan.units[unit] if len(plan.units) > 1 else list(data)
+    if better:
+        kept = {task: value for task, value in now["scores"].items() if isinstance(value, dict)}
+        now["scores"] = summary({task: scores[task] if task in better or task not in kept
+                                 else kept[task] for task in data})
+        runs.save_best(folder, model, tokenizer, better, now["scores"], dev, predictions)
+    return score_line(now["step"] / plan.epoch_steps, scores, better)
+
+
+def still_running(plan, now, patience):
+    """The units that have steps left and, with patience, were better not too long ago."""
+    return [unit for unit in now["running"] if now["step"] < plan.unit_steps[unit] and not (
+        patience and now["step"] - now["best_step"][unit] >= patience * plan.epoch_steps)]
+
+
+def prepare_folder(folder, settings, recipe, checksums, record, model):
     """Check that a resumed run sees the same files, or begin a new run's folder → its record."""
+    new = runs.new_record(settings, recipe, checksums, model)
     if record is None:
-        record = runs.new_record(settings, checksums, edits)
-        runs.start(folder, record)
+        if parallel.rank() == 0:
+            runs.start(folder, new)
+        return new
     if record["data"] != checksums:
         changed = [name for name in checksums if record["data"].get(name) != checksums[name]]
         raise UserError(f"{', '.join(changed)} changed since the run {folder} began, so it cannot "
                         f"go on; start a new run (its data is {settings.data})")
-    if record["versions"]["threads"] != torch.get_num_threads():
-        warnings.warn(f"the run began with {record['versions']['threads']} threads and goes on "
-                      f"with {torch.get_num_threads()}: last digits will differ", stacklevel=2)
+    began, here = record["versions"], new["versions"]
+    if began["processes"] != here["processes"]:
+        raise UserError(f"the run {folder} began with {began['processes']} processes and cannot go "
+                        f"on with {here['processes']}: their shares of the data would differ")
+    if began["threads"] != here["threads"]:
+        warnings.warn(f"the run began with {began['threads']} threads and goes on with "
+                      f"{here['threads']}: last digits will differ", stacklevel=2)
     return record
 
 
@@ -180,7 +258,9 @@ def finish(folder, record, now, log):
 def report(folder, record):
     """The final table and what to do next."""
     scores = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return (f"\n{score_table(scores)}\n\nbest of the run: step {record['best_step']:,}; "
+    best = ", ".join(f"step {step:,}" + (f" ({unit})" if unit != SHARED else "")
+                     for unit, step in record["best_step"].items())
+    return (f"\n{score_table(scores)}\n\nbest of the run: {best}; "
             f"{record['times']['train_seconds'] / 60:.1f} minutes in all\n"
             f"run: {folder}   curves: {folder / 'curves.png'}\n"
             f"next: python evaluate.py {folder} --split test")
@@ -189,35 +269,53 @@ def report(folder, record):
 def parse(arguments):
     parser = Parser(description=__doc__)
     parser.add_argument("--resume", metavar="RUN", help="go on with a stopped run, as it was set")
+    parser.add_argument("--recipe", metavar="NAME", default="", help="a published experiment's "
+                        "settings; flags given beside it go before them")
+    parser.add_argument("--recipes", action="store_true", help="list the recipes")
     add_flags(parser, Settings)
     return vars(parser.parse_args(arguments))
 
 
+def new_settings(given, recipe):
+    """The settings of a recipe ("": of none) and the flags beside it."""
+    if recipe and recipe not in RECIPES:
+        raise UserError(f"--recipe: there is no recipe {recipe!r}{did_you_mean(recipe, RECIPES)}; "
+                        f"--recipes lists them")
+    if {"bert", "from_run"} <= set(given):
+        warnings.warn("--from brings its own encoder; --bert is not read", stacklevel=2)
+        del given["bert"]
+    return Settings(**((RECIPES[recipe].settings if recipe else {}) | given))
+
+
 def main(arguments=None):
     given = parse(arguments)
-    resumed = given.pop("resume")
-    if resumed is None:
-        if {"bert", "from_run"} <= set(given):
-            warnings.warn("--from brings its own encoder; --bert is not read", stacklevel=2)
-            del given["bert"]
-        settings = Settings(**given)
-        folder = runs.choose_folder(settings)
+    resumed, recipe, listed = (given.pop(name) for name in ("resume", "recipe", "recipes"))
+    if listed:
+        return print(listing())
+    if resumed is not None:
+        return resume(Path(resumed), given, recipe)
+    settings = new_settings(given, recipe)
+    with parallel.processes():
+        folder = parallel.from_first(runs.choose_folder(settings))
         print(f"python train_multitask.py {command(settings)}\n")
-        return train(anchored(settings, "bert", "data", "from_run"), folder)
-    if set(given) - {"device", "save_every"}:
+        return train(anchored(settings, "bert", "data", "from_run"), folder, recipe)
+
+
+def resume(folder, given, recipe):
+    """Go on with a run that was stopped."""
+    if recipe or set(given) - {"device", "save_every"}:
         raise UserError("--resume goes on by the run's own settings; only --device and "
                         "--save-every may stand beside it. To start from a run with others, use "
                         "--from")
-    folder = Path(resumed)
     record, settings = runs.read_record(folder)
     if record["complete"]:
-        print(f"{folder} is complete: nothing is left to do\n{report(folder, record)}")
-        return None
+        return print(f"{folder} is complete: nothing is left to do\n{report(folder, record)}")
     state = read_state(folder / LAST)
     settings = replace(settings, **given)
-    if state is None:                                     # killed before the first save: begin anew
-        return train(settings, folder)
-    return train(settings, folder, record, state)
+    with parallel.processes():
+        if state is None:                                 # killed before the first save: begin anew
+            return train(settings, folder, record["recipe"])
+        return train(settings, folder, record["recipe"], record, state)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from bert import Bert, Tokenizer
-from multitask import runs
 from multitask.evaluation import load_split, run_split
+from multitask.model import build_model
 from multitask.sampling import Batches
 from multitask.settings import Settings
 from multitask.tasks import TASKS
@@ -122,7 +122,7 @@ def main():
           f"{torch.get_num_threads()} CPU threads, {Path(weights).name}")
     settings = Settings(bert=weights, data=str(data))
     tokenizer = Tokenizer.from_pretrained(weights)
-    ours = runs.build_model(Bert.from_pretrained(weights), settings)
+    ours = build_model(Bert.from_pretrained(weights), settings)
     peer = Peer(weights, copy.deepcopy(ours.heads))
     compare_evaluation(ours, peer, {task: load_split(task, "dev", data, tokenizer, settings)
                                     for task in settings.task_names})

@@ -3,36 +3,50 @@
 import json
 import math
 
+import torch
+
 from bert.errors import UserError
 from bert.files import writing
 
 
 class Log:
     """log.jsonl, a line each time: {"step", "loss": {task: mean since the last line}, "seconds"} or
-    {"step", "dev": scores, "seconds"}. Losses stay on the device until a line is due."""
+    {"step", "dev": scores, "seconds"}. Losses stay on the device until a line is due. Without a
+    path nothing is written."""
 
     def __init__(self, path, step):
         """Begin the file, or go on with it after `step`: later lines are of steps to be done
         again."""
-        self.path, self.sums, self.last = path, {}, step
+        self.path, self.sums = path, {}
         self.lines = [line for line in _read_lines(path) if line["step"] <= step]
-        with writing(path) as file:
-            file.write("".join(json.dumps(line) + "\n" for line in self.lines).encode())
+        if path is not None:
+            with writing(path) as file:
+                file.write("".join(json.dumps(line) + "\n" for line in self.lines).encode())
 
-    def add_loss(self, task, loss):
-        self.sums[task] = self.sums.get(task, 0.0) + loss.detach()
+    def add(self, what, name, value, weight=1.0):
+        """Something's value (a number or a scalar tensor) in this step, such as the "loss" of a
+        task; or a part of it, that was multiplied by its weight."""
+        value = value.detach() if isinstance(value, torch.Tensor) else value
+        total, weights = self.sums.get((what, name), (0.0, 0.0))
+        self.sums[what, name] = total + value, weights + weight
 
-    def write_losses(self, step, seconds):
-        """Means since the last line → {task: mean}. Reading them makes a GPU finish its work."""
-        means = {task: float(loss) / (step - self.last) for task, loss in self.sums.items()}
-        if not all(map(math.isfinite, means.values())):
-            raise UserError(f"a loss is no longer finite at step {step} ({means}); lower --lr")
-        self.sums, self.last = {}, step
-        self.write(step=step, loss=means, seconds=round(seconds, 1))
-        return means
+    def write_means(self, step, seconds, total=float):
+        """Write the means since the last line → {name: mean loss}. `total` makes a number of a sum;
+        making it makes a GPU finish its work."""
+        means = {}
+        for (what, name), (value, weight) in self.sums.items():
+            means.setdefault(what, {})[name] = total(value) / total(weight)
+        if not all(map(math.isfinite, means["loss"].values())):
+            raise UserError(f"a loss is no longer finite at step {step} ({means['loss']}); lower "
+                            f"--lr")
+        self.sums = {}
+        self.write(step=step, **means, seconds=round(seconds, 1))
+        return means["loss"]
 
     def write(self, **line):
         self.lines.append(line)
+        if self.path is None:
+            return
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -42,7 +56,8 @@ class Log:
 
 def _read_lines(path):
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    there = path is not None and path.is_file()
+    for text in path.read_text(encoding="utf-8").splitlines() if there else ():
         try:
             lines.append(json.loads(text))
         except ValueError:                                   # cut short by a kill
@@ -54,7 +69,7 @@ def draw(panels, path):
     """Curves side by side, as a picture: panels is [(title, {name: [(step, value), …]})]."""
     from matplotlib.figure import Figure  # slow to import, needed once
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
     for axes, (title, curves) in zip(figure.subplots(1, len(panels)), panels):
         for name, points in curves.items():
             axes.plot(*zip(*points), marker="." if len(points) < 50 else "", label=name)

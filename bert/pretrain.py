@@ -49,6 +49,7 @@ from bert.tokenizer import Tokenizer
 from bert.training import (
     adamw,
     progress_bar,
+    random_state,
     read_state,
     restore,
     save_state,
@@ -275,13 +276,13 @@ def pretrain(settings, folder, record=None, state=None):
     teacher = None if parts.teacher is None else ask_teacher(
         *parts.teacher, parts.text.lines, folder / "teacher.safetensors", device)
     model, batches = parts.model.to(device), parts.batches
-    optimizer = adamw([(model, settings.lr)], settings.weight_decay)
+    optimizer = adamw([(model, {"peak": settings.lr})], settings.weight_decay)
     steps = settings.steps or settings.epochs * batches.in_pass
     print(describe(parts, steps))
     torch.manual_seed(settings.seed)                         # of masks and dropout
     done, seconds = 0, 0.0
     if state is not None:
-        restore(state, model, optimizer)
+        restore(state, model, optimizer, device)
         done, seconds = state["step"], state["seconds"]
     log = Log(folder / "log.jsonl", done)
     began = time.perf_counter() - seconds
@@ -310,13 +311,13 @@ def pretrain(settings, folder, record=None, state=None):
 
             bar.update()
             for name, value in losses.items():
-                log.add_loss(name, value)
+                log.add("loss", name, value)
             if step % LOG_EVERY == 0 or step == steps:
-                bar.set_postfix(log.write_losses(step, time.perf_counter() - began), refresh=False)
+                bar.set_postfix(log.write_means(step, time.perf_counter() - began), refresh=False)
             if step % (settings.eval_every or batches.in_pass) == 0 or step == steps:
                 bar.write(examine(step))
             if step % settings.save_every == 0 or step == steps or stop.asked:
-                save_state(folder / LAST, model, optimizer, step=step,
+                save_state(folder / LAST, model, optimizer, [random_state(device)], step=step,
                            seconds=time.perf_counter() - began)
             if stop.asked and step < steps:
                 raise UserStop(f"stopped after step {step:,} of {steps:,}; go on with: "

@@ -62,8 +62,10 @@ def command(settings):
     words = []
     for f in fields(settings):
         value = getattr(settings, f.name)
-        if value != f.default:
-            words += [flag_of(f)] + ([] if value is True else [str(value)])
+        if value != f.default and f.type is bool:
+            words.append(flag_of(f) if value else flag_of(f).replace("--", "--no-", 1))
+        elif value != f.default:
+            words += [flag_of(f), str(value)]
     return " ".join(words)
 
 

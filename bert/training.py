@@ -11,27 +11,37 @@ from bert.errors import UserError
 from bert.files import writing
 
 
-def warmup_then_decay(step, steps, warmup):
+def warmup_then_decay(step, steps, warmup, decay=True):
     """The learning rate's factor in this step: up in a line over the first `warmup` fraction, then
-    down in a line to nothing (Devlin et al. 2019, appendix A.2). Steps count from 1."""
+    down in a line to nothing (Devlin et al. 2019, appendix A.2), or without `decay` as it is. Steps
+    count from 1."""
     rising = warmup * steps
     up = step / rising if rising else 1.0
-    return min(up, (steps - step + 1) / (steps - max(rising, 1) + 1))
+    down = (steps - step + 1) / (steps - max(rising, 1) + 1) if decay else 1.0
+    return max(min(up, down), 0.0)
 
 
 def adamw(parts, weight_decay):
-    """AdamW over [(module, highest learning rate)]; only matrices decay. Each group has its "peak",
-    of which the loop sets "lr" in every step."""
-    groups = [{"params": [p for p in module.parameters() if (p.dim() > 1) == matrices],
-               "peak": peak, "weight_decay": weight_decay if matrices else 0.0}
-              for module, peak in parts for matrices in (True, False)]
-    return torch.optim.AdamW(groups, lr=0.0, fused=True)
+    """AdamW over [(module, {"peak": highest learning rate, …})]: what trains of each module, of
+    which only matrices decay. Of "peak" the loop makes "lr" in every step."""
+    groups = [{"params": [p for p in module.parameters()
+                          if p.requires_grad and (p.dim() > 1) == matrices],
+               "weight_decay": weight_decay if matrices else 0.0, **more}
+              for module, more in parts for matrices in (True, False)]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)
 
 
-def save_state(path, model, optimizer, **more):
-    """Write the state to resume from: one dictionary of all that has a state, in one file."""
+def random_state(device):
+    """Where dropout's random numbers stand, on the CPU and on `device`."""
+    return [torch.get_rng_state(),
+            torch.cuda.get_rng_state(device) if device.type == "cuda" else None]
+
+
+def save_state(path, model, optimizer, randoms, **more):
+    """Write the state to resume from: one dictionary of all that has a state, in one file.
+    `randoms` has the random_state of each process."""
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-             "random": torch.get_rng_state(), "random_cuda": torch.cuda.get_rng_state_all(), **more}
+             "randoms": randoms, **more}
     with writing(path) as file:
         try:
             torch.save(state, file)
@@ -50,17 +60,18 @@ def read_state(path):
                         f"--overwrite") from error
 
 
-def restore(state, model, optimizer):
+def restore(state, model, optimizer, device, process=0):
     """Put back weights, optimizer and random states."""
     try:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
+        cpu, cuda = state["randoms"][min(process, len(state["randoms"]) - 1)]
+        torch.set_rng_state(cpu)
+        if device.type == "cuda" and cuda is not None:
+            torch.cuda.set_rng_state(cuda, device)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"the saved state does not fit the model, whose checkpoint has changed "
                         f"since ({' '.join(str(error).split())[:150]}); start a new run") from error
-    if len(state["random_cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["random_cuda"])
 
 
 def peak_memory(device):

@@ -15,7 +15,14 @@ from functools import partial
 
 from multitask.data import read_glue_file
 from multitask.metrics import accuracy, f1, matthews, pearson, spearman
-from multitask.tasks import Task, as_it_is, cross_entropy, most_likely, squared_error
+from multitask.tasks import (
+    Task,
+    as_it_is,
+    cosine_error,
+    cross_entropy,
+    most_likely,
+    squared_error,
+)
 
 SUFFIX = {"matched": "-m", "mismatched": "-mm", "": ""}      # of the benchmark's file names
 
@@ -58,7 +65,8 @@ GLUE = {
     "stsb": row("STS-B", SENTENCES, "score",
                 ("on different topics", "on the same topic", "alike in some details",
                  "roughly equivalent", "nearly equivalent", "equivalent"), graded=True, outputs=1,
-                loss=squared_error, predict=as_it_is, heads=("linear", "mlp", "cosine"),
+                loss=squared_error, other_losses={"cosine": cosine_error}, predict=as_it_is,
+                heads=("linear", "mlp", "cosine", "relu-cosine"),
                 metrics={"pearson": pearson, "spearman": spearman}),
     "cola": row("CoLA", ("sentence",), "label", ("unacceptable", "acceptable"),
                 metrics={"matthews": matthews, "accuracy": accuracy},

@@ -20,7 +20,7 @@ class Linear(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear → Dropout → ReLU → Linear (paper A's custom heads)."""
+    """Linear → Dropout → ReLU → Linear (paper A's custom heads; paper C's, but for their order)."""
 
     def __init__(self, width, vectors, outputs, dropout):
         super().__init__()
@@ -51,4 +51,14 @@ class Cosine(nn.Module):
         return self.scale * F.cosine_similarity(self.dense(first), self.dense(second)).unsqueeze(1)
 
 
-HEADS = {"linear": Linear, "mlp": MLP, "cosine": Cosine}
+class ReLUCosine(Cosine):
+    """scale · ReLU(cos(D·u, D·v)), paper A's similarity head. A ReLU passes no gradient where the
+    cosine is negative, and a pair that starts there would never be learnt: the gradient passes it
+    as if it were not there."""
+
+    def forward(self, first, second):
+        cosine = super().forward(first, second)
+        return cosine + (F.relu(cosine) - cosine).detach()
+
+
+HEADS = {"linear": Linear, "mlp": MLP, "cosine": Cosine, "relu-cosine": ReLUCosine}

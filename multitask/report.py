@@ -19,21 +19,36 @@ def score_table(scores, title="dev"):
 
 
 def score_line(epoch, scores, better):
-    """The scores of one evaluation in one line."""
+    """The scores of one evaluation in one line; `better`: the tasks whose model is kept."""
     shown = [f"{name} {next(iter(s.values())) if isinstance(s, dict) else s:.3f}"
              for name, s in scores.items()]
-    return f"epoch {epoch:.4g}:  " + "  ".join(shown) + ("  (best so far)" if better else "")
+    tasks = {name for name, s in scores.items() if isinstance(s, dict)}
+    which = "" if set(better) == tasks else ": " + ", ".join(better)
+    return f"epoch {epoch:.4g}:  " + "  ".join(shown) + f"  (best so far{which})" * bool(better)
 
 
 def draw_curves(lines, path):
-    """Losses, and dev scores, over the steps of log.jsonl's lines, as a picture."""
-    losses, scores = {}, {}
+    """Losses, dev scores and, of gradient surgery, conflicts over the steps of log.jsonl's lines,
+    as a picture."""
+    losses, scores, cosines = {}, {}, {}
     for line in lines:
         for task, loss in line.get("loss", {}).items():
             losses.setdefault(task, []).append((line["step"], loss))
+        for pair, cosine in line.get("cosine", {}).items():
+            cosines.setdefault(f"{pair}: {share_of(lines, pair):.0%} in conflict", []).append(
+                (line["step"], cosine))
         for name, score in line.get("dev", {}).items():
             if isinstance(score, dict):                      # a task's metrics: the first counts
                 metric, score = next(iter(score.items()))
                 name = f"{name} {metric}"
             scores.setdefault(name, []).append((line["step"], score))
-    draw([("training loss of each task", losses), ("dev scores", scores)], path)
+    panels = [("training loss of each task", losses), ("dev scores", scores)]
+    if cosines:
+        panels.append(("cosine of the tasks' gradients", cosines))
+    draw(panels, path)
+
+
+def share_of(lines, pair):
+    """The fraction of steps in which these two tasks' gradients were in conflict."""
+    conflicts = [line["conflict"][pair] for line in lines if pair in line.get("conflict", {})]
+    return sum(conflicts) / len(conflicts)

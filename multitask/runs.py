@@ -4,6 +4,8 @@
     heads.safetensors  the best heads                                 predictions/  the course's
     last/              the state to resume from                       log.jsonl     what happened
     run.json           settings, data, edits, versions, times         curves.png    the log drawn
+
+Where each task has an encoder of its own, they lie in model/<task>/.
 """
 
 import json
@@ -18,10 +20,10 @@ import torch
 from bert import Bert, Tokenizer, UserError
 from bert.checkpoint import check_names_and_shapes, load_bert, save_bert
 from bert.files import read_metadata, read_tensors, write_json, write_tensors
-from multitask import edits
+from multitask import edits, parallel
 from multitask.data import checksum
 from multitask.evaluation import write_predictions
-from multitask.model import MultitaskModel, build_head
+from multitask.model import SHARED, with_heads
 from multitask.settings import Settings
 
 CONTENT = ("last", "run.json", "metrics.json", "model", "heads.safetensors", "predictions",
@@ -66,25 +68,46 @@ def start(folder, record):
             (folder / name).unlink(missing_ok=True)
 
 
-def new_record(settings, checksums, edits=()):
-    """run.json of a run that begins, with a model to which `edits` were done before."""
+def new_record(settings, recipe, checksums, model):
+    """run.json of a run that begins."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {
-        "settings": asdict(settings), "tasks": settings.task_names, "seed": settings.seed,
-        "data": checksums, "edits": list(edits), "complete": False,
+        "recipe": recipe, "settings": asdict(settings), "tasks": settings.task_names,
+        "seed": settings.seed, "data": checksums, "complete": False,
+        "edits": next(iter(model.encoders.values())).edits,
+        "parameters": {"trained": trained, "stored": sum(p.numel() for p in model.parameters())},
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                     "threads": torch.get_num_threads()},
+                     "threads": torch.get_num_threads(), "processes": parallel.world()},
         "times": {"started": datetime.now().isoformat(timespec="seconds")},
     }
 
 
-def save_best(folder, model, tokenizer, scores, splits, predictions):
-    """Write the model and what it scores. The heads' file holds the encoder's checksum: a kill
-    between the two files is noticed when the run is opened."""
-    save_bert(model.bert, folder / "model", lambda bert: edits.reshape(bert, model.bert.edits))
-    tokenizer.save_pretrained(folder / "model")
-    write_tensors(folder / "heads.safetensors", model.heads.state_dict(),
-                  encoder=checksum((folder / "model" / "model.safetensors").read_bytes()))
-    write_predictions(folder / "predictions", splits, predictions)
+def encoder_folder(folder, name):
+    """Where the encoder that all tasks share lies, or a task's own."""
+    return folder / "model" if name == SHARED else folder / "model" / name
+
+
+def encoders_checksum(folder, names):
+    """Of all the encoders' weights. The heads' file holds it: a kill between the files of one save
+    is noticed when the run is opened."""
+    return checksum(b"".join((encoder_folder(folder, name) / "model.safetensors").read_bytes()
+                             for name in names))
+
+
+def save_best(folder, model, tokenizer, tasks, scores, splits, predictions):
+    """Write the model of these tasks and what it scores; what is there of other tasks stays."""
+    for name in {task if task in model.encoders else SHARED: None for task in tasks}:
+        bert, place = model.encoders[name], encoder_folder(folder, name)
+        save_bert(bert, place, lambda plain, done=bert.edits: edits.reshape(plain, done))
+        tokenizer.save_pretrained(place)
+    heads_file = folder / "heads.safetensors"
+    heads = model.heads.state_dict()
+    if set(tasks) < set(model.heads) and heads_file.is_file():
+        new = {name: head for name, head in heads.items() if name.split(".")[0] in tasks}
+        heads = read_tensors(heads_file) | new
+    write_tensors(heads_file, heads, encoder=encoders_checksum(folder, model.encoders))
+    write_predictions(folder / "predictions", splits,
+                      {key: value for key, value in predictions.items() if key[0] in tasks})
     write_json(folder / "metrics.json", scores)
 
 
@@ -109,28 +132,24 @@ def open_run(folder):
     """→ model, tokenizer, settings, record of a saved run's best model."""
     folder = Path(folder)
     record, settings = read_record(folder)
-    heads_file, model_file = folder / "heads.safetensors", folder / "model" / "model.safetensors"
+    heads_file = folder / "heads.safetensors"
     if not (folder / "metrics.json").is_file():
         raise UserError(f"{folder} has no scored model yet; python train_multitask.py --resume "
                         f"{folder} goes on with the run")
-    if read_metadata(heads_file).get("encoder") != checksum(model_file.read_bytes()):
+    names = [SHARED] if settings.encoders == "shared" else settings.task_names
+    model_file = encoder_folder(folder, names[-1]) / "model.safetensors"
+    if read_metadata(heads_file).get("encoder") != encoders_checksum(folder, names):
         raise UserError(f"{heads_file} belongs to another encoder than {model_file}: the run was "
                         f"stopped while it was saved (python train_multitask.py --resume {folder} "
                         f"mends that), or a file was replaced")
-    bert = load_bert(Bert, folder / "model", settings.attention,
-                     reshape=lambda bert: edits.reshape(bert, record["edits"]))
-    edits.restore(bert, record["edits"], folder)
-    tokenizer = Tokenizer.from_pretrained(folder / "model")
-    model = build_model(bert, settings)
+    encoders = {}
+    for name in names:
+        encoders[name] = load_bert(Bert, encoder_folder(folder, name), settings.attention,
+                                   reshape=lambda bert: edits.reshape(bert, record["edits"]))
+        edits.restore(encoders[name], record["edits"], folder)
+    tokenizer = Tokenizer.from_pretrained(encoder_folder(folder, names[0]))
+    model = with_heads(encoders, settings)
     heads = read_tensors(heads_file)
     check_names_and_shapes(heads_file, model.heads.state_dict(), heads)
     model.heads.load_state_dict(heads)
     return model, tokenizer, settings, record
-
-
-def build_model(bert, settings):
-    """The encoder with a new head for each task."""
-    width = bert.config.hidden_size
-    heads = {task: build_head(task, kind, width, settings.pairs, settings.head_dropout)
-             for task, kind in settings.head_kinds.items()}
-    return MultitaskModel(bert, heads, settings.pairs, settings.read)

@@ -1,4 +1,5 @@
-"""Which examples come next: shuffled passes over a task's examples, endless and resumable."""
+"""Which tasks a step learns from, and which of their examples come next. All of it follows from the
+seed and the number of the step or pass, so that a resumed run draws the same."""
 
 import torch
 
@@ -34,3 +35,49 @@ class Batches:
     def load_state_dict(self, state):
         self.passes, self.position = state["passes"], state["position"]
         self.order = self._shuffle()
+
+
+# A sampler: (sizes {task: examples}, step from 1, epoch from 1, epochs, settings) → [task, …]
+
+def every_task(sizes, step, epoch, epochs, settings):
+    """One batch of every task; the shorter data sets are cycled ("stretched")."""
+    return list(sizes)
+
+
+def round_robin(sizes, step, epoch, epochs, settings):
+    """One task after the other."""
+    return [list(sizes)[(step - 1) % len(sizes)]]
+
+
+def proportional(sizes, step, epoch, epochs, settings):
+    """One task, p ∝ N, its number of examples."""
+    return draw(sizes, 1.0, settings.seed, step)
+
+
+def annealed(sizes, step, epoch, epochs, settings):
+    """One task, p ∝ N^α with α = 1 − c·(e − 1)/(E − 1) in epoch e of E: by size at first, more
+    evenly towards the end (Stickland & Murray 2019, section 4.1)."""
+    return draw(sizes, annealing_exponent(epoch, epochs, settings.annealing), settings.seed, step)
+
+
+def annealing_exponent(epoch, epochs, c):
+    """α of this epoch, 1 … epochs; 1 where there is only one."""
+    return 1.0 if epochs == 1 else 1.0 - c * (epoch - 1) / (epochs - 1)
+
+
+def draw(sizes, alpha, seed, step):
+    weights = torch.tensor(list(sizes.values()), dtype=torch.float64) ** alpha
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    return [list(sizes)[torch.multinomial(weights, 1, generator=generator).item()]]
+
+
+SAMPLERS = {"all": every_task, "robin": round_robin, "proportional": proportional,
+            "annealed": annealed}
+
+
+def steps_in_epoch(batches, sampling):
+    """batches {task: batches in a pass} → steps. Every task is passed over once, those that have
+    fewer batches more often where the sampler gives all tasks alike."""
+    if sampling in ("all", "robin"):
+        return max(batches.values()) * (len(batches) if sampling == "robin" else 1)
+    return sum(batches.values())

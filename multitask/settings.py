@@ -1,6 +1,7 @@
 """Every setting of a training run, once: the dataclass is the default, the flag and the help
 text."""
 
+import math
 from dataclasses import dataclass
 
 from bert import UserError
@@ -8,6 +9,7 @@ from bert.cli import did_you_mean
 from bert.settings import check, setting
 from multitask.heads import HEADS
 from multitask.model import READS
+from multitask.sampling import SAMPLERS
 from multitask.tasks import TASKS
 
 
@@ -16,22 +18,50 @@ class Settings:
     bert: str = setting("tiny", "checkpoint to start from: a folder, a name on the hub, or tiny")
     data: str = setting("data", "folder with the course's files (ids-sst-train.csv, …)")
     tasks: str = setting("sst,para,sts", f"tasks to learn together, of {', '.join(TASKS)}")
+    learn: str = setting("", "train only these of --tasks; the others are only scored")
+    encoders: str = setting("shared", "one encoder for all tasks, or one for each",
+                            ("shared", "separate"))
+    freeze: bool = setting(False, "train the heads only, the encoder stays as it is")
+    sampling: str = setting("all", "what a step learns from: one batch of every task, or of one "
+                                   "task: in turn, or at random by the tasks' sizes, with "
+                                   "annealing less and less so", tuple(SAMPLERS))
+    annealing: float = setting(0.8, "c of annealed sampling, p ~ N^(1 - c·(epoch - 1)/(epochs - "
+                                    "1))", least=0)
+    surgery: str = setting("none", "PCGrad: take out what in a task's gradient goes against "
+                                   "another's; over the whole gradient, or weight by weight",
+                           ("none", "whole", "weight"))
+    surgery_mean: bool = setting(False, "divide the combined gradient by the number of tasks")
     pairs: str = setting("joint", "two sentences in one sequence, or each in its own",
                          ("joint", "separate"))
     read: str = setting("cls", "what heads read of the encoder", READS)
     head: str = setting("linear", f"kind of head ({', '.join(HEADS)}) of all tasks, or of some, "
                                   f"as in sts=cosine,sst=mlp (the others: linear)")
-    head_dropout: float = setting(0.3, "dropout in mlp heads", least=0, most=1)
+    head_dropout: float = setting(0.3, "dropout in mlp heads (task-level dropout)", least=0,
+                                  most=1)
+    loss: str = setting("mse", "of graded tasks: squared error of the label, or cosine: "
+                               "(cos - y/5)²", ("mse", "cosine"))
     epochs: int = setting(0, "passes over the longest task, the others being cycled (0: 3, or on "
                              "small data as many as make 500 steps)", least=0)
     steps: int = setting(0, "stop after this many steps instead (0: go by --epochs)", least=0)
     limit: int = setting(0, "use only the first N examples of each file (0: all)", least=0)
     batch_size: int = setting(32, "examples of each task in a step", least=1)
+    accumulate: int = setting(1, "batches of a task whose gradients add up to one step's", least=1)
     lr: float = setting(0, "highest learning rate of the encoder (0: 0.0384 / hidden size, "
                            "which is 5e-5 for bert-base and 1e-4 for half its width)", least=0)
     head_lr: float = setting(1e-3, "highest learning rate of the heads", least=0)
+    task_lr: str = setting("", "of a task's own encoder, as in sst=2e-5,sts=1e-4 (with --encoders "
+                               "separate)")
+    task_epochs: str = setting("", "epochs after which a task stops, as in sst=1 (with --encoders "
+                                   "separate)")
+    patience: int = setting(0, "stop after so many epochs without a better dev score, each task "
+                               "for itself with --encoders separate (0: never)", least=0)
+    layer_decay: float = setting(1.0, "each layer learns this much slower than the one above it",
+                                 least=0)
     warmup: float = setting(0.1, "fraction of the steps in which the learning rate rises", least=0)
+    decay: bool = setting(True, "after it the learning rate falls in a line to nothing")
     weight_decay: float = setting(0.01, "AdamW's, on matrices only", least=0)
+    l2: float = setting(0, "L2 regularisation: this times the weight is added to its gradient",
+                        least=0)
     clip: float = setting(1.0, "largest norm of the gradient (0: any)", least=0)
     seed: int = setting(0, "of heads, dropout and the order of examples", least=0,
                         most=2 ** 32)
@@ -40,6 +70,7 @@ class Settings:
                              ("auto", "fp32", "bf16"))
     attention: str = setting("fused", "the fused kernel or the textbook's equation; same numbers",
                              ("fused", "textbook"))
+    log_every: int = setting(10, "steps between two lines of log.jsonl", least=1)
     save_every: int = setting(0, "steps between saves of what --resume needs (0: each epoch)",
                               least=0)
     strict_rows: bool = setting(False, "rows that a task may leave out are errors")
@@ -49,20 +80,62 @@ class Settings:
 
     def __post_init__(self):
         check(self)
-        if self.warmup > 1:
-            raise UserError(f"--warmup is {self.warmup}; it is a fraction, at most 1")
-        self.head_kinds  # noqa: B018  raises where a task or kind is unknown
+        for name in ("warmup", "layer_decay"):
+            if getattr(self, name) > 1:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it is a "
+                                f"fraction, at most 1")
+        self.head_kinds, self.learnt  # noqa: B018  raise where a task or kind is unknown
+        for name, kind in (("task_lr", float), ("task_epochs", int)):
+            if self.of_tasks(name, kind) and self.encoders == "shared":
+                raise UserError(f"--{name.replace('_', '-')} is for tasks that share nothing; add "
+                                f"--encoders separate")
+        if self.surgery != "none":
+            self._check_surgery()
+
+    def _check_surgery(self):
+        if len(self.learnt) < 2 or self.encoders == "separate" or self.freeze:
+            raise UserError("--surgery compares tasks' gradients on weights that they share: it "
+                            "needs two tasks or more, --encoders shared, and no --freeze")
+        if self.sampling != "all":
+            raise UserError(f"--surgery compares the gradients of one step's tasks, and --sampling "
+                            f"{self.sampling} has one task a step; use --sampling all")
+
+    def loss_of(self, task):
+        return TASKS[task].other_losses.get(self.loss, TASKS[task].loss)
 
     @property
     def task_names(self):
-        names = [name.strip() for name in self.tasks.split(",")]
-        for name in names:
-            if name not in TASKS:
-                raise UserError(f"--tasks: there is no task {name!r}{did_you_mean(name, TASKS)}; "
-                                f"there are {', '.join(TASKS)}")
+        return self._known("tasks", TASKS)
+
+    @property
+    def learnt(self):
+        """The tasks that are trained."""
+        return self._known("learn", self.task_names) if self.learn else self.task_names
+
+    def _known(self, name, known):
+        names = [task.strip() for task in getattr(self, name).split(",")]
+        for task in names:
+            if task not in known:
+                raise UserError(f"--{name}: there is no task {task!r}{did_you_mean(task, known)}; "
+                                f"there are {', '.join(known)}")
         if len(set(names)) < len(names):
-            raise UserError(f"--tasks {self.tasks} names a task twice")
+            raise UserError(f"--{name} {getattr(self, name)} names a task twice")
         return names
+
+    def of_tasks(self, name, kind):
+        """{task: number} of a setting like sst=1,sts=3"""
+        values = {}
+        for part in filter(None, getattr(self, name).split(",")):
+            task, _, text = part.strip().partition("=")
+            try:
+                values[task] = kind(text)
+            except ValueError:
+                values[task] = -1
+            if task not in self.learnt or not 0 < values[task] < math.inf:
+                raise UserError(f"--{name.replace('_', '-')} {part!r} is not understood; write "
+                                f"task=number, a number above 0 and a task that is trained "
+                                f"({', '.join(self.learnt)})")
+        return values
 
     @property
     def head_kinds(self):

@@ -25,6 +25,11 @@ def squared_error(outputs, labels):
     return F.mse_loss(outputs.squeeze(1), labels)
 
 
+def cosine_error(outputs, labels):
+    """(cos − y/5)², where outputs are 5·cos (paper C)."""
+    return squared_error(outputs / 5, labels / 5)
+
+
 def most_likely(outputs):
     return outputs.argmax(dim=1)
 
@@ -56,6 +61,7 @@ class Task:
     header: str = ""                                   # of the prediction file's second column
     graded: bool = False                               # labels may lie between whole numbers
     in_words: bool = False                             # the files' labels are words, not numbers
+    other_losses: dict = field(default_factory=dict)   # name → function, what --loss may choose
     heads: tuple = ("linear", "mlp")                   # kinds that fit, the default first
     may_lack: tuple = ()                               # columns that may be empty in a few rows
     dev_sets: tuple = ("dev",)                         # scored in training; the first one counts
@@ -94,8 +100,9 @@ TASKS = {                                              # and GLUE's: multitask/g
         files=course_files("sts"), columns=("sentence1", "sentence2"), label="similarity",
         words=("on different topics", "on the same topic", "alike in some details",
                "roughly equivalent", "nearly equivalent", "equivalent"), graded=True,
-        outputs=1, loss=squared_error, predict=as_it_is, metrics={"pearson": pearson},
-        heads=("linear", "mlp", "cosine"), header="Predicted_Similiary",     # the course's spelling
+        outputs=1, loss=squared_error, other_losses={"cosine": cosine_error}, predict=as_it_is,
+        metrics={"pearson": pearson}, heads=("linear", "mlp", "cosine", "relu-cosine"),
+        header="Predicted_Similiary",                        # the course's spelling
     ),
     "cfimdb": Task(
         files=course_files("ids-cfimdb"), columns=("sentence",), label="sentiment",

@@ -21,7 +21,7 @@ from multitask.data import Example, tokenise
 from multitask.evaluation import in_words, run_split
 from multitask.heads import Cosine
 from multitask.metrics import accuracy, pearson, summary
-from multitask.model import MultitaskModel, build_head
+from multitask.model import MultitaskModel, build_head, build_model
 from multitask.sampling import Batches
 from multitask.settings import Settings
 from multitask.tasks import TASKS
@@ -56,7 +56,7 @@ def test_metrics_are_the_textbooks():
 @pytest.mark.parametrize("read", ["cls", "pooler", "mean"])
 def test_what_is_read_is_the_whole_encoders_output(parts, pairs, read):
     bert, tokenizer = parts
-    model = MultitaskModel(bert, {}, pairs, read).eval()
+    model = MultitaskModel({"shared": bert}, {}, pairs, read).eval()
     split = tokenise(PAIRS, tokenizer, pairs)
     texts, partners = zip(*(example.texts for example in PAIRS))
     batch = tokenizer(texts, partners) if pairs == "joint" else tokenizer(texts + partners)
@@ -64,14 +64,14 @@ def test_what_is_read_is_the_whole_encoders_output(parts, pairs, read):
     mask = batch["attention_mask"][..., None]
     expected = {"cls": whole.last_hidden_state[:, 0], "pooler": whole.pooler_output,
                 "mean": (whole.last_hidden_state * mask).sum(1) / mask.sum(1)}[read]
-    torch.testing.assert_close(model.vectors(split.batch(range(4))), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.vectors("para", split.batch(range(4))), expected, atol=1e-5, rtol=0)
 
 
 def test_a_pair_encoded_separately_reaches_its_head_as_two_vectors(parts):
     bert, tokenizer = parts
     head = build_head("para", "linear", 32, "separate", 0.0)
     assert head.out.weight.shape == (1, 64)
-    model = MultitaskModel(bert, {"para": head}, "separate").eval()
+    model = MultitaskModel({"shared": bert}, {"para": head}, "separate").eval()
     texts, partners = zip(*(example.texts for example in PAIRS))
     u, v = (bert(**tokenizer(side)).last_hidden_state[:, 0] for side in (texts, partners))
     outputs = model("para", tokenise(PAIRS, tokenizer, "separate").batch(range(4)))
@@ -130,7 +130,7 @@ def test_batches_go_on_where_their_state_was_taken():
 
 def test_evaluation_order_and_batches_do_not_matter(parts, monkeypatch):
     bert, tokenizer = parts
-    model = runs.build_model(bert, Settings(tasks="para"))
+    model = build_model(bert, Settings(tasks="para"))
     split = tokenise(PAIRS, tokenizer)
     whole = model.eval()("para", split.batch(range(4)))
     for tokens in (1, 15, 10 ** 6):
@@ -151,8 +151,8 @@ class NoWaiting(TorchDispatchMode):
 @pytest.mark.parametrize("pairs", ["joint", "separate"])
 def test_no_operation_of_a_step_waits_for_the_device(parts, pairs):
     bert, tokenizer = parts
-    model = runs.build_model(bert, Settings(tasks="para", pairs=pairs)).train()
-    optimizer = adamw([(model, 0.1)], 0.01)
+    model = build_model(bert, Settings(tasks="para", pairs=pairs)).train()
+    optimizer = adamw([(model, {"peak": 0.1})], 0.01)
     batch = tokenise(PAIRS, tokenizer, pairs).batch(range(4))
     before = model.heads["para"].out.weight.clone()
     for group in optimizer.param_groups:
@@ -165,8 +165,8 @@ def test_no_operation_of_a_step_waits_for_the_device(parts, pairs):
 
 
 def test_each_part_has_its_learning_rate_and_only_matrices_decay(parts):
-    model = runs.build_model(parts[0], Settings())
-    groups = adamw([(model.bert, 2e-5), (model.heads, 3e-4)], 0.01).param_groups
+    model = build_model(parts[0], Settings())
+    groups = adamw([(model.bert, {"peak": 2e-5}), (model.heads, {"peak": 3e-4})], 0.01).param_groups
     assert [group["peak"] for group in groups] == [2e-5, 2e-5, 3e-4, 3e-4]
     assert [group["weight_decay"] for group in groups] == [0.01, 0.0, 0.01, 0.0]
     assert all((p.dim() > 1) == (group["weight_decay"] > 0) for group in groups
@@ -183,10 +183,13 @@ def test_learning_rate_rises_then_falls_to_nothing():
 
 
 def test_settings_are_the_flags(script):
-    settings = Settings(head="mlp,sts=cosine", pairs="separate", strict_rows=True, lr=3e-5)
+    settings = Settings(head="mlp,sts=cosine", pairs="separate", strict_rows=True, lr=3e-5,
+                        decay=False)
     assert settings.head_kinds == {"sst": "mlp", "para": "mlp", "sts": "cosine"}
     given = train_multitask.parse(command(settings).split())
-    assert Settings(**{k: v for k, v in given.items() if k != "resume"}) == settings
+    for name in ("resume", "recipe", "recipes"):
+        del given[name]
+    assert Settings(**given) == settings
     code, out, _ = script(train_multitask.main, "--help")
     assert code == 0 and "--head-dropout" in out and "(default: joint)" in out
 

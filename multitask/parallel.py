@@ -1,0 +1,88 @@
+"""Several processes that train one model (torchrun starts them): each has a share of every batch,
+and gradients are added up. No wrapper: the loop calls `add_up` where gradients are ready, so that
+surgery acts on the gradients of the whole batch. A process alone does none of this.
+"""
+
+import os
+import sys
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+def world():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank():
+    """The number of this process; the first one, 0, evaluates, prints and writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+@contextmanager
+def processes():
+    """Join the other processes that torchrun started, if it did. Only the first one prints."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo",
+                            timeout=timedelta(hours=6))      # others wait while the first evaluates
+    if rank() > 0:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def add_up(tensors):
+    """Each tensor (that is not None) becomes its sum over all processes."""
+    if world() > 1:
+        waits = [dist.all_reduce(t, async_op=True) for t in tensors if t is not None]
+        for wait in waits:
+            wait.wait()
+
+
+def shares(indices, parts):
+    """A batch's indices → [(indices, weight)]: this process's share, in so many parts. The weighted
+    mean losses of all parts of all processes add up to the mean loss of the batch. Where too few
+    are left, a part has an example of weight 0, so that all processes have the same gradients to
+    add up."""
+    mine = [indices[part::parts * world()] for part in range(rank() * parts, (rank() + 1) * parts)]
+    return [(part or indices[:1], len(part) / len(indices)) for part in mine
+            if part or world() > 1]
+
+
+def total(value):
+    """The sum of a number over all processes."""
+    if world() == 1:
+        return float(value)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    value = torch.as_tensor(value, dtype=torch.float32, device=device).clone()
+    dist.all_reduce(value)
+    return value.item()
+
+
+def agreed(flag, now):
+    """Whether any process says so; several ask each other only where `now` is true in all."""
+    return flag if world() == 1 else now and total(flag) > 0
+
+
+def gather(value):
+    """[every process's value]"""
+    values = [value] * world()
+    if world() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def from_first(value):
+    """The first process's value, in every process."""
+    values = [value]
+    if world() > 1:
+        dist.broadcast_object_list(values)
+    return values[0]

@@ -1,0 +1,63 @@
+"""Published experiments, each a set of values for the settings of multitask/settings.py.
+
+    python train_multitask.py --recipes                  # the list
+    python train_multitask.py --recipe mb-comb-gs --epochs 1        # a flag goes before its recipe
+"""
+
+from typing import NamedTuple
+
+
+class Recipe(NamedTuple):
+    says: str                                            # one line
+    row: str                                             # where it stands in the papers
+    published: tuple                                     # sst, para, sts as printed there, or ()
+    settings: dict
+
+
+SAME = dict(pairs="separate", lr=1e-5, head_lr=1e-5, batch_size=8, epochs=10, warmup=0.0,
+            decay=False, weight_decay=0.0, clip=0.0)
+A_SINGLE = SAME | dict(head="linear")
+A_CUSTOM = SAME | dict(head="sst=mlp,para=mlp,sts=relu-cosine")
+C_MSE = SAME | dict(head="mlp", surgery="whole")
+C_COSINE = SAME | dict(head="mlp,sts=cosine", loss="cosine", surgery="whole")
+
+RECIPES = {
+    # Paper A: LASER on a multitask BERT, Table 1 (dev)
+    "mb-sst": Recipe("one task, sentiment; the other heads stay untrained", "A, MB-SST",
+                     (.517, .509, -.065), A_SINGLE | dict(learn="sst")),
+    "mb-para": Recipe("one task, paraphrases", "A, MB-PARA",
+                      (.136, .788, -.012), A_SINGLE | dict(learn="para")),
+    "mb-sts": Recipe("one task, similarity", "A, MB-STS",
+                     (.126, .608, .378), A_SINGLE | dict(learn="sts")),
+    "mb-comb": Recipe("all three, one batch of each a step, the losses' sum", "A, MB-COMB",
+                      (.506, .779, .360), A_SINGLE),
+    "mb-comb-gs": Recipe("with gradient surgery over the whole gradient", "A, MB-COMB-gs",
+                         (.493, .786, .380), A_SINGLE | dict(surgery="whole")),
+    "mb-comb-gs-perweight": Recipe("with gradient surgery weight by weight", "A, MB-COMB-gs",
+                                   (), A_SINGLE | dict(surgery="weight")),
+    "mb-comb-as": Recipe("with annealed sampling of one task a step", "A, MB-COMB-as",
+                         (.491, .782, .367), A_SINGLE | dict(sampling="annealed")),
+    "mb-comb-csd": Recipe("with custom heads: a hidden layer, and ReLU(cos) for similarity",
+                          "A, MB-COMB-csd", (.492, .837, .705), A_CUSTOM),
+    "mb-comb-final": Recipe("custom heads and L2", "A, MB-COMB-final",
+                            (.508, .842, .705), A_CUSTOM | dict(l2=1e-3)),
+    # Paper C: LoRA for a multitask BERT, its baselines (test)
+    "baseline1": Recipe("a frozen encoder, heads with a hidden layer", "C, Baseline 1",
+                        (.3842, .6727, .2489),
+                        C_MSE | dict(surgery="none", freeze=True, head_lr=1e-3)),
+    "baseline2": Recipe("all of it trained, gradient surgery", "C, Baseline 2",
+                        (.5077, .7894, .3569), C_MSE),
+    "baseline3": Recipe("and a cosine for similarity", "C, Baseline 3",
+                        (.4923, .7931, .5841), C_COSINE),
+    "baseline4": Recipe("and an encoder for each task", "C, Baseline 4",
+                        (.4996, .7846, .5885),
+                        C_COSINE | dict(surgery="none", encoders="separate")),
+    # ours
+    "best": Recipe("the strongest single model found here", "", (), dict(epochs=3)),
+}
+
+
+def listing():
+    """A line for each recipe: its name, the paper's row, what it is."""
+    return "\n".join(f"{name:21} {recipe.row or 'ours':18} {recipe.says}"
+                     for name, recipe in RECIPES.items())

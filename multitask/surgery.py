@@ -1,0 +1,111 @@
+"""Gradient surgery, PCGrad (Yu et al. 2020, arXiv 2001.06782, algorithm 1).
+
+    for each task i:            g'ᵢ = gᵢ
+        for the others j, in a random order:
+            if g'ᵢ·gⱼ < 0:      g'ᵢ ← g'ᵢ − (g'ᵢ·gⱼ)/‖gⱼ‖² gⱼ        (gⱼ as it was, never g'ⱼ)
+    the update is Σ g'ᵢ
+
+Every g'ᵢ is a combination Σ cⱼgⱼ, so the products gᵢ·gⱼ decide it all (the Gram matrix: T×T for T
+tasks). The projections are done on the coefficients c; the gradients, millions of numbers each, are
+read twice: once for their products and once for the sum.
+
+    combined, gram = pcgrad(gradients, draw_orders(3, seed, step))    # gradients[task][tensor]
+
+Only weights that all tasks share can conflict. A head's gradient does not belong in here: it would
+lengthen ‖gⱼ‖, so that conflicts are taken away in part only, and leak into the other heads.
+"""
+
+import math
+
+import torch
+
+PIECE = 2 ** 17                  # numbers of every task's gradient that fit into a cache at once
+
+
+def draw_orders(tasks, seed, step):
+    """For each of so many tasks, the others in a random order that (seed, step) fixes."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    return [[j for j in torch.randperm(tasks, generator=generator).tolist() if j != i]
+            for i in range(tasks)]
+
+
+def pcgrad(gradients, orders, per_weight=False, mean=False):
+    """gradients[task][tensor] (None where a task does not reach a tensor) → the combined gradient
+    of each tensor (None where no task reaches it), and the products [tensors, T, T]. The gradients
+    are one vector a task, or with `per_weight` every tensor is a vector for itself. `mean` divides
+    by the number of tasks."""
+    grams = gram_matrices(gradients)
+    whole = coefficients(grams.sum(dim=0).tolist(), orders)
+    combined = []
+    for own, gram in zip(zip(*gradients), grams):
+        weights = coefficients(gram.tolist(), orders) if per_weight else whole
+        combined.append(combine(own, [c / len(own) for c in weights] if mean else weights))
+    return combined, grams
+
+
+def take(parameters):
+    """→ [gradient or None] of parameters, which then have none: the next task starts afresh."""
+    gradients = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    return gradients
+
+
+def put(parameters, gradients):
+    for parameter, gradient in zip(parameters, gradients):
+        parameter.grad = gradient
+
+
+def note(log, grams, tasks):
+    """Into the log: the cosine of each two tasks' gradients, and whether they are in conflict."""
+    for pair, cosine in cosines(grams, tasks).items():
+        log.add("cosine", pair, cosine)
+        log.add("conflict", pair, float(cosine < 0))
+
+
+def coefficients(gram, orders):
+    """The algorithm above on coefficients: gram[i][j] = gᵢ·gⱼ → c with Σ g'ᵢ = Σ c[j] gⱼ."""
+    total = [0.0] * len(gram)
+    for i, others in enumerate(orders):
+        mine = [float(k == i) for k in range(len(gram))]     # g'ᵢ = gᵢ
+        for j in others:
+            dot = sum(c * gram[k][j] for k, c in enumerate(mine))        # g'ᵢ·gⱼ
+            if dot < 0:
+                mine[j] -= dot / gram[j][j]
+        total = [t + c for t, c in zip(total, mine)]
+    return total
+
+
+def gram_matrices(gradients):
+    """gradients[task][tensor] → [tensors, T, T] products, float64 on the CPU. On a GPU this is the
+    one place that waits."""
+    places, products = [], []
+    for tensor, own in enumerate(zip(*gradients)):
+        present = [i for i, g in enumerate(own) if g is not None]
+        for pieces in zip(*[own[i].flatten().split(PIECE) for i in present]):
+            for n, i in enumerate(present):
+                for m, j in enumerate(present[n:], n):
+                    places.append((tensor, i, j))
+                    products.append(pieces[n] @ pieces[m])
+    grams = torch.zeros(len(gradients[0]), len(gradients), len(gradients), dtype=torch.float64)
+    if products:
+        grams.index_put_(tuple(torch.tensor(places).T), torch.stack(products).double().cpu(),
+                         accumulate=True)
+    return grams + grams.triu(1).transpose(1, 2)
+
+
+def combine(own, weights):
+    """Σ weights[i]·own[i] over the tasks that have a gradient; None if none has."""
+    total = None
+    for gradient, weight in zip(own, weights):
+        if gradient is not None:
+            total = gradient * weight if total is None else total.add_(gradient, alpha=weight)
+    return total
+
+
+def cosines(grams, names):
+    """[tensors, T, T] products → {"a·b": cosine of the tasks' whole gradients}"""
+    gram = grams.sum(dim=0)
+    pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
+    return {f"{names[i]}·{names[j]}":
+            (gram[i, j] / math.sqrt(gram[i, i] * gram[j, j] or 1.0)).item() for i, j in pairs}
