@@ -20,7 +20,10 @@ class Edit(NamedTuple):
     restore: Callable | None = None
 
 
-EDITS = {}                                                   # kind → Edit
+EDITS = {                                                    # kind → Edit
+    "remove_heads": Edit(), "mask_heads": Edit(),            # config.json gives the pruned shape
+    "remove_neurons": Edit(), "remove_layers": Edit(),
+}
 
 
 def reshape(bert, edits):

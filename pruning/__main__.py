@@ -111,7 +111,10 @@ def prune_to_budget(bert, args, measured):
     if args.per_layer:
         check_even(keep, layers)
     there = int((~absent(bert, kind, args.mask)).sum())
-    rounds = max(1, min(args.rounds, there - keep))
+    if there <= keep:
+        raise UserError(f"{there:,} {kind} are there and {keep:,} are to be kept, so nothing would "
+                        f"be removed; keep fewer")
+    rounds = min(args.rounds, there - keep)
     for number in range(1, rounds + 1):
         goal = there - round((there - keep) * number / rounds)
         goal -= goal % layers if args.per_layer else 0

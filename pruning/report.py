@@ -37,7 +37,7 @@ def measure_run(folder, device_name="auto"):
     found = {f"{task} {metric}": value for task, metrics in scores.items()
              if isinstance(metrics, dict) for metric, value in metrics.items()}
     found |= {"parameters": sum(p.numel() for p in model.encoders.parameters()),
-              "trained": record["parameters"]["trained"],
+              "trained": record.get("parameters", {}).get("trained"),
               "file bytes": sum(f.stat().st_size for f in Path(folder).rglob("*.safetensors")),
               "peak bytes": record.get("peak_bytes"),
               "training seconds": record["times"].get("train_seconds")}
