@@ -5,6 +5,7 @@ text.
     python evaluate.py runs/first --split test           # predictions for the test files
     python evaluate.py runs/first --text "A dull, dull film."
     python evaluate.py runs/first --text "A cat sleeps." --pair "A cat is asleep."
+    python evaluate.py --compare runs/first runs/second  # a table, and a picture
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from bert import UserError
 from bert.cli import Parser, pick_device, run_script
 from multitask import runs
+from multitask.compare import compare
 from multitask.data import Example, tokenise
 from multitask.evaluation import evaluate, in_words, load_split, run_split, write_predictions
 from multitask.report import score_table
@@ -69,7 +71,10 @@ def answer(args, model, tokenizer, settings, device, autocast):
 
 def parse(arguments):
     parser = Parser(description=__doc__)
-    parser.add_argument("run", help="folder of a saved run")
+    parser.add_argument("run", nargs="?", help="folder of a saved run")
+    parser.add_argument("--compare", metavar="RUN", nargs="+", help="put these runs side by side")
+    parser.add_argument("--out", metavar="FOLDER", default="runs", help="of --compare's table and "
+                        "picture (default: runs)")
     parser.add_argument("--data", help="folder with the course's files (default: the run's own)")
     parser.add_argument("--split", default="dev", choices=("dev", "test"), help="default: dev")
     parser.add_argument("--tasks", help="only these of the run's tasks, as in sst,sts")
@@ -81,6 +86,8 @@ def parse(arguments):
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="default: the run's")
     args = parser.parse_args(arguments)
+    if (args.run is None) == (args.compare is None):
+        raise UserError("name one run to open, or --compare two or more")
     if args.pair is not None and args.text is None:
         raise UserError("--pair needs the --text that it is compared with")
     if args.limit is not None and args.limit < 0:
@@ -90,6 +97,8 @@ def parse(arguments):
 
 def main(arguments=None):
     args = parse(arguments)
+    if args.compare:
+        return compare(args.compare, Path(args.out))
     model, tokenizer, settings, _ = runs.open_run(args.run)
     device, autocast = pick_device(args.device, args.precision or settings.precision)
     work = score if args.text is None else answer

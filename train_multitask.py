@@ -125,7 +125,8 @@ def train(settings, folder, recipe="", record=None, state=None):
     began = time.perf_counter() - now["seconds"]
     steps = range(now["step"] + 1, plan.steps + 1) if now["running"] else ()
 
-    with StopSignal() as stop, progress_bar("train", plan.steps, "step", now["step"]) as bar:
+    bar = progress_bar("train", plan.steps, "step", now["step"], silent=not first)
+    with StopSignal() as stop, bar:
         for step in steps:
             model.train()
             for group in optimizer.param_groups:

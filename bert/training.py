@@ -87,7 +87,7 @@ def peak_memory(device):
     return None
 
 
-def progress_bar(what, total, unit, done=0, leave=True):
+def progress_bar(what, total, unit, done=0, leave=True, silent=False):
     """tqdm, which in a file instead of on a screen writes a line only now and then."""
-    return tqdm(total=total, initial=done, desc=what, unit=unit, leave=leave,
+    return tqdm(total=total, initial=done, desc=what, unit=unit, leave=leave, disable=silent,
                 mininterval=0.5 if sys.stderr.isatty() else 30)

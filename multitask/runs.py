@@ -118,7 +118,8 @@ def read_record(folder):
         raise UserError(f"{folder} is not a saved run: it has no run.json")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        absent = {"settings", "edits", "complete", "data", "times", "versions"} - set(record)
+        absent = {"settings", "recipe", "edits", "complete", "data", "times", "versions",
+                  "parameters"} - set(record)
         if absent:
             raise KeyError(*sorted(absent))
         return record, Settings(**record["settings"])

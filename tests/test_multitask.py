@@ -64,7 +64,8 @@ def test_what_is_read_is_the_whole_encoders_output(parts, pairs, read):
     mask = batch["attention_mask"][..., None]
     expected = {"cls": whole.last_hidden_state[:, 0], "pooler": whole.pooler_output,
                 "mean": (whole.last_hidden_state * mask).sum(1) / mask.sum(1)}[read]
-    torch.testing.assert_close(model.vectors("para", split.batch(range(4))), expected, atol=1e-5, rtol=0)
+    vectors = model.vectors("para", split.batch(range(4)))
+    torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=0)
 
 
 def test_a_pair_encoded_separately_reaches_its_head_as_two_vectors(parts):

@@ -1,0 +1,62 @@
+"""Train every recipe on the course's data, with the same budget, and compare them with the papers.
+
+    python benchmarks/recipes.py                         # all of them, seeds 0 and 1
+    python benchmarks/recipes.py --recipes mb-comb,mb-comb-gs --seeds 0
+
+The papers trained bert-base for ten epochs; here every recipe has the same rows, steps, batch and
+learning rates, so that only its method differs. Runs that are complete are not done again, and a
+run that was stopped goes on. PLAINBERT_WEIGHTS and PLAINBERT_DATA: see README.md.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from multitask.recipes import RECIPES  # noqa: E402
+
+BUDGET = ("--limit 6000 --epochs 1 --batch-size 16 --lr 1e-4 --head-lr 1e-3 --warmup 0.1 --decay "
+          "--clip 1 --weight-decay 0.01 --precision bf16")
+
+
+def train(recipe, seed, folder, budget):
+    """One run, unless it is there: from its beginning, or from where it was stopped."""
+    record = folder / "run.json"
+    if record.is_file() and json.loads(record.read_text(encoding="utf-8"))["complete"]:
+        return
+    script = [sys.executable, str(ROOT / "train_multitask.py")]
+    if record.is_file():
+        command = [*script, "--resume", str(folder)]
+    else:
+        command = [*script, "--recipe", recipe, "--seed", str(seed), "--out", str(folder),
+                   "--bert", os.environ["PLAINBERT_WEIGHTS"],
+                   "--data", str(Path(os.environ["PLAINBERT_DATA"]) / "cs224n"), *budget.split()]
+    subprocess.run(command, check=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", default=",".join(name for name in RECIPES if name != "best"))
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--budget", default=BUDGET, help=f"flags of every run (default: {BUDGET})")
+    parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
+    args = parser.parse_args()
+    if not {"PLAINBERT_WEIGHTS", "PLAINBERT_DATA"} <= set(os.environ):
+        sys.exit("set PLAINBERT_WEIGHTS and PLAINBERT_DATA; README.md says to what")
+    folders = []
+    for seed in args.seeds.split(","):
+        for recipe in args.recipes.split(","):
+            folders.append(args.out / f"{recipe}-{seed}")
+            train(recipe, seed, folders[-1], args.budget)
+    subprocess.run([sys.executable, str(ROOT / "evaluate.py"), "--compare", *map(str, folders),
+                    "--out", str(args.out)], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Saved runs side by side, beside what the papers printed: a table as text and as Markdown, and a
+picture."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from bert import UserError
+from bert.files import writing
+from bert.settings import command
+from multitask.recipes import RECIPES
+from multitask.runs import read_record
+
+COLUMNS = ("run", "seeds", "sst", "para", "sts", "overall", "trained", "stored", "minutes",
+           "published: sst", "para", "sts")
+
+
+class Row(NamedTuple):
+    """Runs that differ in nothing but their seed."""
+
+    name: str
+    scores: list                                     # {task or "overall": score} of each run
+    parameters: dict                                 # {"trained", "stored"}
+    minutes: list
+    published: tuple                                 # sst, para, sts, or ()
+
+
+def read_rows(folders):
+    """→ [Row]. Runs of equal settings but for the seed make one row."""
+    groups = {}
+    for folder in map(Path, folders):
+        record, settings = read_record(folder)
+        if not record["complete"]:
+            raise UserError(f"{folder} is not complete; python train_multitask.py --resume "
+                            f"{folder} goes on with it")
+        same = command(replace(settings, seed=0, out="", overwrite=False, device="auto"))
+        groups.setdefault((record["recipe"], same), []).append((folder, record))
+    rows = []
+    for (recipe, _), members in groups.items():
+        rows.append(Row(recipe or members[0][0].name,
+                        [main_scores(folder) for folder, _ in members],
+                        members[0][1]["parameters"],
+                        [record["times"]["train_seconds"] / 60 for _, record in members],
+                        RECIPES[recipe].published if recipe in RECIPES else ()))
+    return rows
+
+
+def main_scores(folder):
+    """{task: its first metric, "overall": …, "mean": …} of a run's dev sets"""
+    scores = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return {name: next(iter(value.values())) if isinstance(value, dict) else value
+            for name, value in scores.items()}
+
+
+def mean_and_spread(values):
+    """".483 ±.005": the mean and half the range; "" of nothing."""
+    if not values:
+        return ""
+    mean, half = sum(values) / len(values), (max(values) - min(values)) / 2
+    return f"{mean:.3f}" + (f" ±{half:.3f}" if len(values) > 1 else "")
+
+
+def cells(row):
+    shown = [mean_and_spread([s[name] for s in row.scores if name in s])
+             for name in ("sst", "para", "sts", "overall")]
+    return [row.name, str(len(row.scores)), *shown,
+            *(f"{row.parameters[name] / 1e6:.2f}M" for name in ("trained", "stored")),
+            f"{sum(row.minutes) / len(row.minutes):.1f}",
+            *(f"{score:.3f}" for score in row.published or ()), *[""] * (0 if row.published else 3)]
+
+
+def text_table(rows):
+    table = [list(COLUMNS), *map(cells, rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(COLUMNS))]
+    return "\n".join("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width)
+                               for i, (cell, width) in enumerate(zip(line, widths)))
+                     for line in table)
+
+
+def markdown_table(rows):
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def draw(rows, path):
+    """Each score as a point for every run, the papers' as a ring."""
+    from matplotlib.figure import Figure  # slow to import, needed once
+
+    names = [name for name in ("sst", "para", "sts", "overall") if any(name in s for row in rows
+                                                                       for s in row.scores)]
+    figure = Figure(figsize=(3 * max(len(names), 2), 1.2 + 0.3 * len(rows)), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names):
+        for place, row in enumerate(rows):
+            points = [s[name] for s in row.scores if name in s]
+            axes.plot(points, [place] * len(points), "o", color="C0", alpha=0.6)
+            if row.published and name != "overall":
+                printed = row.published[("sst", "para", "sts").index(name)]
+                axes.plot(printed, place, "o", color="C1", fillstyle="none")
+        axes.set(title=name, yticks=range(len(rows)), yticklabels=[row.name for row in rows])
+        axes.grid(alpha=0.3)
+    figure.supxlabel("● measured, a point a seed    ○ as the paper printed it", fontsize="small")
+    figure.axes[0].invert_yaxis()
+    with writing(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+
+
+def compare(folders, to):
+    """Print the table and write comparison.md and comparison.png to the folder `to`."""
+    rows = read_rows(folders)
+    draw(rows, to / "comparison.png")
+    with writing(to / "comparison.md") as file:
+        file.write(markdown_table(rows).encode())
+    print(f"{text_table(rows)}\n\n±: half the range over the seeds. Measured and paper A's: dev "
+          f"sets; paper C's: test sets.\n{to / 'comparison.md'}   {to / 'comparison.png'}")
