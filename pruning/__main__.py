@@ -22,6 +22,7 @@ from bert.files import write_json
 from bert.settings import anchored
 from multitask import runs
 from multitask.evaluation import evaluate, load_split
+from multitask.model import SHARED
 from multitask.report import score_table
 from multitask.tasks import TASKS
 from pruning.importance import parts_at_first
@@ -85,13 +86,13 @@ def prune(args):
            for task in model.heads}
     model.to(device)
     if args.remove:
-        remove_named(model.bert, args.remove)
+        remove_named(model.bert, args.remove, args.mask)
     else:
         prune_to_budget(model.bert, args, measurer(args, model, tokenizer, settings, device))
     scores, predictions = evaluate(model, dev, device, autocast)
     model.requires_grad_(False)                              # nothing was trained
     record = runs.new_record(new, record.get("recipe", ""), record["data"], model)
-    record |= {"complete": True, "best_step": {}}
+    record |= {"complete": True, "best_step": {SHARED: 0}}
     record["times"]["train_seconds"] = 0.0
     runs.start(folder, record)
     runs.save_best(folder, model, tokenizer, list(model.heads), scores, dev, predictions)
@@ -114,10 +115,10 @@ def prune_to_budget(bert, args, measured):
     if there <= keep:
         raise UserError(f"{there:,} {kind} are there and {keep:,} are to be kept, so nothing would "
                         f"be removed; keep fewer")
-    rounds = min(args.rounds, there - keep)
-    for number in range(1, rounds + 1):
-        goal = there - round((there - keep) * number / rounds)
-        goal -= goal % layers if args.per_layer else 0
+    step = layers if args.per_layer else 1
+    goals = [there - round((there - keep) * number / args.rounds)
+             for number in range(1, args.rounds + 1)]
+    for goal in sorted({goal - goal % step for goal in goals} - {there}, reverse=True):
         gone = absent(bert, kind, args.mask)
         scores = torch.zeros(gone.shape)
         if args.order != "random":
@@ -125,7 +126,7 @@ def prune_to_budget(bert, args, measured):
         chosen = choose(scores.masked_fill(gone, torch.nan), goal, args.order, args.per_layer,
                         args.seed)
         remove(bert, kind, chosen, args.mask)
-        print(f"round {number} of {rounds}: {goal:,} {kind} are left")
+        print(f"{int((~absent(bert, kind, args.mask)).sum()):,} of {there:,} {kind} are left")
 
 
 def absent(bert, kind, masks):
@@ -150,7 +151,7 @@ def remove(bert, kind, chosen, mask=False):
         (mask_heads if mask else remove_heads)(bert, chosen)
 
 
-def remove_named(bert, texts):
+def remove_named(bert, texts, mask=False):
     """["0:3,7", "5"] → heads 3 and 7 of layer 0, and the whole of layer 5, are removed."""
     heads, layers = {}, []
     for text in texts:
@@ -163,8 +164,10 @@ def remove_named(bert, texts):
         except ValueError as error:
             raise UserError(f"--remove {text!r} is not understood; write layer:head,head as in "
                             f"0:3,7 or a whole layer as in 5") from error
+    if layers and mask:
+        raise UserError(f"--mask switches heads off; --remove {layers[0]} is a layer")
     if heads:
-        remove_heads(bert, heads)
+        remove(bert, "heads", heads, mask)
     if layers:
         remove_layers(bert, layers)
 
@@ -232,6 +235,10 @@ def main(arguments=None):
     for name, least in (("examples", 0), ("seed", 0), ("rounds", 1)):
         if getattr(args, name, least) < least:
             raise UserError(f"--{name} is {getattr(args, name)}; it must be {least} or more")
+    if getattr(args, "remove", None) and (args.order, args.per_layer, args.rounds) != (
+            "importance", False, 1):
+        raise UserError("--remove says what goes; --order, --per-layer and --rounds choose it for "
+                        "--heads, --neurons and --layers")
     return work(args)
 
 
