@@ -152,7 +152,7 @@ def train(settings, folder, recipe="", record=None, state=None):
             if gradients:
                 orders = surgery.draw_orders(len(tasks), settings.seed, step)
                 combined, grams = surgery.pcgrad(gradients, orders, settings.surgery == "weight",
-                                                 settings.surgery_mean)
+                                                 settings.surgery_mean, reuse=True)
                 surgery.put(shared, combined)
                 surgery.note(log, grams, tasks)
             if settings.clip:

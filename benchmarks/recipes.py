@@ -24,7 +24,7 @@ BUDGET = ("--limit 6000 --epochs 1 --batch-size 16 --lr 1e-4 --head-lr 1e-3 --wa
           "--clip 1 --weight-decay 0.01 --precision bf16")
 
 
-def train(recipe, seed, folder, budget):
+def train_run(folder, flags):
     """One run, unless it is there: from its beginning, or from where it was stopped."""
     record = folder / "run.json"
     if record.is_file() and json.loads(record.read_text(encoding="utf-8"))["complete"]:
@@ -33,9 +33,9 @@ def train(recipe, seed, folder, budget):
     if record.is_file():
         command = [*script, "--resume", str(folder)]
     else:
-        command = [*script, "--recipe", recipe, "--seed", str(seed), "--out", str(folder),
-                   "--bert", os.environ["PLAINBERT_WEIGHTS"],
-                   "--data", str(Path(os.environ["PLAINBERT_DATA"]) / "cs224n"), *budget.split()]
+        data = Path(os.environ["PLAINBERT_DATA"]) / "cs224n"
+        command = [*script, "--bert", os.environ["PLAINBERT_WEIGHTS"], "--data", str(data),
+                   "--out", str(folder), *flags.split()]
     subprocess.run(command, check=True)
 
 
@@ -53,7 +53,7 @@ def main():
     for seed in args.seeds.split(","):
         for recipe in args.recipes.split(","):
             folders.append(args.out / f"{recipe}-{seed}")
-            train(recipe, seed, folders[-1], args.budget)
+            train_run(folders[-1], f"--recipe {recipe} --seed {seed} {args.budget}")
     subprocess.run([sys.executable, str(ROOT / "evaluate.py"), "--compare", *map(str, folders),
                     "--out", str(args.out)], check=True)
 

@@ -29,17 +29,17 @@ def draw_orders(tasks, seed, step):
             for i in range(tasks)]
 
 
-def pcgrad(gradients, orders, per_weight=False, mean=False):
+def pcgrad(gradients, orders, per_weight=False, mean=False, reuse=False):
     """gradients[task][tensor] (None where a task does not reach a tensor) → the combined gradient
     of each tensor (None where no task reaches it), and the products [tensors, T, T]. The gradients
     are one vector a task, or with `per_weight` every tensor is a vector for itself. `mean` divides
-    by the number of tasks."""
+    by the number of tasks; with `reuse` the given gradients' memory holds the result."""
     grams = gram_matrices(gradients)
     whole = coefficients(grams.sum(dim=0).tolist(), orders)
     combined = []
     for own, gram in zip(zip(*gradients), grams):
         weights = coefficients(gram.tolist(), orders) if per_weight else whole
-        combined.append(combine(own, [c / len(own) for c in weights] if mean else weights))
+        combined.append(combine(own, [c / len(own) for c in weights] if mean else weights, reuse))
     return combined, grams
 
 
@@ -94,12 +94,16 @@ def gram_matrices(gradients):
     return grams + grams.triu(1).transpose(1, 2)
 
 
-def combine(own, weights):
+def combine(own, weights, reuse=False):
     """Σ weights[i]·own[i] over the tasks that have a gradient; None if none has."""
     total = None
     for gradient, weight in zip(own, weights):
-        if gradient is not None:
-            total = gradient * weight if total is None else total.add_(gradient, alpha=weight)
+        if gradient is None:
+            continue
+        if total is None:
+            total = gradient.mul_(weight) if reuse else gradient * weight
+        else:
+            total.add_(gradient, alpha=weight)
     return total
 
 

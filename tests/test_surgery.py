@@ -84,6 +84,15 @@ def test_gradients_that_agree_are_added_and_left_as_they_were():
     assert grams[0].tolist() == [[5.0, 5.0], [5.0, 10.0]]
 
 
+def test_reusing_memory_changes_nothing_but_the_first_gradient():
+    gradients = random_gradients(3)
+    expected, _ = pcgrad(gradients, draw_orders(3, 0, 1))
+    firsts = list(gradients[0])
+    combined, _ = pcgrad(gradients, draw_orders(3, 0, 1), reuse=True)
+    for a, b, first in zip(expected, combined, firsts):
+        assert torch.equal(a, b) and b is first
+
+
 def test_what_no_task_reaches_keeps_no_gradient():
     gradients = [[None, torch.ones(2), None], [None, -torch.ones(2), torch.ones(3)]]
     combined, _ = pcgrad(gradients, [[1], [0]])

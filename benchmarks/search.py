@@ -1,0 +1,72 @@
+"""The search behind the recipe `best`: candidates are compared on one half of the dev sets only.
+
+    python benchmarks/search.py
+
+Each candidate is trained on all of the course's training data with seed 0. Its dev predictions
+are scored by halves: an example belongs to the half that its id's checksum says. The first half
+chooses; the second, printed beside it, tells what the choice is worth. Runs that are complete are
+not done again, and a run that was stopped goes on.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from recipes import train_run  # noqa: E402
+
+from multitask.data import checksum, read_course_file  # noqa: E402
+from multitask.metrics import summary  # noqa: E402
+from multitask.tasks import TASKS  # noqa: E402
+
+BUDGET = "--precision bf16"
+CANDIDATES = {
+    "base": "--epochs 1",
+    "layer-decay": "--epochs 1 --layer-decay 0.9",
+    "cosine-loss": "--epochs 1 --loss cosine",
+    "two-epochs": "--epochs 2",
+    "fast": "--epochs 1 --lr 2e-4",
+}
+
+
+def half(identity):
+    return int(checksum(identity.encode()), 16) % 2
+
+
+def scores_by_half(run, data):
+    """→ [scores of the first half, of the second]"""
+    scores = [{}, {}]
+    for task in ("sst", "para", "sts"):
+        file = run / "predictions" / f"{task}-dev-output.csv"
+        lines = file.read_text(encoding="utf-8").splitlines()[1:]
+        predicted = dict(line.split(" , ") for line in lines)
+        row = TASKS[task]
+        examples = read_course_file(data / row.files["dev"], row)
+        for which in (0, 1):
+            mine = [e for e in examples if half(e.id) == which]
+            for name, metric in row.metrics.items():
+                scores[which].setdefault(task, {})[name] = metric(
+                    [float(predicted[e.id]) for e in mine], [e.label for e in mine])
+    return [summary(s) for s in scores]
+
+
+def main():
+    if not {"PLAINBERT_WEIGHTS", "PLAINBERT_DATA"} <= set(os.environ):
+        sys.exit("set PLAINBERT_WEIGHTS and PLAINBERT_DATA; README.md says to what")
+    names = sys.argv[1:] or list(CANDIDATES)
+    found = {}
+    for name in names:
+        run = Path("runs/search") / name
+        train_run(run, f"{CANDIDATES[name]} {BUDGET}")
+        found[name] = scores_by_half(run, Path(os.environ["PLAINBERT_DATA"]) / "cs224n")
+    print(f"{'candidate':12} {'first half: sst':>15} {'para':>6} {'sts':>6} {'overall':>8}   "
+          f"{'second half: overall':>20}")
+    for name, (first, second) in sorted(found.items(), key=lambda item: -item[1][0]["overall"]):
+        tasks = [next(iter(first[task].values())) for task in ("sst", "para", "sts")]
+        print(f"{name:12} {tasks[0]:15.3f} {tasks[1]:6.3f} {tasks[2]:6.3f} "
+              f"{first['overall']:8.4f}   {second['overall']:20.4f}")
+
+
+if __name__ == "__main__":
+    main()

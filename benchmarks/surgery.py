@@ -1,0 +1,134 @@
+"""What gradient surgery costs: a training step of three tasks, MiniLM, batches of 8.
+
+    python benchmarks/surgery.py
+
+In turn, on the same batches: `plain` (three forward and backward passes, gradients add up),
+`whole` and `weight` (the same passes with surgery), `merged` (no surgery, one encoder pass over the
+three batches together). Each step ends in clipping and AdamW. Then the peak memory of each, in a
+process of its own. PLAINBERT_WEIGHTS and PLAINBERT_DATA: see README.md.
+"""
+
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch  # noqa: E402
+
+from bert import Bert, Layout, Tokenizer  # noqa: E402
+from bert.training import adamw  # noqa: E402
+from multitask import surgery  # noqa: E402
+from multitask.data import Batch  # noqa: E402
+from multitask.evaluation import load_split  # noqa: E402
+from multitask.model import build_model  # noqa: E402
+from multitask.sampling import Batches  # noqa: E402
+from multitask.settings import Settings  # noqa: E402
+from multitask.tasks import TASKS  # noqa: E402
+
+SIZE, STEPS, WARM = 8, 30, 3
+KINDS = ("plain", "whole", "weight", "merged")
+
+
+def apart(model, batches, shared, mode):
+    """Three passes; with surgery unless the mode is "plain"."""
+    gradients = []
+    for task, batch in batches.items():
+        TASKS[task].loss(model(task, batch), batch.labels).backward()
+        if mode != "plain":
+            gradients.append(surgery.take(shared))
+    if gradients:
+        orders = surgery.draw_orders(len(gradients), 0, 1)
+        combined, grams = surgery.pcgrad(gradients, orders, mode == "weight", reuse=True)
+        surgery.put(shared, combined)
+        surgery.cosines(grams, list(batches))
+
+
+def merged(model, batches):
+    """One pass of the encoder over all sequences, then each head."""
+    tokens = max(batch.input_ids.size(1) for batch in batches.values())
+
+    def stack(name):
+        return torch.cat([torch.nn.functional.pad(getattr(b, name), (0, tokens - getattr(
+            b, name).size(1))) for b in batches.values()])
+
+    mask = torch.cat([torch.nn.functional.pad(b.layout.mask, (0, tokens - b.layout.tokens))
+                      for b in batches.values()])
+    layout = Layout(mask)
+    whole = Batch(stack("input_ids"), stack("token_type_ids"), layout, layout.first(), None)
+    parts = model.vectors("sst", whole).split([b.layout.batch for b in batches.values()])
+    sum(TASKS[task].loss(model.heads[task](vectors), batch.labels)
+        for (task, batch), vectors in zip(batches.items(), parts)).backward()
+
+
+class Bench:
+    def __init__(self):
+        weights = os.environ["PLAINBERT_WEIGHTS"]
+        data = Path(os.environ["PLAINBERT_DATA"]) / "cs224n"
+        settings = Settings(bert=weights, data=str(data))
+        tokenizer = Tokenizer.from_pretrained(weights)
+        self.model = build_model(Bert.from_pretrained(weights), settings).train()
+        self.shared = list(self.model.encoders.parameters())
+        self.optimizer = adamw([(self.model, {"peak": 0.0})], 0.01)
+        self.splits = {task: load_split(task, "train", data, tokenizer, settings, 2000)
+                       for task in settings.task_names}
+        self.orders = {task: Batches(2000, SIZE, 0) for task in self.splits}
+
+    def next_batches(self):
+        return {task: split.batch(next(self.orders[task])) for task, split in self.splits.items()}
+
+    def step(self, kind, batches):
+        began = time.perf_counter()
+        if kind == "merged":
+            merged(self.model, batches)
+        else:
+            apart(self.model, batches, self.shared, kind)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return time.perf_counter() - began
+
+
+def peak_of(bench, kind):
+    """The most memory that steps of this kind hold, in MiB (Linux)."""
+    bench.step(kind, bench.next_batches())                   # makes the optimizer's state
+    Path("/proc/self/clear_refs").write_text("5")            # the peak starts anew
+    for _ in range(5):
+        bench.step(kind, bench.next_batches())
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+
+def main():
+    if not {"PLAINBERT_WEIGHTS", "PLAINBERT_DATA"} <= set(os.environ):
+        sys.exit("set PLAINBERT_WEIGHTS and PLAINBERT_DATA; README.md says to what")
+    bench = Bench()
+    if len(sys.argv) > 1:
+        return print(peak_of(bench, sys.argv[1]))
+    times = {kind: [] for kind in KINDS}
+    for number in range(STEPS + WARM):
+        batches = bench.next_batches()
+        for kind in (KINDS if number % 2 else KINDS[::-1]):
+            seconds = bench.step(kind, batches)
+            if number >= WARM:
+                times[kind].append(seconds)
+    copy = sum(p.numel() * 4 for p in bench.shared) / 2 ** 20
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads; gradients of the "
+          f"shared weights: {copy:.0f} MiB a copy")
+    base = None
+    for kind in KINDS:
+        ratios = sorted(a / b for a, b in zip(times[kind], times["plain"]))
+        peak = float(subprocess.run([sys.executable, __file__, kind], check=True, text=True,
+                                    capture_output=True).stdout)
+        base = base or peak
+        print(f"{kind:7} {1000 * statistics.median(times[kind]):6.0f} ms   "
+              f"{statistics.median(ratios):5.2f}× plain  (middle half of {STEPS} pairs: "
+              f"{ratios[STEPS // 4]:.2f} to {ratios[-STEPS // 4]:.2f})   peak memory "
+              f"{(peak - base) / copy:+.1f} copies")
+
+
+if __name__ == "__main__":
+    main()
