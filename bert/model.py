@@ -171,7 +171,8 @@ class Bert(nn.Module):
         return load_bert(cls, name, attention)
 
     def save_pretrained(self, folder):
-        """Write config.json and model.safetensors, which transformers.BertModel opens too."""
+        """Write config.json and model.safetensors, which transformers.BertModel opens too, unless
+        parts were removed."""
         save_bert(self, folder)
 
     def use_attention(self, name):

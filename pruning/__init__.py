@@ -1,5 +1,5 @@
 """Heads, neurons and whole layers that matter little, found and taken out (Michel, Levy & Neubig
-2019, arXiv 1905.10650; Wang & Li 2023, Pruning-Adapter, arXiv 2303.14704).
+2019, arXiv 1905.10650; Wang, Yang & Sun 2023, Pruning-Adapter, arXiv 2303.14704).
 
     I(part) = Σ_x |∂L(x)/∂ξ| / tokens,   ξ = 1 a gate on what the part adds; the sum over examples
 
@@ -14,11 +14,14 @@ A removed head is gone from the weights: rows of query, key and value, columns o
 left keeps its numbers, `pruned_heads` in config.json says what is missing, and from_pretrained
 builds that shape. Training goes on from the pruned run with --from.
 
+gates.py    importance by gradients         removal.py    the cuts      selection.py  what goes
+measure.py  importance of a run             ranks.py      LoRA ranks    cost.py       multiply-adds
+
 Left out: pruning of single weights, of embeddings and of the hidden size; masks that are learnt.
 """
 
 from pruning.cost import multiply_adds
-from pruning.importance import importance, normalise
+from pruning.gates import importance, normalise
 from pruning.ranks import ranks_by_importance
 from pruning.removal import mask_heads, remove_heads, remove_layers, remove_neurons
 from pruning.selection import choose

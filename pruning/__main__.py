@@ -25,7 +25,7 @@ from multitask.evaluation import evaluate, load_split
 from multitask.model import SHARED
 from multitask.report import score_table
 from multitask.tasks import TASKS
-from pruning.importance import parts_at_first
+from pruning.gates import parts_at_first
 from pruning.measure import measure, scored
 from pruning.picture import draw_heat_maps, in_text, write_csv
 from pruning.ranks import ranks_by_importance

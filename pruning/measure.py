@@ -5,7 +5,7 @@ import torch
 from bert.training import progress_bar
 from multitask.data import tokenise
 from multitask.evaluation import TOKENS, read_split
-from pruning.importance import importance, normalise
+from pruning.gates import importance, normalise
 
 ALL = "sum"                                              # of the tasks' normalised importance
 

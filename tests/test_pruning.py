@@ -33,7 +33,7 @@ from pruning import (
     remove_neurons,
 )
 from pruning.cost import layer_norm_parameters
-from pruning.importance import GATES
+from pruning.gates import GATES
 from pruning.measure import task_importance
 from pruning.ranks import adapter_parameters
 from pruning.selection import budget
