@@ -185,12 +185,13 @@ class Bert(nn.Module):
     def make_head_mask(self):
         """`head_mask` [layers, heads] with a 0 for each head that the configuration switches off;
         None if there is none."""
-        mask = torch.ones(len(self.layers), self.config.num_attention_heads, device="cpu")
+        device = self.word_embeddings.weight.device          # meta: about to be loaded
+        mask = torch.ones(len(self.layers), self.config.num_attention_heads,
+                          device="cpu" if device.type == "meta" else device)
         for layer, heads in self.config.masked_heads.items():
             mask[layer, heads] = 0
-        device = self.word_embeddings.weight.device
-        mask = mask if device.type == "meta" else mask.to(device)        # meta: being loaded
-        self.register_buffer("head_mask", mask if (mask == 0).any() else None, persistent=False)
+        self.register_buffer("head_mask", mask if self.config.masked_heads else None,
+                             persistent=False)
 
     def embed(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None):
         """→ hidden [N, H], layout.  input_ids, attention_mask (1 keeps a token) and token_type_ids

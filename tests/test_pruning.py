@@ -18,9 +18,7 @@ from multitask import runs
 from multitask.data import Batch, Example, tokenise
 from multitask.model import MultitaskModel, build_head
 from multitask.tasks import TASKS
-from pruning import (
-    __main__ as pruning,
-)
+from pruning import __main__ as pruning
 from pruning import (
     choose,
     importance,
