@@ -33,7 +33,8 @@ from pruning import choose, normalise, remove_heads  # noqa: E402
 from pruning.measure import measure  # noqa: E402
 
 EPOCHS = {"rte": 8, "mrpc": 5, "wnli": 5}                    # of small tasks; else 3
-ORDERS = {"importance": 1, "random": 5, "inverse": 1}        # how many draws
+ORDERS = {"importance": 1, "importance, global norm": 1,     # how many draws
+          "random": 5, "inverse": 1}
 FRACTIONS = (0.1, 0.3, 0.5, 0.7)
 CPU = torch.device("cpu")
 
@@ -58,7 +59,7 @@ def sweep(task, seed, folder, examples):
     """Yield a line of results for every way to prune one run."""
     model, tokenizer, settings, _ = runs.open_run(folder)
     dev = load_split(task, TASKS[task].dev_sets[0], settings.data, tokenizer, settings)
-    scores = normalise(measure(model, tokenizer, settings, [task], CPU, examples=examples)[task])
+    raw = measure(model, tokenizer, settings, [task], CPU, examples=examples)[task]
     metric = next(iter(TASKS[task].metrics.values()))
     whole = model.bert
 
@@ -69,11 +70,12 @@ def sweep(task, seed, folder, examples):
 
     yield line("none", 0, 0.0)
     for removed in FRACTIONS:
-        keep = round((1 - removed) * scores.numel())
+        keep = round((1 - removed) * raw.numel())
         for order, draws in ORDERS.items():
+            scores = normalise(raw, "global" if "global" in order else "layer")
             for draw in range(draws):
                 bert = copy.deepcopy(whole)
-                remove_heads(bert, choose(scores, keep, order, seed=draw))
+                remove_heads(bert, choose(scores, keep, order.split(",")[0], seed=draw))
                 model.encoders["shared"] = bert
                 yield line(order, draw, removed)
 
