@@ -34,7 +34,7 @@ def score(args, model, tokenizer, settings, device, autocast):
         if task not in model.heads:
             raise UserError(f"--tasks: the run has no task {task!r}; it has "
                             f"{', '.join(model.heads)}")
-        names = TASKS[task].dev_sets if args.split == "dev" else ("test",)
+        names = TASKS[task].dev_sets if args.split == "dev" else TASKS[task].test_sets
         splits[task] = {name: load_split(task, name, folder, tokenizer, settings, limit or 0)
                         for name in names}
     scores, predictions = evaluate(model, splits, device, autocast)
@@ -48,7 +48,7 @@ def score(args, model, tokenizer, settings, device, autocast):
     print(f"{args.split} of {folder}: {counts}" + (f" (the first {limit:,} rows, as in training; "
                                                    f"--limit 0 takes all)" if limit else ""))
     print(score_table(scores, args.split) if scores else "these files hold no labels, so no scores")
-    print(f"predictions: {to}/*-{args.split}-output.csv" if to else
+    print(f"predictions: {to}" if to else
           "not the run as it was trained: predictions are written only to a --predictions FOLDER")
     return scores
 

@@ -27,8 +27,8 @@ FIXED = {                                             # what this encoder is and
 @dataclass
 class BertConfig:
     """Defaults are bert-base-uncased's. `extra` holds the fields of config.json that the model does
-    not read; they are kept and written back. An impossible value raises UserError that names the
-    field."""
+    not read; they are kept and written back. Heads keep their numbers when others of their layer
+    are removed. An impossible value raises UserError that names the field."""
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -43,6 +43,9 @@ class BertConfig:
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
+    pruned_heads: dict = field(default_factory=dict)       # layer → heads that are gone
+    masked_heads: dict = field(default_factory=dict)       # layer → heads that are switched off
+    pruned_neurons: dict = field(default_factory=dict)     # layer → how many FFN neurons are gone
     extra: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -70,6 +73,43 @@ class BertConfig:
         for name, only in FIXED.items():
             if self.extra.get(name, only) != only:
                 raise UserError(f"{name} is {self.extra[name]!r}; this encoder knows only {only!r}")
+        for name, check in (("pruned_heads", self._heads), ("masked_heads", self._heads),
+                            ("pruned_neurons", self._neurons)):
+            setattr(self, name, self._by_layer(name, check))
+
+    def _by_layer(self, name, check):
+        """{layer: value} with whole numbers for layers, which JSON makes texts; none is empty."""
+        try:
+            given = {int(layer): check(value)
+                     for layer, value in (getattr(self, name) or {}).items()}
+            if not all(0 <= layer < self.num_hidden_layers for layer in given):
+                raise ValueError
+        except (AttributeError, TypeError, ValueError) as error:
+            what = ("a number of neurons, at most " + str(self.intermediate_size)
+                    if name == "pruned_neurons" else
+                    f"a list of heads from 0 to {self.num_attention_heads - 1}")
+            raise UserError(f"{name} is {getattr(self, name)!r}; it must give layers, from 0 to "
+                            f"{self.num_hidden_layers - 1}, {what} each") from error
+        return {layer: given[layer] for layer in sorted(given) if given[layer]}
+
+    def _heads(self, heads):
+        if not all(type(head) is int and 0 <= head < self.num_attention_heads for head in heads):
+            raise ValueError
+        return sorted(set(heads))
+
+    def _neurons(self, count):
+        if type(count) is not int or not 0 <= count <= self.intermediate_size:
+            raise ValueError
+        return count
+
+    def heads_of(self, layer):
+        """The numbers of the heads that this layer still has."""
+        gone = self.pruned_heads.get(layer, ())
+        return [head for head in range(self.num_attention_heads) if head not in gone]
+
+    def neurons_of(self, layer):
+        """How many neurons the feed-forward network of this layer still has."""
+        return self.intermediate_size - self.pruned_neurons.get(layer, 0)
 
     @classmethod
     def from_dict(cls, values):
@@ -99,4 +139,5 @@ class BertConfig:
     def to_dict(self):
         """The fields of config.json, `extra` among them, in the form transformers reads."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        own = {name: value for name, value in own.items() if value != {}}   # nothing was pruned
         return {**self.extra, **own, "model_type": "bert", "architectures": ["BertModel"]}

@@ -45,6 +45,12 @@ class Projection(nn.Linear):
     """W·x + b on each of N rows. It is told how the rows lie because what may take its place, an
     adapter that differs from sequence to sequence, must know."""
 
+    def reset_parameters(self):
+        if self.weight.numel():                              # of a layer without heads it is empty
+            super().reset_parameters()
+        else:
+            nn.init.zeros_(self.bias)
+
     def forward(self, rows, layout=None):
         return F.linear(rows, self.weight, self.bias)        # [N, in] → [N, out]
 
@@ -58,11 +64,13 @@ class Norm(nn.LayerNorm):
 
 class SelfAttention(nn.Module):
     """Every head attends on its own; their contexts, side by side, go through `output`.
-    heads · head_size is the hidden size at first, and less once heads have been removed."""
+    heads · head_size is the hidden size at first, and less once heads have been removed: `kept`
+    are the numbers of those that are left."""
 
-    def __init__(self, config):
+    def __init__(self, config, number=0):
         super().__init__()
-        self.heads = config.num_attention_heads
+        self.kept = config.heads_of(number)
+        self.heads = len(self.kept)
         self.head_size = config.hidden_size // config.num_attention_heads
         width = self.heads * self.head_size
         self.query = Projection(config.hidden_size, width)
@@ -78,10 +86,13 @@ class SelfAttention(nn.Module):
 
     def forward(self, hidden, layout, head_mask=None, read=None):
         """hidden [N, H] → [N, H], or [M, H] where `read` selects M rows: only these are asked for.
-        head_mask [heads] or [batch, heads] scales each head's context; 0 removes the head."""
+        head_mask [heads] or [batch, heads], of all heads the layer ever had, scales each head's
+        context; 0 removes the head. Without a head what is left is the output's bias."""
         asking, asked = hidden, layout
         if read is not None:
             asking, asked = hidden.index_select(0, read.rows), read
+        if not self.heads:
+            return self.output(asking[:, :0], asked)
         context = self.attend(
             self.split(self.query(asking, asked), asked),
             self.split(self.key(hidden, layout), layout),
@@ -90,7 +101,7 @@ class SelfAttention(nn.Module):
             self.dropout if self.training else 0.0,
         )                                                    # [batch, heads, tokens, d]
         if head_mask is not None:
-            context = context * head_mask.view(-1, self.heads, 1, 1)
+            context = context * head_mask[..., self.kept].view(-1, self.heads, 1, 1)
         return self.output(asked.unpad(context.transpose(1, 2).flatten(2)), asked)
 
 
@@ -98,12 +109,13 @@ class BertLayer(nn.Module):
     """Attention, then a feed-forward network W₂·GELU(W₁x + b₁) + b₂ on each token; after both,
     residual and LayerNorm (post-norm)."""
 
-    def __init__(self, config):
+    def __init__(self, config, number=0):
         super().__init__()
-        self.attention = SelfAttention(config)
+        neurons = config.neurons_of(number)
+        self.attention = SelfAttention(config, number)
         self.attention_norm = Norm(config.hidden_size, eps=config.layer_norm_eps)
-        self.fc_in = Projection(config.hidden_size, config.intermediate_size)
-        self.fc_out = Projection(config.intermediate_size, config.hidden_size)
+        self.fc_in = Projection(config.hidden_size, neurons)
+        self.fc_out = Projection(neurons, config.hidden_size)
         self.output_norm = Norm(config.hidden_size, eps=config.layer_norm_eps)
         self.activation = ACTIVATIONS[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -146,11 +158,13 @@ class Bert(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.embedding_norm = Norm(config.hidden_size, eps=config.layer_norm_eps)
-        self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(BertLayer(config, number)
+                                    for number in range(config.num_hidden_layers))
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.apply(self._start)
         self.use_attention(attention)
+        self.make_head_mask()
 
     def _start(self, module):
         if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -164,7 +178,8 @@ class Bert(nn.Module):
         return load_bert(cls, name, attention)
 
     def save_pretrained(self, folder):
-        """Write config.json and model.safetensors, which transformers.BertModel opens too."""
+        """Write config.json and model.safetensors, which transformers.BertModel opens too, unless
+        parts were removed."""
         save_bert(self, folder)
 
     def use_attention(self, name):
@@ -173,6 +188,17 @@ class Bert(nn.Module):
             raise UserError(f"attention {name!r} is unknown; known are {sorted(ATTENTIONS)}")
         for layer in self.layers:
             layer.attention.attend = ATTENTIONS[name]
+
+    def make_head_mask(self):
+        """`head_mask` [layers, heads] with a 0 for each head that the configuration switches off;
+        None if there is none."""
+        device = self.word_embeddings.weight.device          # meta: about to be loaded
+        mask = torch.ones(len(self.layers), self.config.num_attention_heads,
+                          device="cpu" if device.type == "meta" else device)
+        for layer, heads in self.config.masked_heads.items():
+            mask[layer, heads] = 0
+        self.register_buffer("head_mask", mask if self.config.masked_heads else None,
+                             persistent=False)
 
     def embed(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None):
         """→ hidden [N, H], layout.  input_ids, attention_mask (1 keeps a token) and token_type_ids
@@ -203,11 +229,9 @@ class Bert(nn.Module):
     def encode(self, hidden, layout, head_mask=None, read=None, states=None, start=0):
         """Run every layer from `start` on: hidden [N, H] → [N, H], or [M, H] where `read` (a
         selection of `layout`) says which rows anyone will look at: the last layer computes no
-        others. head_mask is [layers, heads] or [batch, layers, heads]. A list given as `states`
-        receives every layer's output."""
-        if head_mask is not None and head_mask.size(-2) != len(self.layers):
-            raise UserError(f"head_mask has the shape {list(head_mask.shape)}; "
-                            f"it must end in [{len(self.layers)} layers, heads]")
+        others. head_mask is [layers, heads] or [batch, layers, heads], and counts the heads that
+        were removed too. A list given as `states` receives every layer's output."""
+        head_mask = self._all_masks(head_mask, layout)
         for number, layer in enumerate(self.layers[start:], start):
             last = number == len(self.layers) - 1
             hidden = layer(hidden, layout, read=read if last else None,
@@ -215,6 +239,17 @@ class Bert(nn.Module):
             if states is not None:
                 states.append(hidden)
         return hidden
+
+    def _all_masks(self, head_mask, layout):
+        """What is asked for, times what the model has switched off."""
+        if head_mask is None:
+            return self.head_mask
+        layers, heads = len(self.layers), self.config.num_attention_heads
+        if list(head_mask.shape) not in ([layers, heads], [layout.batch, layers, heads]):
+            raise UserError(f"head_mask has the shape {list(head_mask.shape)}; it must be "
+                            f"[{layers} layers, {heads} heads] or [{layout.batch} in the batch, "
+                            f"{layers} layers, {heads} heads]")
+        return head_mask if self.head_mask is None else head_mask * self.head_mask
 
     def pool(self, first):
         """tanh(W·h + b): [B, H] at [CLS] → [B, H], what BERT's next-sentence task read."""

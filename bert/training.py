@@ -2,6 +2,7 @@
 and the state from which a stopped run goes on."""
 
 import sys
+from contextlib import suppress
 
 import torch
 from tqdm import tqdm
@@ -71,6 +72,19 @@ def restore(state, model, optimizer, device, process=0):
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"the saved state does not fit the model, whose checkpoint has changed "
                         f"since ({' '.join(str(error).split())[:150]}); start a new run") from error
+
+
+def peak_memory(device):
+    """The most bytes this process has held so far: of the GPU's memory, or else of the machine's;
+    None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(ImportError):                              # Windows has no such module
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+    return None
 
 
 def progress_bar(what, total, unit, done=0, leave=True, silent=False):

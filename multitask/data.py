@@ -3,7 +3,7 @@
 The course's files (CS224N's default project) are tab-separated despite their name, with a header
 whose first column has no name. A defect is an error that names file and line, with one exception:
 rows whose cells are all there but one that the task may lack (Quora's label or second sentence) are
-left out.
+left out. GLUE's files are read the same way, but know no quotes and have fewer columns in common.
 """
 
 import csv
@@ -12,6 +12,7 @@ import io
 import math
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -28,14 +29,49 @@ class Example(NamedTuple):
     label: float | None
 
 
+def find_file(folder, file):
+    """Where a task's file is. One with a folder of its own, as RTE/train.tsv, may also lie in a
+    folder that is spelt otherwise (rte, SST2 for SST-2), or `folder` may be that folder itself."""
+    folder, file = Path(folder), Path(file)
+
+    def spelt(path):
+        return path.name.lower().replace("-", "").replace("_", "")
+
+    if (folder / file).exists() or file.parent == Path("."):
+        return folder / file
+    places = [folder.resolve(), *sorted(folder.iterdir())]
+    return next((place / file.name for place in places
+                 if spelt(place) == spelt(file.parent) and (place / file.name).exists()),
+                folder / file)
+
+
 def read_course_file(path, task, strict_rows=False):
     """The examples of one file of the course, as `task` (a row of the Task table) describes it."""
-    rows = _rows(path)
+    return _examples(path, _rows(path), task, strict_rows, number="id")
+
+
+def read_glue_file(path, task, strict_rows=False, columns=None):
+    """The same of one file of GLUE: no quotes, labels that may be words, and an example's number is
+    its `index` or `id`, or else its place. `columns` name those of a file without a header."""
+    lines = [line.rstrip("\r").split("\t") for line in read_utf8(path).split("\n")]
+    rows = [(number, row) for number, row in enumerate(lines, start=1) if any(row)]
+    if columns and rows and "index" not in rows[0][1]:       # CoLA's test file has a header
+        rows.insert(0, (0, columns))
+    header = rows[0][1] if rows else ()
+    if task.may_lack:                                        # as QQP's rows that were cut short
+        rows = [(number, [*row, *[""] * (len(header) - len(row))]) for number, row in rows]
+    number = next((name for name in ("index", "id") if name in header), None)
+    return _examples(path, iter(rows), task, strict_rows, number)
+
+
+def _examples(path, rows, task, strict_rows, number):
+    """rows: (line number, cells), the header first. `number` is the column that tells examples
+    apart; None: their place does."""
     header_line, header = next(rows, (1, None))
     if header is None:
         raise UserError(f"{path} is empty; it must start with a header line")
     names = [name.strip() for name in header]
-    needed = ("id", *task.columns)
+    needed = (*[number] * (number is not None), *task.columns)
     absent = [name for name in needed if name not in names]
     if absent:
         raise UserError(f"{path} line {header_line} lacks the column {', '.join(absent)}; the "
@@ -43,7 +79,7 @@ def read_course_file(path, task, strict_rows=False):
                         "tabs)")
     labelled = task.label in names
     examples, lines, left_out = [], {}, []
-    for line, row in rows:
+    for place, (line, row) in enumerate(rows):
         if len(row) != len(names):
             raise UserError(f"{path} line {line} has {len(row)} cells where the header has "
                             f"{len(names)}; mend the row (cells are separated by tabs)")
@@ -55,7 +91,7 @@ def read_course_file(path, task, strict_rows=False):
         if lacking:
             raise UserError(f"{path} line {line} has nothing under {', '.join(lacking)}; "
                             f"fill the cell or remove the row")
-        name = cells["id"].lower()
+        name = str(place) if number is None else cells[number].lower()
         if name in lines:
             raise UserError(f"{path} line {line} has the id {name} of line {lines[name]}; "
                             f"ids must be unique, or predictions could not be told apart")
@@ -92,6 +128,11 @@ def _rows(path):
 
 
 def _label(text, task, path, line):
+    if task.in_words:
+        if text not in task.words:
+            raise UserError(f"{path} line {line}: {task.label} is {text!r}; it must be one of "
+                            f"{', '.join(task.words)}")
+        return float(task.words.index(text))
     try:
         label = float(text)
     except ValueError:

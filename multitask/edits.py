@@ -23,6 +23,8 @@ class Edit(NamedTuple):
 
 EDITS = {                                                    # kind → Edit
     "lora": Edit(restore=adapters.restore),
+    "remove_heads": Edit(), "mask_heads": Edit(),            # config.json gives the pruned shape
+    "remove_neurons": Edit(), "remove_layers": Edit(),
 }
 
 

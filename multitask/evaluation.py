@@ -7,24 +7,30 @@ import torch
 from bert import UserError
 from bert.files import writing
 from bert.training import progress_bar
-from multitask.data import tokenise
+from multitask.data import find_file, tokenise
 from multitask.metrics import summary
 from multitask.tasks import TASKS
 
 TOKENS = 2048                                            # real tokens in one batch of an evaluation
 
 
-def load_split(task, split, folder, tokenizer, settings, limit=0):
-    """Read and tokenise one file of a task's. `settings` gives pairs and strict_rows."""
-    path = Path(folder) / TASKS[task].files[split]
+def read_split(task, split, folder, strict_rows=False):
+    """→ the examples of one file of a task's."""
+    path = find_file(folder, TASKS[task].files[split])
     if not path.exists():
-        raise UserError(f"{path} does not exist; --data must be the folder with the course's "
-                        f"files, and --tasks may leave a task out")
-    examples = TASKS[task].read(path, TASKS[task], settings.strict_rows)[:limit or None]
-    if split != "test" and examples[0].label is None:
+        raise UserError(f"{path} does not exist; --data must be the folder with this file, and "
+                        f"--tasks may leave a task out")
+    examples = TASKS[task].read(path, TASKS[task], strict_rows)
+    if not split.startswith("test") and examples[0].label is None:
         raise UserError(f"{path} has no column {TASKS[task].label}, the label that {split} data "
                         "needs")
-    return tokenise(examples, tokenizer, settings.pairs)
+    return examples
+
+
+def load_split(task, split, folder, tokenizer, settings, limit=0):
+    """Read and tokenise one file of a task's. `settings` gives pairs and strict_rows."""
+    examples = read_split(task, split, folder, settings.strict_rows)
+    return tokenise(examples[:limit or None], tokenizer, settings.pairs)
 
 
 @torch.inference_mode()
@@ -74,9 +80,9 @@ def in_words(task, outputs):
 
 
 def write_predictions(folder, splits, predictions):
-    """The course's files: `{task}-{split}-output.csv`, to the letter (spaces and spelling too)."""
+    """One file for each, in the form that the task's graders read."""
     for (task, name), predicted in predictions.items():
-        lines = [f"id \t {TASKS[task].header} \n"]
-        lines += [f"{i} , {p} \n" for i, p in zip(splits[task][name].ids, predicted)]
-        with writing(Path(folder) / f"{task}-{name}-output.csv") as file:
-            file.write("".join(lines).encode())
+        file_name, text = TASKS[task].write(TASKS[task], task, name, splits[task][name].ids,
+                                            predicted)
+        with writing(Path(folder) / file_name) as file:
+            file.write(text.encode())

@@ -20,6 +20,24 @@ def pearson(predictions, labels):
     return float(stats.pearsonr(predictions, labels).statistic)
 
 
+def spearman(predictions, labels):
+    """Spearman's rank correlation, -1 to 1; 0 where it is undefined."""
+    return pearson(stats.rankdata(predictions), stats.rankdata(labels))
+
+
+def f1(predictions, labels):
+    """2·precision·recall/(precision + recall) of class 1; 0 where no 1 is found."""
+    predictions, labels = np.asarray(predictions) == 1, np.asarray(labels) == 1
+    named = predictions.sum() + labels.sum()
+    return float(2 * (predictions & labels).sum() / named) if named else 0.0
+
+
+def matthews(predictions, labels):
+    """Matthews' correlation of two classes: Pearson's of the zeros and ones; 0 where one side has
+    a single class."""
+    return pearson(predictions, labels)
+
+
 def summary(scores):
     """{task: {metric: value}} → the same with `mean`, the plain mean of every task's first metric,
     and, when the course's three tasks are there, `overall` = (sst + para + (sts + 1)/2)/3."""

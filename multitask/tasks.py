@@ -42,6 +42,12 @@ def as_it_is(outputs):
     return outputs.squeeze(1)
 
 
+def write_course_file(row, task, split, ids, predicted):
+    """→ name and text of the course's prediction file, to the letter (spaces and spelling too)."""
+    lines = [f"id \t {row.header} \n"] + [f"{i} , {p} \n" for i, p in zip(ids, predicted)]
+    return f"{task}-{split}-output.csv", "".join(lines)
+
+
 @dataclass(frozen=True)
 class Task:
     files: dict                                        # split → file name
@@ -52,13 +58,16 @@ class Task:
     loss: Callable                                     # (outputs [B, outputs], labels [B]) → scalar
     predict: Callable                                  # outputs [B, outputs] → predictions [B]
     metrics: dict                                      # name → function; the first one is the score
-    header: str                                        # of the prediction file's second column
+    header: str = ""                                   # of the prediction file's second column
     graded: bool = False                               # labels may lie between whole numbers
+    in_words: bool = False                             # the files' labels are words, not numbers
     other_losses: dict = field(default_factory=dict)   # name → function, what --loss may choose
     heads: tuple = ("linear", "mlp")                   # kinds that fit, the default first
     may_lack: tuple = ()                               # columns that may be empty in a few rows
     dev_sets: tuple = ("dev",)                         # scored in training; the first one counts
+    test_sets: tuple = ("test",)
     read: Callable = field(default=read_course_file)   # (path, task, strict_rows) → [Example]
+    write: Callable = field(default=write_course_file)   # a prediction file
 
     @property
     def highest(self):
@@ -74,7 +83,7 @@ def course_files(stem):
             for split, name in (("train", "train"), ("dev", "dev"), ("test", "test-student"))}
 
 
-TASKS = {
+TASKS = {                                              # and GLUE's: multitask/glue.py
     "sst": Task(
         files=course_files("ids-sst"), columns=("sentence",), label="sentiment",
         words=("very negative", "negative", "neutral", "positive", "very positive"),

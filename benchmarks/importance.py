@@ -1,0 +1,142 @@
+"""Is importance worth measuring? Accuracy after 10, 30, 50 and 70 % of the heads are removed: the
+least important ones, random ones (five draws), or the most important ones; no training after it.
+
+    python benchmarks/importance.py                      # four tasks of GLUE, seeds 0, 1 and 2
+    python benchmarks/importance.py --tasks rte --seeds 0
+
+It trains a run for each task and seed, then prunes it in every way; what is done already is not
+done again, and a run that was stopped goes on. It leaves the results of each run, and
+a picture, in --out. PLAINBERT_WEIGHTS and PLAINBERT_DATA (its glue/): see README.md.
+"""
+
+import argparse
+import copy
+import json
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from statistics import mean
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from bert.files import write_json  # noqa: E402
+from multitask import runs  # noqa: E402
+from multitask.evaluation import load_split, run_split  # noqa: E402
+from multitask.tasks import TASKS  # noqa: E402
+from pruning import choose, normalise, remove_heads  # noqa: E402
+from pruning.measure import measure  # noqa: E402
+
+EPOCHS = {"rte": 8, "mrpc": 5, "wnli": 5}                    # of small tasks; else 3
+ORDERS = {"importance": 1, "importance, global norm": 1,     # how many draws
+          "random": 5, "inverse": 1}
+FRACTIONS = (0.1, 0.3, 0.5, 0.7)
+CPU = torch.device("cpu")
+
+
+def train(task, seed, folder, flags):
+    """One run, unless it is there: from its beginning, or from where it was stopped."""
+    record = folder / "run.json"
+    if record.is_file() and json.loads(record.read_text(encoding="utf-8"))["complete"]:
+        return
+    command = [sys.executable, str(ROOT / "train_multitask.py")]
+    if record.is_file():
+        command += ["--resume", str(folder)]
+    else:
+        command += ["--bert", os.environ["PLAINBERT_WEIGHTS"], "--limit", "10000",
+                    "--data", str(Path(os.environ["PLAINBERT_DATA"]) / "glue"), "--tasks", task,
+                    "--seed", str(seed), "--epochs", str(EPOCHS.get(task, 3)),
+                    "--out", str(folder), *flags.split()]
+    subprocess.run(command, check=True)
+
+
+def sweep(task, seed, folder, examples):
+    """Yield a line of results for every way to prune one run."""
+    model, tokenizer, settings, _ = runs.open_run(folder)
+    dev = load_split(task, TASKS[task].dev_sets[0], settings.data, tokenizer, settings)
+    raw = measure(model, tokenizer, settings, [task], CPU, examples=examples)[task]
+    metric = next(iter(TASKS[task].metrics.values()))
+    whole = model.bert
+
+    def line(order, draw, removed):
+        outputs = run_split(model, task, dev, CPU, nullcontext)
+        return {"task": task, "seed": seed, "order": order, "draw": draw, "removed": removed,
+                "score": metric(TASKS[task].predict(outputs).tolist(), dev.labels.tolist())}
+
+    yield line("none", 0, 0.0)
+    for removed in FRACTIONS:
+        keep = round((1 - removed) * raw.numel())
+        for order, draws in ORDERS.items():
+            scores = normalise(raw, "global" if "global" in order else "layer")
+            for draw in range(draws):
+                bert = copy.deepcopy(whole)
+                remove_heads(bert, choose(scores, keep, order.split(",")[0], seed=draw))
+                model.encoders["shared"] = bert
+                yield line(order, draw, removed)
+
+
+def average(lines, tasks, order, removed):
+    """The mean over draws, seeds and tasks, each task counting the same."""
+    wanted = [[line["score"] for line in lines if line["task"] == task
+               and line["removed"] == removed and line["order"] in (order, "none")]
+              for task in tasks]
+    return mean(mean(scores) for scores in wanted)
+
+
+def draw(lines, tasks, path):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * (len(tasks) + 1), 3.4), layout="constrained")
+    panels = [*([task] for task in tasks), tasks]
+    for axes, shown in zip(figure.subplots(1, len(panels)), panels):
+        for order in ORDERS:
+            points = [average(lines, shown, order, removed) for removed in (0.0, *FRACTIONS)]
+            axes.plot([0, *(100 * f for f in FRACTIONS)], points, marker="o", label=order)
+        axes.set(title=shown[0] if len(shown) == 1 else "mean", xlabel="% of heads removed")
+        axes.grid(alpha=0.3)
+    axes.legend(title="kept by")
+    figure.savefig(path, dpi=120)
+
+
+def table(lines, tasks):
+    """Lines of Markdown: for each order the mean over tasks, seeds and draws."""
+    head = ["kept by", "0 %", *(f"{f:.0%}" for f in FRACTIONS)]
+    rows = [[order, *(f"{average(lines, tasks, order, f):.3f}" for f in (0.0, *FRACTIONS))]
+            for order in ORDERS]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", default="rte,mrpc,sst2,qnli")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--examples", type=int, default=1000, help="to measure importance on")
+    parser.add_argument("--flags", default="", help="more flags of each run, as --precision=bf16")
+    parser.add_argument("--out", type=Path, default=Path("runs/importance"))
+    args = parser.parse_args()
+    if not {"PLAINBERT_WEIGHTS", "PLAINBERT_DATA"} <= set(os.environ):
+        sys.exit("set PLAINBERT_WEIGHTS and PLAINBERT_DATA; README.md says to what")
+    tasks, lines = args.tasks.split(","), []
+    for seed in map(int, args.seeds.split(",")):
+        for task in tasks:
+            folder = args.out / f"{task}-{seed}"
+            train(task, seed, folder, args.flags)
+            results = folder.with_suffix(".json")
+            if not results.is_file():
+                ways = 1 + len(FRACTIONS) * sum(ORDERS.values())
+                found = sweep(task, seed, folder, args.examples)
+                write_json(results, list(tqdm(found, folder.name, ways)))
+            lines += json.loads(results.read_text(encoding="utf-8"))
+    draw(lines, tasks, args.out / "importance.png")
+    print(f"mean over {', '.join(tasks)}, seeds {args.seeds}\n\n{table(lines, tasks)}\n\n"
+          f"picture: {args.out / 'importance.png'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The nine tasks of GLUE (Wang et al. 2018, arXiv 1804.07461) as rows of the Task table, from the
+benchmark's own files.
+
+    python train_multitask.py --data path/to/glue --tasks rte        # reads path/to/glue/RTE/*.tsv
+    python evaluate.py runs/rte --split test                         # predictions/RTE.tsv
+
+The files are tab-separated without any quoting, and each has columns of its own; CoLA's have no
+header. Predictions for test files are written as the benchmark takes them in: `index`, a tab,
+`prediction`, in words where the labels are words; those for dev files in the same form.
+
+Left out: the diagnostic set AX, and scores for test files, whose labels are not public.
+"""
+
+from functools import partial
+
+from multitask.data import read_glue_file
+from multitask.metrics import accuracy, f1, matthews, pearson, spearman
+from multitask.tasks import (
+    Task,
+    as_it_is,
+    cosine_error,
+    cross_entropy,
+    most_likely,
+    squared_error,
+)
+
+SUFFIX = {"matched": "-m", "mismatched": "-mm", "": ""}      # of the benchmark's file names
+
+
+def write(row, task, split, ids, predicted, name):
+    """→ name and text of a prediction file: RTE.tsv, or of a dev set dev-RTE.tsv."""
+    kind, _, which = split.partition("_")
+    said = [row.words[int(p)] if row.in_words else p if row.graded else int(p) for p in predicted]
+    lines = ["index\tprediction\n"] + [f"{i}\t{answer}\n" for i, answer in zip(ids, said)]
+    return f"{'' if kind == 'test' else kind + '-'}{name}{SUFFIX[which]}.tsv", "".join(lines)
+
+
+def row(name, columns, label, words, dev_sets=("dev",), **more):
+    """A task of classes, unless `more` says otherwise."""
+    test_sets = tuple(split.replace("dev", "test") for split in dev_sets)
+    return Task(
+        files={split: f"{name}/{split}.tsv" for split in ("train", *dev_sets, *test_sets)},
+        columns=columns, label=label, words=words, dev_sets=dev_sets, test_sets=test_sets,
+        write=partial(write, name=name),
+        **{"outputs": len(words), "loss": cross_entropy, "predict": most_likely,
+           "metrics": {"accuracy": accuracy}, "read": read_glue_file} | more)
+
+
+SENTENCES = ("sentence1", "sentence2")
+ENTAILED = ("entailment", "not_entailment")
+
+GLUE = {
+    "mnli": row("MNLI", SENTENCES, "gold_label", ("contradiction", "entailment", "neutral"),
+                in_words=True, dev_sets=("dev_matched", "dev_mismatched")),
+    "mrpc": row("MRPC", ("#1 String", "#2 String"), "Quality", ("not equivalent", "equivalent"),
+                metrics={"accuracy": accuracy, "f1": f1}),
+    "qnli": row("QNLI", ("question", "sentence"), "label", ENTAILED, in_words=True),
+    "rte": row("RTE", SENTENCES, "label", ENTAILED, in_words=True),
+    "sst2": row("SST-2", ("sentence",), "label", ("negative", "positive")),
+    "wnli": row("WNLI", SENTENCES, "label", ("does not follow", "follows")),
+    "qqp": row("QQP", ("question1", "question2"), "is_duplicate",
+               ("not a duplicate", "a duplicate"),
+               may_lack=("question1", "question2", "is_duplicate"),
+               metrics={"accuracy": accuracy, "f1": f1}),
+    "stsb": row("STS-B", SENTENCES, "score",
+                ("on different topics", "on the same topic", "alike in some details",
+                 "roughly equivalent", "nearly equivalent", "equivalent"), graded=True, outputs=1,
+                loss=squared_error, other_losses={"cosine": cosine_error}, predict=as_it_is,
+                heads=("linear", "mlp", "cosine", "relu-cosine"),
+                metrics={"pearson": pearson, "spearman": spearman}),
+    "cola": row("CoLA", ("sentence",), "label", ("unacceptable", "acceptable"),
+                metrics={"matthews": matthews, "accuracy": accuracy},
+                read=partial(read_glue_file, columns=("source", "label", "star", "sentence"))),
+}

@@ -1,0 +1,30 @@
+"""Heads, neurons and whole layers that matter little, found and taken out (Michel, Levy & Neubig
+2019, arXiv 1905.10650; Wang, Yang & Sun 2023, Pruning-Adapter, arXiv 2303.14704).
+
+    I(part) = Σ_x |∂L(x)/∂ξ| / tokens,   ξ = 1 a gate on what the part adds; the sum over examples
+
+    python -m pruning importance runs/first                  # heat map layers × heads, and its CSV
+    python -m pruning prune runs/first --heads 100 --out runs/pruned
+
+    bert(**batch, head_mask=mask)              # no package needed: [layers, heads] of 0 and 1, or
+                                               # [batch, layers, heads], each example its own
+    remove_heads(bert, {0: [3, 7], 5: [0]})    # for good: {layer: [head]}
+
+A removed head is gone from the weights: rows of query, key and value, columns of output. What is
+left keeps its numbers, `pruned_heads` in config.json says what is missing, and from_pretrained
+builds that shape. Training goes on from the pruned run with --from.
+
+gates.py    importance by gradients         removal.py    the cuts      selection.py  what goes
+measure.py  importance of a run             ranks.py      LoRA ranks    cost.py       multiply-adds
+
+Left out: pruning of single weights, of embeddings and of the hidden size; masks that are learnt.
+"""
+
+from pruning.cost import multiply_adds
+from pruning.gates import importance, normalise
+from pruning.ranks import ranks_by_importance
+from pruning.removal import mask_heads, remove_heads, remove_layers, remove_neurons
+from pruning.selection import choose
+
+__all__ = ["choose", "importance", "mask_heads", "multiply_adds", "normalise",
+           "ranks_by_importance", "remove_heads", "remove_layers", "remove_neurons"]

@@ -1,0 +1,115 @@
+"""How much the loss depends on each head, neuron or layer (Michel et al. 2019; paper B's §2.1):
+
+    I(part) = Σ_x |∂L(x)/∂ξ_part| / tokens       ξ = 1 multiplies what the part adds; at ξ = 0 the
+                                                 part is removed;  tokens: the real ones of all x
+
+|·| stands inside the sum, so each example needs a gradient of its own. Examples do not meet, so one
+backward pass of the summed loss gives them all when every example has its own gate. Weights need no
+gradients, activations do.
+
+The last layer works at [CLS] alone where only that is read, and its gates see only that.
+"""
+
+from contextlib import contextmanager
+
+import torch
+
+from bert import UserError
+
+
+def gate_heads(layer, gates):
+    """gates [B, heads of the layer] scale each head's context before the output matrix."""
+    def scale(output, inputs):
+        context, layout = inputs                             # [M, heads·d]
+        gate = gates.index_select(0, layout.sequence)        # [M, heads]
+        return context * gate.repeat_interleave(layer.attention.head_size, dim=1), layout
+
+    return layer.attention.output.register_forward_pre_hook(scale)
+
+
+def gate_neurons(layer, gates):
+    """gates [B, neurons of the layer] scale each activation of the feed-forward network."""
+    def scale(fc_out, inputs):
+        inner, layout = inputs                               # [M, neurons]
+        return inner * gates.index_select(0, layout.sequence), layout
+
+    return layer.fc_out.register_forward_pre_hook(scale)
+
+
+def gate_layer(layer, gates):
+    """gates [B, 1]: x + ξ·(layer(x) - x), so that ξ = 0 is an encoder without this layer."""
+    def scale(layer, inputs, options, output):
+        hidden, layout = inputs
+        if options.get("read") is not None:
+            layout = options["read"]
+            hidden = hidden.index_select(0, layout.rows)
+        return hidden + gates.index_select(0, layout.sequence) * (output - hidden)
+
+    return layer.register_forward_hook(scale, with_kwargs=True)
+
+
+GATES = {                                                    # kind → (gate, the parts of a layer)
+    "heads": (gate_heads, lambda layer: layer.attention.kept),
+    "neurons": (gate_neurons, lambda layer: list(range(layer.fc_out.in_features))),
+    "layers": (gate_layer, lambda layer: [0]),
+}
+
+
+def parts_at_first(config, kind):
+    """How many parts each layer was built with: the width of the importance [layers, parts]."""
+    return {"heads": config.num_attention_heads, "neurons": config.intermediate_size,
+            "layers": 1}[kind]
+
+
+def importance(bert, batches, loss, kind="heads"):
+    """→ raw importance [layers, parts] in float64, NaN where a part was removed. `batches` yields
+    multitask.data.Batch (or what has .layout and .labels), `loss(batch)` is the *sum* of its
+    examples' losses, computed through `bert`. Put the model into eval mode first: dropout would be
+    noise."""
+    gate, parts_of = GATES[kind]
+    parts = [parts_of(layer) for layer in bert.layers]
+    sums = [torch.zeros(len(p), dtype=torch.float64) for p in parts]
+    weight, tokens = bert.word_embeddings.weight, 0
+    with frozen(bert):
+        for batch in batches:
+            examples = len(batch.labels)
+            ones = [weight.new_ones(examples, len(p), requires_grad=True) for p in parts]
+            sides = batch.layout.batch // examples           # 2: each text of a pair on its own
+            hooks = [gate(layer, xi.repeat(sides, 1)) for layer, xi in zip(bert.layers, ones)]
+            try:
+                summed = loss(batch)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            for total, gradient in zip(sums, torch.autograd.grad(summed, ones)):
+                total += gradient.double().abs().sum(dim=0).cpu()
+            tokens += len(batch.layout)
+    if not tokens:
+        raise UserError("importance needs at least one example")
+    raw = torch.full((len(parts), parts_at_first(bert.config, kind)), torch.nan,
+                     dtype=torch.float64)
+    for row, numbers, total in zip(raw, parts, sums):
+        row[numbers] = total / tokens
+    return raw
+
+
+@contextmanager
+def frozen(module):
+    """Within this context no parameter asks for its gradient."""
+    asked = [p for p in module.parameters() if p.requires_grad]
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asked:
+            parameter.requires_grad_(True)
+
+
+def normalise(raw, by="layer"):
+    """Paper B's eq. 1 and 2: I' = I/(‖I‖₂ + ε), the norm of each layer's row ("layer", as in the
+    code of Michel et al.) or of all ("global", which changes nothing but the scale); then
+    (I' - min I')/(max I' - min I') over all. raw [layers, parts], NaN where a part is gone."""
+    whole = raw.nan_to_num()
+    scaled = raw / (whole.norm(dim=1, keepdim=True) if by == "layer" else whole.norm()).add(1e-20)
+    there = scaled[~scaled.isnan()]
+    return (scaled - there.min()) / (there.max() - there.min()).clamp(min=1e-20)

@@ -1,0 +1,50 @@
+"""Which parts to keep: a budget and an order → what is to be removed."""
+
+import torch
+
+from bert import UserError
+
+ORDERS = ("importance", "random", "inverse")
+
+
+def choose(scores, keep, order="importance", per_layer=False, seed=0):
+    """scores [layers, parts], NaN where a part is gone, → {layer: [part]} to be removed so that
+    `keep` parts stay: the most important ones, random ones, or (inverse) the least important ones.
+    per_layer: the same number in every layer, where there are still so many."""
+    there = ~scores.isnan()
+    if order == "random":
+        generator = torch.Generator().manual_seed(seed)
+        scores = torch.rand(scores.shape, generator=generator)
+    ranked = scores if order != "inverse" else -scores
+    ranked = ranked.masked_fill(~there, -torch.inf)
+    if per_layer:
+        check_even(keep, len(scores))
+        places = ranked.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        stays = there & (places < keep // len(scores))
+    else:
+        places = ranked.flatten().argsort(descending=True, stable=True).argsort()
+        stays = there & (places.view(scores.shape) < keep)
+    if torch.equal(stays, there):
+        raise UserError(f"{int(there.sum())} are there and {keep} are to be kept, so nothing would "
+                        f"be removed; keep fewer")
+    gone = there & ~stays
+    return {layer: row.nonzero().flatten().tolist() for layer, row in enumerate(gone) if row.any()}
+
+
+def check_even(keep, layers):
+    near = keep - keep % layers
+    if near != keep:
+        raise UserError(f"{keep} cannot be divided evenly among {layers} layers; "
+                        f"{f'{near} or ' if near else ''}{near + layers} can")
+
+
+def budget(text, total, what):
+    """"100" → 100 parts; "0.7", a fraction of all that the encoder had at first → so many."""
+    try:
+        keep = round(float(text) * total) if "." in text else int(text)
+    except ValueError:
+        keep = -1
+    if not 0 < keep <= total:
+        raise UserError(f"--{what} {text} is not understood: give how many of the {total:,} to "
+                        f"keep (1 to {total:,}), or a fraction with a point in it, as 0.7")
+    return keep
