@@ -25,6 +25,7 @@ from bert.log import Log
 from bert.settings import add_flags, anchored, command
 from bert.training import (
     adamw,
+    peak_memory,
     progress_bar,
     random_state,
     read_state,
@@ -34,7 +35,7 @@ from bert.training import (
 )
 from lora import accounting
 from multitask import adapters, parallel, runs, surgery
-from multitask.data import checksum
+from multitask.data import checksum, find_file
 from multitask.evaluation import evaluate, load_split
 from multitask.metrics import choose_by, summary
 from multitask.model import SHARED, build_model, with_heads
@@ -59,7 +60,7 @@ def load_data(settings, tokenizer):
         splits[task] = {name: load_split(task, name, settings.data, tokenizer, settings,
                                          settings.limit) for name in names}
         files = [TASKS[task].files[name] for name in names]
-        checksums |= {file: checksum((Path(settings.data) / file).read_bytes()) for file in files}
+        checksums |= {file: checksum(find_file(settings.data, file).read_bytes()) for file in files}
     return splits, checksums
 
 
@@ -261,6 +262,7 @@ def finish(folder, record, now, log):
     record["complete"] = True
     record["best_step"] = now["best_step"]
     record["times"]["train_seconds"] = round(now["seconds"], 1)
+    record["peak_bytes"] = peak_memory(torch.device(record["resolved"]["device"]))
     write_json(folder / "run.json", record)
     print(report(folder, record))
 
