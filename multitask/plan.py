@@ -37,6 +37,7 @@ def make_plan(settings, sizes, processes):
     epoch_steps = steps_in_epoch({t: len(b) for t, b in batches.items()}, settings.sampling)
     epochs = settings.epochs or max(3, round(500 / epoch_steps))
     steps = settings.steps or epochs * epoch_steps
+    epochs = -(-steps // epoch_steps)
     own = settings.of_tasks("task_epochs", int)
     unit_steps = {unit: min(own.get(unit, epochs) * epoch_steps, steps) for unit in units}
     return Plan(units, batches, epoch_steps, epochs, max(unit_steps.values()), unit_steps)

@@ -141,6 +141,12 @@ def test_tasks_that_share_nothing_have_their_own_rates_and_lengths(bert):
     assert of[model.heads["sts"].out.weight]["steps"] == 2
 
 
+def test_steps_go_before_epochs():
+    for more, expected in (({}, 6), ({"steps": 100}, 100), ({"steps": 4}, 4)):
+        plan = make_plan(Settings(epochs=3, **more), {"sst": 64, "para": 64, "sts": 40}, 1)
+        assert (plan.steps, plan.epochs) == (expected, -(-expected // 2))
+
+
 def test_learning_rate_without_decay_stays():
     assert [warmup_then_decay(step, 10, 0.2, decay=False) for step in range(1, 11)] == (
         [0.5] + [1.0] * 9)

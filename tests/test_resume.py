@@ -122,9 +122,9 @@ def flags(checkpoint, data, tmp_path_factory):
 
 def outcome(folder):
     """{name: bytes} of what a run has learnt and scored."""
-    names = ("model/*", "heads.safetensors", "metrics.json", "predictions/*")
+    names = ("model/**/*", "adapters/*/*", "heads.safetensors", "metrics.json", "predictions/*")
     return {str(path.relative_to(folder)): path.read_bytes()
-            for name in names for path in folder.glob(name)}
+            for name in names for path in folder.glob(name) if path.is_file()}
 
 
 def names(folder):
@@ -210,6 +210,26 @@ def test_run_killed_twice_resumes_to_the_same_bytes(train, resume, assert_same):
     assert_killed(resume(blow=("after model.safetensors", 1, KILL)))
     assert_done(resume("--save-every", 2))
     assert_same()
+
+
+METHODS = {
+    "surgery": ("--surgery", "weight", "--accumulate", 2, "--steps", 8),
+    "annealed": ("--sampling", "annealed", "--layer-decay", 0.5, "--l2", 1e-3, "--steps", 8),
+    "separate": ("--encoders", "separate", "--task-epochs", "sts=1", "--patience", 1),
+    "lora": ("--lora", 2, "--lora-norms", "--adapters", "shared", "--surgery", "whole",
+             "--steps", 8),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_resumes_to_the_same_bytes(command, flags, resume, tmp_path, method):
+    flags = (*flags, *METHODS[method])
+    assert_done(command("train_multitask.py", *flags, "--out", tmp_path / "whole"))
+    assert_killed(command("train_multitask.py", *flags, "--out", tmp_path / "run",
+                          blow=("step", 7, KILL)))
+    assert_done(resume())
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert any(path.startswith("model/") for path in outcome(tmp_path / "run"))
 
 
 INSIDE = (
