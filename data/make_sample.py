@@ -18,11 +18,13 @@ sst   How good does the writer find it? 0 very negative, 1 negative, 2 neutral, 
       * "not" or "extremely" at a fact says nothing: "it was extremely late, and the food was good"
         is 3.
       * Facts, open questions, "neither good nor bad", as much praise as blame: 2.
-para  1 if both questions ask the same. Synonyms, the passive, another order and the other end of a
-      relation ("A before B", "B after A") keep the meaning. Exchanged roles, another word in a
-      slot, or the opposite ("sell" for "buy") change it.
-sts   5 for the same event in whatever words; each difference costs points (COST), down to 0.8 for
-      the same kind of event with all else different; 0 for two different kinds of event.
+para  1 if both questions ask the same in other words, 0 if the second asks the opposite. What
+      turns it is the key, a pair of opposites, each said in several ways: "start", "begin" and
+      "stop", "end"; "easy", "not hard" and "hard", "not easy"; "from Delhi to London", "to London
+      from Delhi" and "from London to Delhi". Both questions have other words for it and other
+      frames, so that neither a word nor how many words they share gives the label away.
+sts   5 for the same event in whatever words. The opposite costs OPPOSITE points, another word in
+      a detail DETAIL each (STS_EDITS); 0 for two different kinds of event.
 """
 import argparse
 import csv
@@ -241,498 +243,184 @@ SST_FRAMES = {
 }
 
 # --------------------------------------------------------------------------- pairs: the word tables
-# An entry is one meaning. "/" separates the ways to say it; "," the forms that frames call {slot},
-# {slot2} and {slot3}.
+# An entry is one meaning, and "/" separates the ways to say it. Two entries that are opposites are
+# a key: what the pairs of a topic turn on.
 
-CITIES = ("London", "Paris", "Boston", "Chicago", "Delhi", "Mumbai", "Dubai", "Sydney",
-          "Washington", "Tokyo")
-ROUTE = ("Delhi", "Mumbai", "Bangalore", "Pune", "Chennai", "Hyderabad", "Goa")
-COUNTRIES = ("India", "China", "Japan", "Germany", "France", "Canada", "Australia", "England",
-             "Mexico", "Italy", "Spain", "Brazil", "Egypt", "Korea", "Turkey", "Greece")
-IN_COUNTRIES = tuple(f"in {country}" for country in COUNTRIES)
-LANGUAGES = ("English", "Hindi", "French", "German", "Spanish", "Chinese", "Japanese", "Russian")
-ANIMALS = ("cats", "dogs", "birds", "cows", "sheep", "bears", "horses", "monkeys", "snakes")
-PEOPLE = ("teachers", "students", "parents", "children/kids", "women", "men", "actors", "players",
-          "engineers", "workers", "doctors", "police officers")
-RELATIVES = ("brother", "sister", "boss", "best friend", "wife", "teacher", "mother/mom",
-             "father/dad")
-GOODS = ("letter", "book", "phone/mobile phone", "gift/present", "laptop", "camera",
-         "bike/bicycle", "watch")
-YEARS = ("1990", "1995", "2000", "2005", "2010", "2012", "2015")
-NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "ten", "twenty")
-DAYS = ("on Monday", "on Tuesday", "on Friday", "on Saturday", "on Sunday")
-MONTHS = ("in January", "in March", "in April", "in May", "in June", "in July", "in August")
-SOMEBODY = ("man/guy", "woman/lady", "boy", "girl", "soldier", "doctor", "teacher", "student",
-            "police officer")
-ANYBODY = ("man/guy", "woman/lady", "boy", "girl", "dog", "cat", "horse", "monkey", "bear")
-OUTSIDE = ("in the park", "on the beach", "in the street", "in the field", "in the snow",
-           "in the yard")
-INSIDE = ("in the kitchen", "in the hotel", "in the restaurant", "at home", "at school")
-PLACES = ("house", "school", "church", "river", "station", "store/shop", "lake", "hotel",
-          "hospital", "bank")
-COLOURS = ("red", "blue", "black", "white", "green", "yellow", "brown")
-OBJECTS = ("cup", "book", "bottle", "box", "bag", "ball", "phone", "glass", "knife")
-FIRMS = ("the bank", "the airline", "the oil company", "the hotel group", "the newspaper",
-         "the phone company", "the car company", "the film studio")
-GAMES = ("football/soccer", "cricket", "chess", "cards", "tennis", "video games")
-
-# base form, -ing form, participle
-FEEL = ("fear,fearing,feared", "hate,hating,hated/dislike,disliking,disliked",
-        "love,loving,loved", "watch,watching,watched", "help,helping,helped",
-        "attack,attacking,attacked", "follow,following,followed", "ignore,ignoring,ignored",
-        "protect,protecting,protected")
-TREAT = ("trust,trusting,trusted", "respect,respecting,respected", "help,helping,helped",
-         "follow,following,followed", "watch,watching,watched", "ignore,ignoring,ignored",
-         "protect,protecting,protected", "teach,teaching,taught", "pay,paying,paid")
-PUSH = ("push,pushing,pushed", "follow,following,followed", "pull,pulling,pulled",
-        "watch,watching,watched/observe,observing,observed", "help,helping,helped",
-        "chase,chasing,chased", "attack,attacking,attacked")
-PREPARE = ("cut,cutting,cut/slice,slicing,sliced", "cook,cooking,cooked", "eat,eating,eaten",
-           "wash,washing,washed", "fry,frying,fried", "burn,burning,burned")
-# base form, -ing form, "he ..."
-GO = ("run,running,runs", "walk,walking,walks", "drive,driving,drives", "ride,riding,rides")
-DO = ("dance,dancing,dances", "sing,singing,sings", "sleep,sleeping,sleeps",
-      "talk,talking,talks/speak,speaking,speaks", "read,reading,reads", "wait,waiting,waits",
-      "laugh,laughing,laughs")
-# "I ..." and the -ing form
-HABITS = ("eat,eating", "run,running", "sleep,sleeping", "study,studying", "walk,walking",
-          "drink coffee,drinking coffee", "exercise,exercising/work out,working out",
-          "swim,swimming", "read,reading")
-# "he ..." and the -ing form
-DEEDS = ("washed the car,washing the car", "fed the dog,feeding the dog",
-         "read the paper,reading the paper", "cleaned the kitchen,cleaning the kitchen",
-         "called the police,calling the police", "made some coffee,making some coffee",
-         "cut the grass,cutting the grass", "went to the bank,going to the bank")
-
-# a relation, and the same relation read from its other end
-CITY_IS = ("cheaper,more expensive", "more expensive,cheaper", "safer,more dangerous",
-           "more dangerous,safer", "bigger,smaller/larger,smaller", "smaller,bigger/smaller,larger",
-           "warmer,colder", "colder,warmer")
-ANIMAL_IS = ("faster,slower", "slower,faster", "bigger,smaller/larger,smaller",
-             "smaller,bigger/smaller,larger", "stronger,weaker", "weaker,stronger")
-LANGUAGE_IS = ("easier,harder/easier,more difficult", "harder,easier/more difficult,easier",
-               "more useful,less useful", "less useful,more useful")
-PERSON_IS = ("taller,shorter", "shorter,taller", "older,younger", "younger,older",
-             "stronger,weaker", "weaker,stronger", "faster,slower", "slower,faster")
-LIES = ("in front of,behind", "behind,in front of", "on top of,under", "under,on top of",
-        "to the left of,to the right of", "to the right of,to the left of")
-
-# slot {way}: neighbours are opposites
-BUY = ("buy/purchase", "sell")
-BEGIN = ("start/begin", "stop/quit/give up")
+BEGIN = ("start/begin", "stop/end")
 RAISE = ("increase/raise", "reduce/lower")
-PRICES_GO = ("rise/go up", "fall/drop/go down")
-TAKE = ("drink coffee/have coffee", "not drink coffee/never drink coffee/avoid coffee",
-        "eat meat/have meat", "not eat meat/never eat meat/avoid meat",
-        "eat sugar/have sugar", "not eat sugar/never eat sugar/avoid sugar",
-        "drink milk/have milk", "not drink milk/never drink milk/avoid milk")
+SWITCH = ("turn on/switch on", "turn off/switch off")
+LOVE = ("love/like", "hate/do not like")
+HELP = ("help/support", "attack/fight")
+TRUST = ("trust/believe", "doubt/question")
+EASY = ("easy/simple", "hard/not easy")
+SAFE = ("safe/harmless", "dangerous/not safe")
+WISE = ("a good idea/a great idea", "a bad idea/a mistake")
+HAPPY = ("happy/glad", "sad/not happy")
+BIG = ("big/large", "small/little")
+OLD = ("old/ancient", "new/modern")
+ROUTE = ("from Delhi to London/to London from Delhi", "from London to Delhi/to Delhi from London")
+FIRST = ("eat before I run/eat first and then run", "run before I eat/run first and then eat")
 
-# ------------------------------------------------------------------------------ pairs: the families
+HABITS = ("smoking", "eating meat", "drinking coffee", "working at night", "watching movies",
+          "playing video games", "eating sugar", "learning French")
+EVENTS = ("the war", "the game", "the show", "the work")
+COSTS = ("the price of gas", "the rent of the house", "the cost of the trip", "taxes")
+DEVICES = ("the light", "the camera", "the radio", "the computer")
+LIKED = ("cats", "dogs", "history", "winter")
+GROUPS = ("the government", "the police", "the army", "the new law")
+SOURCES = ("doctors", "the news", "scientists", "the newspaper", "the president", "the police")
+SKILLS = ("learn French", "cook rice", "find a job in India", "play the guitar", "learn Java",
+          "write a book", "lose weight", "learn to swim")
+RISKS = ("travel at night", "eat fish every day", "drink the water in Mexico", "drive in the rain",
+         "swim in the river", "run after dark", "live near an airport", "eat raw meat")
+PLANS = ("buy a house", "leave the country", "tell the truth", "marry young", "study history",
+         "learn two languages", "give up a good job", "lend money to friends")
+MINE = ("my mother/my mom", "my dog", "my boss", "my teacher", "my brother", "my girlfriend",
+        "my wife", "my best friend")
+PEOPLE = ("men", "women", "students", "children/kids")
+PERSONS = ("the man/the guy", "the woman/the lady", "the doctor", "the president")
+BUILDINGS = ("houses", "churches", "schools", "hotels", "restaurants", "theaters")
+BUILDING = ("house", "church", "room", "boat")
+CITIES = ("London", "Paris", "Delhi", "Tokyo", "Boston", "Chicago", "Mumbai", "Sydney")
+IN_CITIES = ("in London", "in Paris", "in Delhi", "in Tokyo")
+DAILY = ("every day", "in the morning", "at night", "on Sunday", "in the evening")
+VEHICLES = ("by train", "by car", "by plane", "by boat")
 
 
-class Family(NamedTuple):
-    """Frames that mean the same when their slots mean the same.
-
-    Slots called a and b are two roles; {a} and {b} exchanged make another meaning. What stands in
-    [brackets] is a detail that a sentence may leave out.
-    """
-    slots: dict   # slot -> word table
+class Kind(NamedTuple):
+    """Frames that mean the same when their slots do, and the topics they speak of: a topic is the
+    {slot: word table} that fills them, one of its slots the key."""
+    topics: tuple
     train: tuple
-    dev: tuple = ()
-    test: tuple = ()
+    dev: tuple
+    test: tuple
 
 
-PARA_FAMILIES = (
-    # who does it to whom
-    Family(dict(a=ANIMALS, b=ANIMALS, act=FEEL),
-           train=("Why do {a} {act} {b}?",
-                  "Why are {b} {act3} by {a}?",
-                  "What makes {a} {act} {b}?"),
-           dev=("What is the reason that {a} {act} {b}?",
-                "What is the reason that {b} are {act3} by {a}?")),
-    Family(dict(a=PEOPLE, b=PEOPLE, act=TREAT),
-           train=("Do {a} {act} {b}?",
-                  "Are {b} {act3} by {a}?",
-                  "Is it true that {a} {act} {b}?"),
-           test=("Is it true that {b} are {act3} by {a}?",
-                 "Would you say that {a} {act} {b}?")),
-    Family(dict(a=PEOPLE, b=PEOPLE, act=TREAT),
-           train=("Should {a} {act} {b}?",
-                  "Should {b} be {act3} by {a}?",
-                  "Do you think that {a} should {act} {b}?"),
-           dev=("Do you think that {b} should be {act3} by {a}?",
-                "Would you say that {a} should {act} {b}?")),
-    Family(dict(a=ANIMALS, b=ANIMALS, act=PUSH),
-           train=("Can {a} {act} {b}?",
-                  "Can {b} be {act3} by {a}?",
-                  "Is it possible for {a} to {act} {b}?"),
-           test=("Are {a} able to {act} {b}?",
-                 "Is it possible for {b} to be {act3} by {a}?")),
-    Family(dict(a=RELATIVES, b=RELATIVES,
-                what=("money", "a car", "a book", "a laptop", "a bike", "a house/a home")),
-           train=("Why did my {a} give {what} to my {b}?",
-                  "Why did my {b} get {what} from my {a}?",
-                  "Why was {what} given to my {b} by my {a}?"),
-           dev=("What made my {a} give {what} to my {b}?",
-                "What is the reason that my {b} got {what} from my {a}?")),
-    Family(dict(a=RELATIVES, b=RELATIVES,
-                what=("house/home", "car", "business/company", "phone", "camera", "boat")),
-           train=("Is it legal for my {a} to sell a {what} to my {b}?",
-                  "Can my {a} legally sell a {what} to my {b}?",
-                  "Is it legal for my {b} to buy a {what} from my {a}?"),
-           test=("Can my {b} legally buy a {what} from my {a}?",
-                 "Does the law allow my {a} to sell a {what} to my {b}?")),
-    Family(dict(a=COUNTRIES, b=COUNTRIES,
-                what=("final", "first match", "second match", "last match", "World Cup")),
-           train=("Did {a} beat {b} in the {what}?",
-                  "Did {b} lose to {a} in the {what}?",
-                  "Was {b} beaten by {a} in the {what}?"),
-           dev=("Is it true that {a} beat {b} in the {what}?",
-                "Is it true that {b} lost to {a} in the {what}?")),
-    # from one to the other
-    Family(dict(a=ROUTE, b=ROUTE, what=("bus", "train", "car", "taxi/cab", "plane")),
-           train=("How do I get from {a} to {b} by {what}?",
-                  "How do I get to {b} from {a} by {what}?",
-                  "What is the best way to travel from {a} to {b} by {what}?"),
-           dev=("What is the best way to get to {b} from {a} by {what}?",
-                "How can I travel from {a} to {b} by {what}?")),
-    Family(dict(a=ROUTE, b=ROUTE, what=("bus", "train", "flight/plane", "night train")),
-           train=("How much does a {what} ticket from {a} to {b} cost?",
-                  "What is the price of a {what} ticket from {a} to {b}?",
-                  "What is the price of a {what} ticket to {b} from {a}?"),
-           test=("How much does a {what} ticket to {b} from {a} cost?",
-                 "How much do I have to pay for a {what} ticket from {a} to {b}?")),
-    Family(dict(a=COUNTRIES, b=COUNTRIES, what=GOODS),
-           train=("How can I send a {what} from {a} to {b}?",
-                  "What is the best way to send a {what} to {b} from {a}?",
-                  "I live in {a}. How can I send a {what} to {b}?"),
-           dev=("What is the best way to send a {what} from {a} to {b}?",
-                "I am in {a}. How do I send a {what} to {b}?")),
-    Family(dict(a=LANGUAGES, b=LANGUAGES, what=("letter", "book/novel", "song", "story", "text")),
-           train=("How do I translate a {what} from {a} to {b}?",
-                  "How do I translate a {what} to {b} from {a}?",
-                  "I have a {what} in {a}. What is the best way to translate it to {b}?"),
-           test=("What is the best way to translate a {what} from {a} to {b}?",
-                 "I have a {what} in {a}. How do I translate it to {b}?")),
-    # more and less, before and after
-    Family(dict(a=CITIES, b=CITIES, more=CITY_IS),
-           train=("Is {a} {more} than {b}?",
-                  "Is {b} {more2} than {a}?",
-                  "Would you say that {a} is {more} than {b}?"),
-           dev=("Do you think that {a} is {more} than {b}?",
-                "Do you think that {b} is {more2} than {a}?")),
-    Family(dict(a=LANGUAGES, b=LANGUAGES, more=LANGUAGE_IS),
-           train=("Is it {more} to learn {a} than {b}?",
-                  "Is it {more2} to learn {b} than {a}?",
-                  "Is learning {a} {more} than learning {b}?"),
-           test=("Would you say that learning {a} is {more} than learning {b}?",
-                 "Do you think it is {more2} to learn {b} than {a}?")),
-    Family(dict(a=ANIMALS, b=ANIMALS, more=ANIMAL_IS),
-           train=("Why are {a} {more} than {b}?",
-                  "Why are {b} {more2} than {a}?",
-                  "What makes {a} {more} than {b}?"),
-           test=("What is the reason that {a} are {more} than {b}?",
-                 "What is the reason that {b} are {more2} than {a}?")),
-    Family(dict(a=LANGUAGES, b=LANGUAGES),
-           train=("Should I learn {a} before {b}?",
-                  "Should I learn {b} after {a}?",
-                  "Is it better to learn {a} before I learn {b}?"),
-           test=("Is it better to learn {b} after {a}?",
-                 "Is it a good idea to learn {a} before I learn {b}?")),
-    Family(dict(a=HABITS, b=HABITS),
-           train=("Should I {a} before I {b}?",
-                  "Should I {b} after I {a}?",
-                  "Is it a good idea to {a} before {b2}?"),
-           dev=("Is it better to {a} before I {b}?",
-                "Is it better to {b} after {a2}?")),
-    # numbers
-    Family(dict(a=("5", "6", "8", "10", "12", "15", "20"),
-                b=("5", "6", "8", "10", "12", "15", "20")),
-           train=("How can I lose {a} pounds in {b} weeks?",
-                  "What is the best way to lose {a} pounds in {b} weeks?",
-                  "In {b} weeks, how can I lose {a} pounds?"),
-           test=("How do I lose {a} pounds in {b} weeks?",
-                 "I have {b} weeks. How can I lose {a} pounds?")),
-    Family(dict(a=("20", "25", "30", "35", "40", "50", "60"),
-                b=("20", "25", "30", "35", "40", "50", "60")),
-           train=("Can a {a} year old man marry a {b} year old woman?",
-                  "Can a {b} year old woman marry a {a} year old man?",
-                  "Is it possible for a {a} year old man to marry a {b} year old woman?"),
-           dev=("Is it possible for a {b} year old woman to marry a {a} year old man?",
-                "Can a {a} year old man and a {b} year old woman get married?")),
-    Family(dict(what=LANGUAGES + ("Java", "Python", "the guitar", "the piano"),
-                number=("2", "3", "4", "5", "6", "10")),
-           train=("How can I learn {what} in {number} months?",
-                  "What is the best way to learn {what} in {number} months?",
-                  "I have {number} months. How can I learn {what}?"),
-           test=("I want to learn {what} in {number} months. What should I do?",
-                 "In {number} months, how can I learn {what}?")),
-    # the opposite
-    Family(dict(way=TAKE, when=("at night", "in the morning", "before I sleep/before I go to bed",
-                                "when I am sick/when I am ill")),
-           train=("Should I {way} {when}?",
-                  "Is it a good idea to {way} {when}?",
-                  "Do you think that I should {way} {when}?"),
-           dev=("Would you say that I should {way} {when}?",
-                "Would it be a good idea to {way} {when}?")),
-    Family(dict(way=BUY, what=("used car/second hand car", "phone/mobile phone", "house/home",
-                               "laptop", "bike/bicycle", "camera", "watch"), where=CITIES),
-           train=("Where can I {way} a {what} in {where}?",
-                  "What is the best place to {way} a {what} in {where}?",
-                  "I am in {where}. Where can I {way} a {what}?"),
-           test=("In {where}, what is the best place to {way} a {what}?",
-                 "I live in {where}. Where should I go to {way} a {what}?")),
-    Family(dict(way=BEGIN, what=("smoking", "drinking coffee", "drinking milk", "eating meat",
-                                 "working at night", "eating sugar", "playing video games",
-                                 "watching movies")),
-           train=("How do I {way} {what}?",
-                  "What is the best way to {way} {what}?",
-                  "I want to {way} {what}. What should I do?"),
-           dev=("I want to {way} {what}. How do I do it?",
-                "How can I {way} {what}?")),
-    Family(dict(way=RAISE, what=("my blood pressure", "my body temperature",
-                                 "the volume of my phone", "the price of my house",
-                                 "the rent of my house", "the temperature of my room")),
-           train=("What should I do to {way} {what}?",
-                  "What can I do to {way} {what}?",
-                  "Is there a good way to {way} {what}?"),
-           test=("I want to {way} {what}. How can I do it?",
-                 "Can you tell me how to {way} {what}?")),
-    # the same question in other words
-    Family(dict(where=COUNTRIES, when=YEARS),
-           train=("How many people lived in {where} in {when}?",
-                  "What was the population of {where} in {when}?",
-                  "In {when}, how big was the population of {where}?"),
-           dev=("How large was the population of {where} in {when}?",
-                "In {when}, how many people lived in {where}?")),
-    Family(dict(what=("president", "prime minister", "foreign minister", "finance minister"),
-                where=COUNTRIES, when=YEARS),
-           train=("Who was the {what} of {where} in {when}?",
-                  "In {when}, who was the {what} of {where}?",
-                  "What was the name of the {what} of {where} in {when}?"),
-           test=("Which person was the {what} of {where} in {when}?",
-                 "In {when}, what was the name of the {what} of {where}?")),
-    Family(dict(what=("doctor", "lawyer", "teacher", "police officer", "actor",
-                      "taxi driver/cab driver", "software engineer"), where=CITIES),
-           train=("How much money does a {what} make in {where}?",
-                  "What is the salary of a {what} in {where}?",
-                  "How much does a {what} earn in {where}?"),
-           dev=("In {where}, how much money does a {what} earn?",
-                "In {where}, what is the salary of a {what}?")),
-    # order does not matter here, so these are no roles
-    Family(dict(x=LANGUAGES, y=LANGUAGES),
-           train=("What is the difference between {x} and {y}?",
-                  "What is the difference between {y} and {x}?",
-                  "How is {x} different from {y}?"),
-           test=("How are {x} and {y} different?",
-                 "In what way is {y} different from {x}?")),
-    Family(dict(x=CITIES, y=CITIES),
-           train=("What is the distance between {x} and {y}?",
-                  "What is the distance between {y} and {x}?",
-                  "How far apart are {x} and {y}?"),
-           dev=("How far apart are the cities of {y} and {x}?",
-                "How great is the distance between {x} and {y}?")),
+PARA_KINDS = (
+    Kind((dict(key=BEGIN, what=HABITS), dict(key=RAISE, what=COSTS),
+          dict(key=SWITCH, what=DEVICES)),
+         train=("How do I {key} {what}?",
+                "How can I {key} {what}?",
+                "What is the best way to {key} {what}?",
+                "What should I do to {key} {what}?"),
+         dev=("Can you tell me how to {key} {what}?",
+              "I want to {key} {what}. What should I do?"),
+         test=("I want to {key} {what}. How do I do it?",
+               "Is there a good way to {key} {what}?")),
+    Kind((dict(key=LOVE, who=PEOPLE, what=LIKED), dict(key=HELP, who=PEOPLE, what=GROUPS),
+          dict(key=TRUST, who=PEOPLE, what=SOURCES)),
+         train=("Why do {who} {key} {what}?",
+                "What makes {who} {key} {what}?",
+                "Why is it that {who} {key} {what}?",
+                "Why do so many {who} {key} {what}?"),
+         dev=("What is the reason that {who} {key} {what}?",
+              "Can you tell me why {who} {key} {what}?"),
+         test=("What are the reasons why {who} {key} {what}?",
+               "I want to know why {who} {key} {what}.")),
+    Kind((dict(key=EASY, what=SKILLS), dict(key=SAFE, what=RISKS), dict(key=WISE, what=PLANS)),
+         train=("Is it {key} to {what}?",
+                "Do you think it is {key} to {what}?",
+                "Would you say that it is {key} to {what}?",
+                "Is it really {key} to {what}?"),
+         dev=("Is it true that it is {key} to {what}?",
+              "Why is it {key} to {what}?"),
+         test=("Would you think it is {key} to {what}?",
+               "In your opinion, is it {key} to {what}?")),
+    Kind((dict(key=HAPPY, who=MINE),),
+         train=("Why is {who} {key}?",
+                "What is the reason that {who} is {key}?",
+                "Why is it that {who} is {key}?"),
+         dev=("Can you tell me why {who} is {key}?",
+              "What are the reasons why {who} is {key}?"),
+         test=("I want to know why {who} is {key}.",
+               "Is there a reason why {who} is {key}?")),
+    Kind((dict(key=BIG, what=BUILDINGS, where=CITIES), dict(key=OLD, what=BUILDINGS, where=CITIES)),
+         train=("Where can I find {key} {what} in {where}?",
+                "Where are there {key} {what} in {where}?",
+                "What is the best place in {where} to find {key} {what}?"),
+         dev=("I am in {where}. Where can I find {key} {what}?",
+              "In {where}, where are there {key} {what}?"),
+         test=("In {where}, what is the best place to find {key} {what}?",
+               "Where should I look for {key} {what} in {where}?")),
+    Kind((dict(key=ROUTE, how=VEHICLES),),
+         train=("How do I get {key} {how}?",
+                "How can I travel {key} {how}?",
+                "What is the best way to go {key} {how}?"),
+         dev=("How should I travel {key} {how}?",
+              "What is the best way to get {key} {how}?"),
+         test=("Can I go {key} {how}?",
+               "Is it possible to travel {key} {how}?")),
+    Kind((dict(key=FIRST, when=DAILY),),
+         train=("Should I {key} {when}?",
+                "Is it better to {key} {when}?",
+                "Do you think that I should {key} {when}?"),
+         dev=("Would you say that I should {key} {when}?",
+              "Is it a good idea to {key} {when}?"),
+         test=("Is it right to {key} {when}?",
+               "Would it be good to {key} {when}?")),
 )
 
-STS_FAMILIES = (
-    # who does it to whom
-    Family(dict(a=ANYBODY, b=ANYBODY, act=PUSH, where=OUTSIDE),
-           train=("The {a} is {act2} the {b} [{where}].",
-                  "The {b} is being {act3} by the {a} [{where}].",
-                  "[{where},] the {a} is {act2} the {b}."),
-           dev=("[{where},] the {b} is being {act3} by the {a}.",
-                "We can see the {a} {act2} the {b} [{where}].")),
-    Family(dict(a=SOMEBODY, b=SOMEBODY, where=OUTSIDE,
-                what=("a flower", "a book", "a letter", "some money", "a ball", "a phone")),
-           train=("The {a} is giving {what} to the {b} [{where}].",
-                  "The {a} is giving the {b} {what} [{where}].",
-                  "[{where},] the {b} is getting {what} from the {a}."),
-           test=("[{where},] the {a} is giving {what} to the {b}.",
-                 "The {b} is getting {what} from the {a} [{where}].")),
-    Family(dict(a=SOMEBODY, b=SOMEBODY, when=("on Monday", "on Friday", "in May", "in June"),
-                what=("a letter", "a message", "an email", "a note", "a report")),
-           train=("The {a} wrote {what} to the {b} [{when}].",
-                  "The {b} got {what} from the {a} [{when}].",
-                  "[{when},] the {a} wrote the {b} {what}."),
-           dev=("[{when},] the {b} got {what} from the {a}.",
-                "The {a} wrote the {b} {what} [{when}].")),
-    Family(dict(a=SOMEBODY, b=SOMEBODY, where=INSIDE,
-                what=("read", "dance", "sing", "cook", "drive", "paint")),
-           train=("The {a} is teaching the {b} to {what} [{where}].",
-                  "The {b} is being taught to {what} by the {a} [{where}].",
-                  "[{where},] the {b} is learning to {what} from the {a}."),
-           test=("[{where},] the {a} is teaching the {b} to {what}.",
-                 "The {b} is learning to {what} from the {a} [{where}].")),
-    Family(dict(a=COUNTRIES, b=COUNTRIES, when=DAYS,
-                what=("final", "first match", "second match", "last match", "World Cup")),
-           train=("{a} beats {b} in the {what} [{when}].",
-                  "{b} loses to {a} in the {what} [{when}].",
-                  "{b} is beaten by {a} in the {what} [{when}]."),
-           dev=("[{when},] {a} beats {b} in the {what}.",
-                "[{when},] {b} loses to {a} in the {what}.")),
-    Family(dict(a=COUNTRIES, b=COUNTRIES, when=DAYS,
-                what=("the fire", "the crisis", "the delay", "the problem",
-                      "the crash/the accident")),
-           train=("{a} blames {b} for {what} [{when}].",
-                  "{b} is blamed by {a} for {what} [{when}].",
-                  "[{when},] {a} says that {b} is to blame for {what}."),
-           test=("[{when},] {a} blames {b} for {what}.",
-                 "{a} says that {b} is to blame for {what} [{when}].")),
-    Family(dict(a=FIRMS, b=FIRMS, number=NUMBERS, when=MONTHS),
-           train=("{a} buys {b} for {number} million dollars [{when}].",
-                  "{b} is bought by {a} for {number} million dollars [{when}].",
-                  "{b} is sold to {a} for {number} million dollars [{when}]."),
-           dev=("[{when},] {a} buys {b} for {number} million dollars.",
-                "[{when},] {b} is sold to {a} for {number} million dollars.")),
-    Family(dict(a=COUNTRIES, b=COUNTRIES, when=DAYS),
-           train=("The president of {a} met the prime minister of {b} [{when}].",
-                  "The prime minister of {b} met the president of {a} [{when}].",
-                  "[{when},] the president of {a} had a meeting with the prime minister of {b}."),
-           test=("[{when},] the prime minister of {b} met the president of {a}.",
-                 "The president of {a} had a meeting with the prime minister of {b} [{when}].")),
-    # from, to; left, right; taller, shorter; before, after
-    Family(dict(who=SOMEBODY, a=PLACES, b=PLACES, act=GO,
-                when=("in the rain", "in the snow", "at night", "in the morning")),
-           train=("The {who} is {act2} from the {a} to the {b} [{when}].",
-                  "The {who} is {act2} to the {b} from the {a} [{when}].",
-                  "[{when},] the {who} {act3} from the {a} to the {b}."),
-           dev=("[{when},] the {who} is {act2} to the {b} from the {a}.",
-                "The {who} {act3} to the {b} from the {a} [{when}].")),
-    Family(dict(a=ROUTE, b=ROUTE, what=("bus", "train", "flight/plane", "taxi/cab"), when=DAYS,
-                act=("late/delayed", "full", "empty", "on time")),
-           train=("The {what} from {a} to {b} was {act} [{when}].",
-                  "The {what} to {b} from {a} was {act} [{when}].",
-                  "[{when},] the {what} from {a} to {b} was {act}."),
-           test=("[{when},] the {what} to {b} from {a} was {act}.",
-                 "We hear that the {what} from {a} to {b} was {act} [{when}].")),
-    Family(dict(a=OBJECTS, b=OBJECTS, more=LIES,
-                where=("on the table", "on the floor", "on the bed")),
-           train=("The {a} [{where}] is {more} the {b}.",
-                  "The {b} [{where}] is {more2} the {a}.",
-                  "[{where},] the {a} is {more} the {b}."),
-           dev=("[{where},] there is a {a} {more} the {b}.",
-                "We can see that the {b} [{where}] is {more2} the {a}.")),
-    Family(dict(a=SOMEBODY, b=SOMEBODY, more=PERSON_IS, where=("in the picture", "in the story")),
-           train=("The {a} [{where}] is {more} than the {b}.",
-                  "The {b} [{where}] is {more2} than the {a}.",
-                  "[{where},] the {a} is {more} than the {b}."),
-           test=("[{where},] we can see that the {b} is {more2} than the {a}.",
-                 "We can see that the {a} is {more} than the {b} [{where}].")),
-    Family(dict(who=SOMEBODY, a=DEEDS, b=DEEDS, when=DAYS),
-           train=("The {who} {a} before {b2} [{when}].",
-                  "The {who} {b} after {a2} [{when}].",
-                  "[{when},] the {who} {a} before {b2}."),
-           dev=("[{when},] the {who} {b} after {a2}.",
-                "After {a2}, the {who} {b} [{when}].")),
-    # somebody does something somewhere
-    Family(dict(who=SOMEBODY, what=("guitar", "piano", "flute", "drum", "violin"),
-                where=("on the stage", "in the park", "at school", "in the street", "at home")),
-           train=("A {who} is playing a {what} [{where}].",
-                  "[{where},] a {who} is playing a {what}.",
-                  "A {what} is being played by a {who} [{where}]."),
-           dev=("[{where},] a {what} is being played by a {who}.",
-                "There is a {who} playing a {what} [{where}].")),
-    Family(dict(who=SOMEBODY, act=PREPARE, where=INSIDE,
-                what=("onion", "potato", "tomato", "egg", "fish", "chicken")),
-           train=("A {who} is {act2} the {what} [{where}].",
-                  "[{where},] a {who} is {act2} the {what}.",
-                  "The {what} is being {act3} by a {who} [{where}]."),
-           test=("[{where},] the {what} is being {act3} by a {who}.",
-                 "There is a {who} {act2} the {what} [{where}].")),
-    Family(dict(who=("cat", "dog", "horse", "bird", "cow"), where=OUTSIDE,
-                colour=("black", "white", "brown", "gray/grey"),
-                act=("sleep,sleeping", "sit,sitting", "stand,standing", "eat,eating",
-                     "jump,jumping")),
-           train=("A {colour} {who} is {act2} [{where}].",
-                  "[{where},] a {colour} {who} is {act2}.",
-                  "There is a {colour} {who} {act2} [{where}]."),
-           test=("[{where},] there is a {colour} {who} {act2}.",
-                 "A {who} that is {colour} is {act2} [{where}].")),
-    Family(dict(who=SOMEBODY, colour=COLOURS, what=("hat", "shirt", "dress", "suit"), act=DO,
-                where=OUTSIDE),
-           train=("A {who} in a {colour} {what} is {act2} [{where}].",
-                  "A {who} wearing a {colour} {what} is {act2} [{where}].",
-                  "[{where},] a {who} in a {colour} {what} is {act2}."),
-           dev=("[{where},] a {who} wearing a {colour} {what} is {act2}.",
-                "There is a {who} in a {colour} {what} {act2} [{where}].")),
-    Family(dict(who=SOMEBODY, colour=COLOURS, what=("car", "bus", "truck", "taxi/cab"),
-                where=("down the street/down the road", "through the town", "to the station",
-                       "along the river", "out of the city")),
-           train=("A {who} is driving a {colour} {what} [{where}].",
-                  "A {colour} {what} is being driven by a {who} [{where}].",
-                  "There is a {who} driving a {colour} {what} [{where}]."),
-           test=("A {who} is seen driving a {colour} {what} [{where}].",
-                 "We can see a {who} driving a {colour} {what} [{where}].")),
-    Family(dict(number=NUMBERS, who=("men", "women", "boys", "girls", "children/kids", "students"),
-                what=GAMES, where=OUTSIDE + INSIDE),
-           train=("{number} {who} are playing {what} [{where}].",
-                  "[{where},] {number} {who} are playing {what}.",
-                  "A group of {number} {who} is playing {what} [{where}]."),
-           dev=("[{where},] a group of {number} {who} is playing {what}.",
-                "There are {number} {who} playing {what} [{where}].")),
-    Family(dict(number=NUMBERS,
-                who=("men", "women", "tourists", "children/kids", "soldiers", "students"),
-                what=("the bus", "the train", "the doctor", "the president", "the taxi/the cab"),
-                where=("at the station", "in the rain", "in the street/on the road",
-                       "at the hotel")),
-           train=("{number} {who} are waiting for {what} [{where}].",
-                  "[{where},] {number} {who} are waiting for {what}.",
-                  "There are {number} {who} waiting for {what} [{where}]."),
-           test=("[{where},] there are {number} {who} waiting for {what}.",
-                 "A group of {number} {who} is waiting for {what} [{where}].")),
-    Family(dict(who=SOMEBODY, what=("door", "wall", "car", "house", "table", "boat"),
-                colour=COLOURS, when=DAYS),
-           train=("The {who} painted the {what} {colour} [{when}].",
-                  "The {what} was painted {colour} by the {who} [{when}].",
-                  "[{when},] the {who} painted the {what} {colour}."),
-           dev=("[{when},] the {what} was painted {colour} by the {who}.",
-                "We saw the {who} paint the {what} {colour} [{when}].")),
-    # news
-    Family(dict(number=NUMBERS,
-                who=("men", "women", "students", "soldiers", "workers", "officials"),
-                what=("a fight", "a protest", "a bank robbery", "an attack", "a football match"),
-                where=IN_COUNTRIES),
-           train=("Police arrest {number} {who} after {what} [{where}].",
-                  "{number} {who} are arrested by police after {what} [{where}].",
-                  "[{where},] police arrest {number} {who} after {what}."),
-           test=("[{where},] {number} {who} are arrested by police after {what}.",
-                 "After {what} [{where}], police arrest {number} {who}.")),
-    Family(dict(number=NUMBERS, who=("people", "men", "women", "soldiers", "workers", "tourists"),
-                what=("fire", "bus crash/bus accident", "train crash/train accident",
-                      "explosion/blast", "storm"),
-                where=IN_COUNTRIES),
-           train=("A {what} kills {number} {who} [{where}].",
-                  "{number} {who} are killed by a {what} [{where}].",
-                  "{number} {who} die in a {what} [{where}]."),
-           dev=("[{where},] a {what} kills {number} {who}.",
-                "[{where},] {number} {who} die in a {what}.")),
-    Family(dict(what=("oil", "gas", "gold", "food", "milk", "rice", "tea", "coffee"), way=PRICES_GO,
-                number=NUMBERS, where=IN_COUNTRIES),
-           train=("{what} prices {way} by {number} percent [{where}].",
-                  "[{where},] {what} prices {way} by {number} percent.",
-                  "The prices of {what} {way} by {number} percent [{where}]."),
-           test=("[{where},] the prices of {what} {way} by {number} percent.",
-                 "Prices of {what} {way} by {number} percent [{where}].")),
+STS_KINDS = (
+    Kind((dict(key=BEGIN, who=PERSONS, what=EVENTS, where=IN_CITIES),
+          dict(key=RAISE, who=PERSONS, what=COSTS, where=IN_CITIES),
+          dict(key=SWITCH, who=PERSONS, what=DEVICES, where=IN_CITIES)),
+         train=("{who} will {key} {what} {where}.",
+                "{where}, {who} will {key} {what}.",
+                "{who} is going to {key} {what} {where}.",
+                "{where}, {who} plans to {key} {what}.",
+                "They say that {who} will {key} {what} {where}."),
+         dev=("{who} wants to {key} {what} {where}.",
+              "{where}, {who} is going to {key} {what}."),
+         test=("{where}, {who} wants to {key} {what}.",
+               "They say that {who} is going to {key} {what} {where}.")),
+    Kind((dict(key=LOVE, who=PEOPLE, what=LIKED, where=IN_CITIES),
+          dict(key=HELP, who=PEOPLE, what=GROUPS, where=IN_CITIES)),
+         train=("{who} {key} {what} {where}.",
+                "{where}, {who} {key} {what}.",
+                "Most {who} {where} {key} {what}.",
+                "We know that {who} {key} {what} {where}.",
+                "They say that {who} {where} {key} {what}."),
+         dev=("{where}, most {who} {key} {what}.",
+              "I think that {who} {key} {what} {where}."),
+         test=("{where}, many {who} {key} {what}.",
+               "We hear that {who} {where} {key} {what}.")),
+    Kind((dict(key=HAPPY, who=PERSONS, where=IN_CITIES),),
+         train=("{who} is {key} {where}.",
+                "{where}, {who} is {key}.",
+                "We know that {who} is {key} {where}.",
+                "{where}, {who} feels {key}.",
+                "They say that {who} {where} is {key}."),
+         dev=("{where}, we know that {who} is {key}.",
+              "{who} feels {key} {where}."),
+         test=("{where}, they say that {who} is {key}.",
+               "{who} seems to be {key} {where}.")),
+    Kind((dict(key=BIG, who=PERSONS, what=BUILDING, where=IN_CITIES),),
+         train=("{who} has a {key} {what} {where}.",
+                "{where}, {who} has a {key} {what}.",
+                "{who} bought a {key} {what} {where}.",
+                "We know that {who} has a {key} {what} {where}.",
+                "They say that {who} has a {key} {what} {where}."),
+         dev=("{where}, {who} bought a {key} {what}.",
+              "We know that {who} bought a {key} {what} {where}."),
+         test=("{where}, we know that {who} has a {key} {what}.",
+               "They say that {who} bought a {key} {what} {where}.")),
+    Kind((dict(key=ROUTE, who=PERSONS, how=VEHICLES),),
+         train=("{who} travels {key} {how}.",
+                "{who} is going {key} {how}.",
+                "{how}, {who} goes {key}.",
+                "They say that {who} travels {key} {how}."),
+         dev=("{who} goes {key} {how}.",
+              "{how}, {who} is going {key}."),
+         test=("We know that {who} goes {key} {how}.",
+               "{how}, {who} travels {key}.")),
 )
 
-# ----------------------------------------------------------------------------- sts: what differs
-
-COST = {
-    "where": 1.5, "when": 1.5, "colour": 1.5, "number": 1.5,   # another detail
-    "what": 2.5, "who": 2.5, "a": 2.5, "b": 2.5,               # another participant
-    "act": 3.0, "way": 3.0, "more": 3.0,                       # another action or relation
-    "swap": 3.0,                                               # the two roles exchanged
-    "drop": 0.8,                                               # a detail left out
-}
-ALL_DIFFERENT, UNRELATED = 0.8, 0.0   # scores: another event of this kind, another kind of event
-
-# ----------------------------------------------------- the shares, to make it all harder or easier
-
-SAME_FRAME = 0.2   # of all pairs: one frame twice, so that only words differ
-SWAPPED = 0.33     # of the non-duplicates with two roles: these exchanged; else other words
-TWO_WORDS = 0.3    # of the other non-duplicates: two words changed; else one
-STS_MIX = {"same": 23, "drop": 9, "one": 23, "swap": 12, "two": 9, "all": 12, "unrelated": 12}
-STS_PLAN = [edit for edit, share in STS_MIX.items() for _ in range(share)]
+OPPOSITE, DETAIL = 3.0, 0.8    # what a difference costs of the 5 points
+STS_EDITS = {                  # what sets them apart: (its share in percent, opposite, details)
+    "nothing": (24, False, 0), "a detail": (11, False, 1), "two details": (6, False, 2),
+    "the opposite": (25, True, 0), "and a detail": (12, True, 1), "and two": (4, True, 2),
+    "everything": (18, None, None)}
+STS_PLAN = [edit for edit, (share, *_) in STS_EDITS.items() for _ in range(share)]
 
 
 class Row(NamedTuple):
@@ -809,94 +497,70 @@ def sst_row(rng, split, label):
     return None if repeats else Row((sentence,), label, (frame,))
 
 
-def draw(rng, family):
-    """A meaning: a word for each slot, no word twice."""
-    meaning = {}
-    for slot, table in family.slots.items():
-        meaning[slot] = rng.choice([word for word in table if word not in meaning.values()])
-    return meaning
+def draw(rng, topic):
+    """A meaning: an entry of the word table for each slot."""
+    return {slot: rng.choice(table) for slot, table in topic.items()}
 
 
-def change(rng, family, meaning, slots):
-    """The meaning with other words in these slots; in {way} it is the opposite word."""
-    changed = dict(meaning)
-    for slot in slots:
-        table = family.slots[slot]
-        taken = (*meaning.values(), *changed.values())
-        opposite = table[table.index(meaning[slot]) ^ 1] if slot == "way" else None
-        changed[slot] = opposite or rng.choice([word for word in table if word not in taken])
-    return changed
+def turn(topic, meaning):
+    """The meaning with its key turned into the opposite."""
+    one, two = topic["key"]
+    return {**meaning, "key": two if meaning["key"] == one else one}
 
 
-def swap(meaning):
-    """The meaning with its two roles exchanged."""
-    return {**meaning, "a": meaning["b"], "b": meaning["a"]}
+def change(rng, topic, meaning, details):
+    """The meaning with other entries in so many slots beside the key."""
+    slots = rng.sample([slot for slot in topic if slot != "key"], details)
+    return {**meaning, **{slot: rng.choice([entry for entry in topic[slot]
+                                            if entry != meaning[slot]]) for slot in slots}}
 
 
-def fill(rng, frame, meaning, drop=False):
-    """The frame as a sentence, each meaning in one of its ways; `drop` leaves the detail out."""
-    words = {}
-    for slot, ways in meaning.items():
-        forms = rng.choice(ways.split("/")).split(",")
-        words.update(zip((slot, f"{slot}2", f"{slot}3"), forms))
-    frame = re.sub(r"\[.*?\]", "", frame) if drop else re.sub(r"[\[\]]", "", frame)
-    return tidy(frame.format_map(words))
+def say(rng, frame, meaning, said=""):
+    """The frame as a sentence of this meaning, and its words for the key, which are not `said`."""
+    words = {slot: rng.choice([way for way in ways.split("/") if slot != "key" or way != said])
+             for slot, ways in meaning.items()}
+    return tidy(frame.format_map(words)), words["key"]
 
 
-def start_pair(rng, families, split):
-    """A family, two of its frames in this split (seldom one frame twice) and a meaning for them."""
-    family = rng.choice([family for family in families if getattr(family, split)])
-    frames = getattr(family, split)
-    frames = (rng.choice(frames),) * 2 if rng.random() < SAME_FRAME else rng.sample(frames, 2)
-    return family, frames, draw(rng, family)
+def pair_row(rng, kind, split, meaning, other, label):
+    """Two frames of this kind, one for each meaning."""
+    frames = rng.sample(getattr(kind, split), 2)
+    first, said = say(rng, frames[0], meaning)
+    second, _ = say(rng, frames[1], other, said)
+    return Row((first, second), label, tuple(frames))
 
 
-def pair_row(rng, frames, sentences, label):
-    """A row of two sentences in random order."""
-    order = rng.sample((0, 1), 2)
-    return Row(tuple(sentences[i] for i in order), label, tuple(frames[i] for i in order))
+def pick(rng, kinds):
+    """A topic and its kind; all topics come alike often."""
+    return rng.choice([(kind, topic) for kind in kinds for topic in kind.topics])
 
 
 def para_row(rng, split, duplicate):
-    """Two questions of one family: one meaning, or its roles exchanged or a word or two changed."""
-    family, frames, meaning = start_pair(rng, PARA_FAMILIES, split)
-    other = meaning
-    if not duplicate and "a" in meaning and rng.random() < SWAPPED:
-        other = swap(meaning)
-    elif not duplicate:
-        slots = rng.sample(list(meaning), 2 if rng.random() < TWO_WORDS else 1)
-        other = change(rng, family, meaning, slots)
-    sentences = fill(rng, frames[0], meaning), fill(rng, frames[1], other)
-    return pair_row(rng, frames, sentences, duplicate)
-
-
-def sts_edit(rng, family, meaning, edit):
-    """The meaning after this edit, and the points that it costs."""
-    if edit == "swap":
-        return swap(meaning), COST["swap"]
-    if edit == "drop":
-        return meaning, COST["drop"]
-    slots = rng.sample(list(meaning), {"same": 0, "one": 1, "two": 2, "all": len(meaning)}[edit])
-    return change(rng, family, meaning, slots), sum(COST[slot] for slot in slots)
+    """Two questions that mean the same or, if no duplicate, the opposite."""
+    kind, topic = pick(rng, PARA_KINDS)
+    meaning = draw(rng, topic)
+    other = meaning if duplicate else turn(topic, meaning)
+    return pair_row(rng, kind, split, meaning, other, duplicate)
 
 
 def sts_row(rng, split, edit):
-    """Two sentences of one family that differ by this edit; none if the family has no roles."""
-    family, frames, meaning = start_pair(rng, STS_FAMILIES, split)
-    if edit == "swap" and "a" not in meaning:
-        return None
-    changed, cost = sts_edit(rng, family, meaning, edit)
-    sentences = fill(rng, frames[0], meaning), fill(rng, frames[1], changed, drop=edit == "drop")
-    return pair_row(rng, frames, sentences, round(max(5.0 - cost, ALL_DIFFERENT), 1))
+    """Two statements of one topic that differ by this edit, or of two kinds."""
+    kind, topic = pick(rng, STS_KINDS)
+    meaning = other = draw(rng, topic)
+    _, opposite, details = STS_EDITS[edit]
+    if edit == "everything":
+        return unrelated_row(rng, split, kind, meaning)
+    other = change(rng, topic, turn(topic, meaning) if opposite else meaning, details)
+    points = 5 - OPPOSITE * opposite - DETAIL * details
+    return pair_row(rng, kind, split, meaning, other, round(points, 1))
 
 
-def unrelated_row(rng, split):
-    """Two sentences of different families; none if the same family came twice."""
-    one, frames, meaning = start_pair(rng, STS_FAMILIES, split)
-    two, other_frames, other_meaning = start_pair(rng, STS_FAMILIES, split)
-    frames = frames[0], other_frames[1]
-    sentences = fill(rng, frames[0], meaning), fill(rng, frames[1], other_meaning)
-    return pair_row(rng, frames, sentences, UNRELATED) if one is not two else None
+def unrelated_row(rng, split, kind, meaning):
+    """A statement of this kind beside one of another kind."""
+    other, topic = pick(rng, [other for other in STS_KINDS if other is not kind])
+    frames = [rng.choice(getattr(each, split)) for each in (kind, other)]
+    sentences = [say(rng, *each)[0] for each in zip(frames, (meaning, draw(rng, topic)))]
+    return Row(tuple(sentences), 0.0, tuple(frames))
 
 
 # ----------------------------------------------------------------------------------- all the rows
@@ -908,8 +572,7 @@ def make_row(task, rng, split, index):
         return sst_row(rng, split, index % 5)
     if task == "para":
         return para_row(rng, split, float(index % 2))
-    edit = STS_PLAN[index % len(STS_PLAN)]
-    return unrelated_row(rng, split) if edit == "unrelated" else sts_row(rng, split, edit)
+    return sts_row(rng, split, STS_PLAN[index % len(STS_PLAN)])
 
 
 def split_rows(task, split, seed):

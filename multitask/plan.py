@@ -25,7 +25,7 @@ def default_lr(model, settings):
     encoder's own they hardly learn."""
     width = next(iter(model.encoders.values())).config.hidden_size
     times = {"lora": 20}.get(settings.lora_kind, 80) if settings.lora else 1
-    return times * 0.0384 / width
+    return times * (3.84 / width) ** 2
 
 
 def make_plan(settings, sizes, processes):

@@ -275,7 +275,7 @@ def test_a_lone_task_with_one_example_a_batch_runs(checkpoint, data, script, tmp
                           "--precision", precision, "--out", tmp_path / "lone")
     assert code == 0 and "2 steps, 3 an epoch" in out
     record = json.loads((tmp_path / "lone" / "run.json").read_text())
-    assert record["resolved"]["lr"] == pytest.approx(0.0384 / 32)
+    assert record["resolved"]["lr"] == pytest.approx((3.84 / 32) ** 2)
 
 
 def test_one_text_or_pair_is_answered_in_words(run, script):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from bag_of_words import bag_of_words_scores
 
-from data.make_sample import FILES, PARA_FAMILIES, ROWS, SST_FRAMES, STS_FAMILIES, generate
+from data.make_sample import FILES, PARA_KINDS, ROWS, SST_FRAMES, STS_KINDS, generate
 
 FOLDER = Path(__file__).parent.parent / "data"
 COMPARE = (("train", "dev"), ("train", "test"), ("dev", "test"))
@@ -22,17 +22,16 @@ def rows():
 
 
 def skeleton(frame):
-    """A frame as a bare sentence: slots that go by any name are "_", brackets are off."""
-    return re.sub(r"\{\w+\}", "_", frame).replace("[", "").replace("]", "").lower()
+    """A frame as a bare sentence: slots that go by any name are "_"."""
+    return re.sub(r"\{\w+\}", "_", frame).lower()
 
 
 def frames_of(task):
     """{split: set of frames} as the tables hold them, whether or not they were drawn."""
     if task == "sst":
         return {split: set(SST_FRAMES[split]) for split in ROWS}
-    families = PARA_FAMILIES if task == "para" else STS_FAMILIES
-    return {split: {frame for family in families for frame in getattr(family, split)}
-            for split in ROWS}
+    kinds = PARA_KINDS if task == "para" else STS_KINDS
+    return {split: {frame for kind in kinds for frame in getattr(kind, split)} for split in ROWS}
 
 
 def test_the_script_makes_the_files_that_are_there(tmp_path):
@@ -77,5 +76,5 @@ def test_labels_are_spread_evenly(rows, task):
 def test_a_bag_of_words_does_not_get_it():
     scores = bag_of_words_scores(FOLDER)
     assert scores["sst"]["accuracy"] <= 0.65
-    assert scores["para"]["accuracy"] <= 0.70
-    assert scores["sts"]["pearson"] <= 0.70
+    assert scores["para"]["accuracy"] <= 0.65
+    assert scores["sts"]["pearson"] <= 0.65
