@@ -7,11 +7,13 @@ text.
     python evaluate.py runs/first --text "A cat sleeps." --pair "A cat is asleep."
     python evaluate.py runs/first --adapter sts=runs/other/adapters/sts     # its own left out
     python evaluate.py --compare runs/first runs/second  # a table, and a picture
+    python evaluate.py runs/first --laser 10:fc_out:0.1  # as if a matrix had lower rank
 """
 
 import json
 from pathlib import Path
 
+import laser
 from bert import UserError
 from bert.cli import Parser, pick_device, run_script
 from multitask import adapters, runs
@@ -88,6 +90,8 @@ def parse(arguments):
                              "by the head in it, if any; the other tasks stay as they are")
     parser.add_argument("--text", help="judge this text instead of files")
     parser.add_argument("--pair", help="the text that --text is compared with")
+    parser.add_argument("--laser", help="reduce matrices first: layer:matrix:keep[,…]; see "
+                                        "python -m laser")
     parser.add_argument("--json", action="store_true", help="print a JSON object, nothing else")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="default: the run's")
@@ -98,6 +102,8 @@ def parse(arguments):
         raise UserError("--pair needs the --text that it is compared with")
     if args.limit is not None and args.limit < 0:
         raise UserError(f"--limit is {args.limit}; it must be 0 (all rows) or more")
+    if args.laser and not args.predictions:                  # the run's own stay what they are
+        args.predictions = f"{args.run}/laser/predictions"
     return args
 
 
@@ -120,6 +126,8 @@ def main(arguments=None):
     model, tokenizer, settings, _ = runs.open_run(args.run)
     for adapter in args.adapter:
         swap(model, adapter, args.json)
+    if args.laser is not None:
+        laser.apply(model.bert, laser.parse(args.laser))
     device, autocast = pick_device(args.device, args.precision or settings.precision)
     work = score if args.text is None else answer
     result = work(args, model.to(device), tokenizer, settings, device, autocast)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import laser.edit
+import laser.stored
 from bert import UserError
 from multitask import adapters
 
@@ -15,16 +17,20 @@ from multitask import adapters
 class Edit(NamedTuple):
     """How one kind is done again. `reshape(bert, edit)` changes modules before the saved weights
     are loaded into them; `restore(bert, edit, folder)` acts after, with the run's folder at
-    hand."""
+    hand. One that is not `lasting` leaves a plain model when it is restored: what is made of it
+    needs no edit."""
 
     reshape: Callable | None = None
     restore: Callable | None = None
+    lasting: bool = True
 
 
 EDITS = {                                                    # kind → Edit
     "lora": Edit(restore=adapters.restore),
     "remove_heads": Edit(), "mask_heads": Edit(),            # config.json gives the pruned shape
     "remove_neurons": Edit(), "remove_layers": Edit(),
+    "laser": Edit(reshape=laser.edit.reshape),
+    "compressed": Edit(laser.stored.reshape, laser.stored.restore, lasting=False),
 }
 
 
@@ -41,4 +47,4 @@ def restore(bert, edits, folder):
     for edit in edits:
         if EDITS[edit["kind"]].restore is not None:
             EDITS[edit["kind"]].restore(bert, edit, Path(folder))
-    bert.edits = list(edits)
+    bert.edits = [edit for edit in edits if EDITS[edit["kind"]].lasting]

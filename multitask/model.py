@@ -39,11 +39,18 @@ class MultitaskModel(nn.Module):
         """[sequences, H]: one vector a sequence. The last layer computes only what is read here."""
         bert = self.encoder(task)
         hidden, layout = bert.embed(batch.input_ids, batch.layout, batch.token_type_ids)
+        hidden = bert.encode(hidden, layout, read=self.rows_read(batch))
+        return self.read_out(bert, hidden, layout)
+
+    def rows_read(self, batch):
+        """The selection of the last layer's rows that read_out needs; None: all of them."""
+        return None if self.read == "mean" else batch.first
+
+    def read_out(self, bert, hidden, layout):
+        """The last layer's rows_read → [sequences, H]"""
         if self.read == "mean":
-            hidden = layout.pad(bert.encode(hidden, layout))             # [sequences, tokens, H]
-            return hidden.sum(dim=1) / layout.mask.sum(dim=1, keepdim=True)
-        first = bert.encode(hidden, layout, read=batch.first)
-        return bert.pool(first) if self.read == "pooler" else first
+            return layout.pad(hidden).sum(dim=1) / layout.mask.sum(dim=1, keepdim=True)
+        return bert.pool(hidden) if self.read == "pooler" else hidden
 
     def forward(self, task, batch):
         """→ the task's outputs [B, outputs], in float32."""

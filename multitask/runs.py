@@ -118,6 +118,22 @@ def save_best(folder, model, tokenizer, tasks, scores, splits, predictions):
     write_json(folder / "metrics.json", scores)
 
 
+def save_edited(folder, source, model, tokenizer, splits, scores, predictions, more=None):
+    """Write `model`, which was made of the run `source` by edits and no training, as a run of its
+    own: the source's record, with the model's edits. `more` {file: tensors} lies beside it."""
+    record, _ = read_record(source)
+    record["settings"] |= {"out": str(folder), "from_run": str(Path(source).resolve())}
+    record["edits"] = list(model.bert.edits)
+    start(folder, record)
+    for file, tensors in (more or {}).items():
+        write_tensors(folder / file, tensors)
+    save_best(folder, model, tokenizer, list(model.heads), scores, splits, predictions)
+
+
+def is_run(folder):
+    return (Path(folder) / "run.json").is_file()
+
+
 def read_record(folder):
     """→ run.json's fields and its Settings."""
     path = Path(folder) / "run.json"

@@ -1,0 +1,116 @@
+"""What edited models say about every dev example, kept on the disk: of each stack and task the
+outputs [n, outputs]. Any half of the data can be scored from it, and a stopped pass goes on."""
+
+import hashlib
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bert import UserError
+from bert.cli import StopSignal, UserStop
+from bert.files import read_metadata, read_tensors, write_tensors
+from bert.training import progress_bar
+from laser.interventions import spell
+from laser.replay import Replay
+from multitask.evaluation import TOKENS
+from multitask.metrics import summary
+from multitask.tasks import TASKS
+
+SAVE_SECONDS = 30
+
+
+def fingerprint(model, splits, precision):
+    """What the outputs depend on beside the stack, as 16 hex digits."""
+    digest = hashlib.sha256(precision.encode())
+    for tensor in model.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    digest.update(json.dumps([[task, split.ids, split.sides] for task, split in splits.items()])
+                  .encode())
+    return digest.hexdigest()[:16]
+
+
+class Outputs:
+    """`splits` is {task: Split}; `path` the file, read if it is there. NaN stands where nothing was
+    computed yet."""
+
+    def __init__(self, model, splits, device, autocast, path, precision="fp32"):
+        self.model, self.splits, self.device, self.autocast = model, splits, device, autocast
+        self.path, self.stacks = Path(path), {}              # spelling → row
+        self.mark = fingerprint(model, splits, precision)
+        self.replay = Replay(model)
+        self.batches = {task: split.by_length(TOKENS) for task, split in splits.items()}
+        self.tables = {task: torch.empty(0, len(split), TASKS[task].outputs)
+                       for task, split in splits.items()}
+        if self.path.is_file():
+            self._read()
+
+    def _read(self):
+        try:
+            about = json.loads(read_metadata(self.path).get("about", ""))
+        except ValueError as error:
+            raise UserError(f"{self.path} is no file of outputs; move it away") from error
+        if about["mark"] != self.mark:
+            raise UserError(f"{self.path} holds what another model, data or precision gave; give "
+                            f"another --out, or remove the file")
+        self.stacks = {spelling: row for row, spelling in enumerate(about["stacks"])}
+        found = read_tensors(self.path)
+        self.tables = {task: found[task] for task in self.tables}
+
+    def save(self):
+        about = json.dumps({"mark": self.mark, "stacks": list(self.stacks)})
+        write_tensors(self.path, self.tables, about=about)
+
+    def add(self, stacks, title="replay"):
+        """Compute what these stacks give, as far as it is not there. Ctrl-C saves first."""
+        new = [s for s in dict.fromkeys(map(spell, stacks)) if s not in self.stacks]
+        for spelling in new:
+            self.stacks[spelling] = len(self.stacks)
+        self.tables = {task: torch.cat([t, t.new_full((len(new), *t.shape[1:]), math.nan)])
+                       for task, t in self.tables.items()}
+        rows = {self.stacks[spell(stack)]: stack for stack in stacks}
+        todo = [(task, indices, open_) for task, batches in self.batches.items()
+                for indices in batches
+                if (open_ := [r for r in rows if self.tables[task][r, indices[0]].isnan().any()])]
+        if todo:
+            self._run(todo, rows, title)
+
+    def _run(self, todo, rows, title):
+        total = sum(len(indices) * len(open_) for _, indices, open_ in todo)
+        saved = time.monotonic()
+        with StopSignal() as stop, progress_bar(title, total, "example", leave=False) as bar:
+            for task, indices, open_ in todo:
+                batch = self.splits[task].batch(indices).to(self.device)
+                with self.autocast():
+                    found = self.replay.outputs(task, batch, [rows[row] for row in open_])
+                self.tables[task][torch.tensor(open_)[:, None], torch.tensor(indices)] = found.cpu()
+                bar.update(len(indices) * len(open_))
+                if stop.asked or time.monotonic() - saved > SAVE_SECONDS:
+                    self.save()
+                    saved = time.monotonic()
+                if stop.asked:
+                    raise UserStop(f"stopped; what was computed is in {self.path}, and the same "
+                                   f"command goes on from there")
+        self.save()
+
+    def predictions(self, stack):
+        """→ {task: numpy [n]}"""
+        row = self.stacks[spell(stack)]
+        return {task: np.asarray(TASKS[task].predict(table[row]).tolist())
+                for task, table in self.tables.items()}
+
+    @property
+    def labels(self):
+        return {task: split.labels.numpy() for task, split in self.splits.items()}
+
+
+def scores_of(predictions, labels):
+    """{task: [n]} both → scores as in metrics.json, of each task's first metric."""
+    found = {}
+    for task, predicted in predictions.items():
+        name, metric = next(iter(TASKS[task].metrics.items()))
+        found[task] = {name: metric(predicted, labels[task])}
+    return summary(found)
