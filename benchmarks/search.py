@@ -24,9 +24,6 @@ BUDGET = "--precision bf16"
 CANDIDATES = {
     "base": "--epochs 1",
     "layer-decay": "--epochs 1 --layer-decay 0.9",
-    "cosine-loss": "--epochs 1 --loss cosine",
-    "two-epochs": "--epochs 2",
-    "fast": "--epochs 1 --lr 2e-4",
 }
 
 
