@@ -1,4 +1,5 @@
-"""Train every recipe on the course's data, with the same budget, and compare them with the papers.
+"""Train the papers' multitask recipes on the course's data, all with the same budget, and compare
+them with what the papers printed.
 
     python benchmarks/recipes.py                         # all of them, seeds 0 and 1
     python benchmarks/recipes.py --recipes mb-comb,mb-comb-gs --seeds 0
@@ -42,7 +43,8 @@ def train_run(folder, flags):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipes", default=",".join(name for name in RECIPES if name != "best"))
+    parser.add_argument("--recipes", default=",".join(
+        name for name in RECIPES if name.startswith(("mb", "baseline"))))
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--budget", default=BUDGET, help=f"flags of every run (default: {BUDGET})")
     parser.add_argument("--out", type=Path, default=Path("runs/recipes"))

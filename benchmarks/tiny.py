@@ -43,7 +43,7 @@ def random_checkpoint(folder, seed):
 def one_epoch(checkpoint, mode, seed, out):
     """→ metrics.json of a run"""
     train_multitask.main(["--bert", str(checkpoint), "--data", str(DATA), "--epochs", "1",
-                          "--seed", str(seed), "--out", str(out), *MODES[mode]])
+                          "--lr", "3e-4", "--seed", str(seed), "--out", str(out), *MODES[mode]])
     return json.loads((out / "metrics.json").read_text())
 
 
