@@ -33,10 +33,9 @@ def processes():
                             timeout=timedelta(hours=6))      # others wait while the first evaluates
     if rank() > 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.barrier()                                           # none leaves while another still works
+    dist.destroy_process_group()
 
 
 def add_up(tensors):
