@@ -45,6 +45,7 @@ from multitask.report import draw_curves, score_line, score_table
 from multitask.sampling import SAMPLERS
 from multitask.settings import Settings
 from multitask.tasks import TASKS
+from pruning.start import keep_heads, lora_ranks
 
 LAST = Path("last", "state.pt")                              # in the run: the state to resume from
 
@@ -64,8 +65,9 @@ def load_data(settings, tokenizer):
     return splits, checksums
 
 
-def load_model(settings):
-    """→ model, tokenizer: from a checkpoint with new heads, or from a saved run (--from)."""
+def load_model(settings, device):
+    """→ model, tokenizer: from a checkpoint with new heads, or from a saved run (--from). It is on
+    the CPU; `device` is where importance is measured."""
     torch.manual_seed(settings.seed)                         # of the new heads
     if not settings.from_run:
         tokenizer = Tokenizer.from_pretrained(settings.bert)
@@ -92,8 +94,11 @@ def load_model(settings):
                         f"{tokenizer.vocab_size:,} tokens but the encoder embeds only "
                         f"{config.vocab_size:,}; they are of different checkpoints")
     model.encoders.requires_grad_(not settings.freeze)
+    if settings.keep_heads:
+        keep_heads(model, tokenizer, settings, device)
     if settings.lora:
-        adapters.attach(model, settings)
+        ranks = lora_ranks(model, tokenizer, settings, device) if settings.lora_top else None
+        adapters.attach(model, settings, ranks)
     else:
         adapters.refuse_left_over(model)
     model.heads.requires_grad_(False)
@@ -105,7 +110,7 @@ def load_model(settings):
 def train(settings, folder, recipe="", record=None, state=None):
     """Train from the start, or on from `state`, and leave a whole run in `folder`."""
     device, autocast = pick_device(settings.device, settings.precision)
-    model, tokenizer = load_model(settings)
+    model, tokenizer = load_model(settings, device)
     data, checksums = load_data(settings, tokenizer)
     model.to(device)
     sizes = {task: len(data[task]["train"]) for task in settings.learnt}

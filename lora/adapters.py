@@ -28,7 +28,8 @@ def attach(bert, targets=("query", "value"), rank=8, adapters=("default",), alph
     train, those attached before are left as they are. The first becomes the active one if none is.
 
     targets: which matrices of every layer (see TARGETS). rank: an int, or {(layer, target): int}
-    where it differs, which then says by itself which matrices have an adapter. alpha: ΔW is scaled
+    where it differs, which then says by itself which matrices have an adapter; a matrix from which
+    all heads were removed has none. alpha: ΔW is scaled
     by alpha/rank; None makes the scale 1. layernorms: each adapter also owns a copy of all
     LayerNorms. kind(weight, rank, alpha, dropout) makes one matrix's adapter."""
     if isinstance(adapters, str) or isinstance(targets, str):
@@ -37,6 +38,8 @@ def attach(bert, targets=("query", "value"), rank=8, adapters=("default",), alph
         (layer, target): rank for layer in range(len(bert.layers)) for target in targets}
     check_ranks(ranks, dropout)
     places = {place_of(bert, *where): rank for where, rank in ranks.items()}
+    places = {place: rank for place, rank in places.items()
+              if pretrained(bert, place).weight.numel()}
     new = {}
     for name in adapters:
         check_new(bert, name)

@@ -31,9 +31,10 @@ def serving(bert):
             for task, name in edit["adapters"].items()}
 
 
-def attach(model, settings):
+def attach(model, settings, ranks=None):
     """Give the encoder the adapters that the settings name, and freeze all else in it. Those that
-    it has already, of a run that this one starts from, go on as they are."""
+    it has already, of a run that this one starts from, go on as they are. ranks {(layer, matrix):
+    rank}: where they differ."""
     bert, serves = model.bert, settings.adapters_of_tasks
     wanted = dict.fromkeys(serves.values())
     for name in lora.names(bert):
@@ -43,7 +44,7 @@ def attach(model, settings):
             lora.detach(bert, name)
     new = [name for name in wanted if name not in lora.names(bert)]
     if new:
-        lora.attach(bert, settings.lora_targets.split(","), settings.lora, new,
+        lora.attach(bert, settings.lora_targets.split(","), ranks or settings.lora, new,
                     settings.lora_alpha or None, settings.lora_dropout, settings.lora_norms,
                     KINDS[settings.lora_kind])
     lora.train_only(bert, settings.units)

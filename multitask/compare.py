@@ -11,9 +11,7 @@ from bert.files import writing
 from bert.settings import command
 from multitask.recipes import RECIPES
 from multitask.runs import read_record
-
-COLUMNS = ("run", "seeds", "sst", "para", "sts", "overall", "trained", "stored", "minutes",
-           "published: sst", "para", "sts")
+from multitask.tasks import TASKS
 
 
 class Row(NamedTuple):
@@ -23,7 +21,7 @@ class Row(NamedTuple):
     scores: list                                     # {task or "overall": score} of each run
     parameters: dict                                 # {"trained", "stored"}
     minutes: list
-    published: tuple                                 # sst, para, sts, or ()
+    published: dict                                  # {task: score}
 
 
 def read_rows(folders):
@@ -42,7 +40,7 @@ def read_rows(folders):
                         [main_scores(folder) for folder, _ in members],
                         members[0][1]["parameters"],
                         [record["times"]["train_seconds"] / 60 for _, record in members],
-                        RECIPES[recipe].published if recipe in RECIPES else ()))
+                        RECIPES[recipe].published if recipe in RECIPES else {}))
     return rows
 
 
@@ -61,42 +59,52 @@ def mean_and_spread(values):
     return f"{mean:.3f}" + (f" ±{half:.3f}" if len(values) > 1 else "")
 
 
-def cells(row):
-    shown = [mean_and_spread([s[name] for s in row.scores if name in s])
-             for name in ("sst", "para", "sts", "overall")]
-    return [row.name, str(len(row.scores)), *shown,
-            *(f"{row.parameters[name] / 1e6:.2f}M" for name in ("trained", "stored")),
-            f"{sum(row.minutes) / len(row.minutes):.1f}",
-            *(f"{score:.3f}" for score in row.published or ()), *[""] * (0 if row.published else 3)]
+def score_names(rows):
+    """Of the columns: tasks in the order of their table, and the course's overall score."""
+    return [name for name in (*TASKS, "overall") if any(name in s for row in rows
+                                                        for s in row.scores)]
+
+
+def cells(rows):
+    """The table: a list of texts for the header and for each row."""
+    names = score_names(rows)
+    printed = [name for name in names if any(name in row.published for row in rows)]
+    header = ["run", "seeds", *names, "trained", "stored", "minutes",
+              *(f"published: {name}" if name == printed[0] else name for name in printed)]
+    return [header] + [
+        [row.name, str(len(row.scores)),
+         *(mean_and_spread([s[name] for s in row.scores if name in s]) for name in names),
+         *(f"{row.parameters[name] / 1e6:.2f}M" for name in ("trained", "stored")),
+         f"{sum(row.minutes) / len(row.minutes):.1f}",
+         *(f"{row.published[name]:.3f}" if name in row.published else "" for name in printed)]
+        for row in rows]
 
 
 def text_table(rows):
-    table = [list(COLUMNS), *map(cells, rows)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(COLUMNS))]
+    table = cells(rows)
+    widths = [max(map(len, column)) for column in zip(*table)]
     return "\n".join("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width)
                                for i, (cell, width) in enumerate(zip(line, widths)))
                      for line in table)
 
 
 def markdown_table(rows):
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    header, *lines = cells(rows)
+    return "".join(f"| {' | '.join(line)} |\n" for line in [header, ["---"] * len(header), *lines])
 
 
 def draw(rows, path):
     """Each score as a point for every run, the papers' as a ring."""
     from matplotlib.figure import Figure  # slow to import, needed once
 
-    names = [name for name in ("sst", "para", "sts", "overall") if any(name in s for row in rows
-                                                                       for s in row.scores)]
+    names = score_names(rows)
     figure = Figure(figsize=(3 * max(len(names), 2), 1.2 + 0.3 * len(rows)), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names):
         for place, row in enumerate(rows):
             points = [s[name] for s in row.scores if name in s]
             axes.plot(points, [place] * len(points), "o", color="C0", alpha=0.6)
-            if row.published and name != "overall":
-                printed = row.published[("sst", "para", "sts").index(name)]
-                axes.plot(printed, place, "o", color="C1", fillstyle="none")
+            if name in row.published:
+                axes.plot(row.published[name], place, "o", color="C1", fillstyle="none")
         axes.set(title=name, yticks=range(len(rows)), yticklabels=[row.name for row in rows])
         axes.grid(alpha=0.3)
     figure.supxlabel("● measured, a point a seed    ○ as the paper printed it", fontsize="small")
@@ -111,5 +119,5 @@ def compare(folders, to):
     draw(rows, to / "comparison.png")
     with writing(to / "comparison.md") as file:
         file.write(markdown_table(rows).encode())
-    print(f"{text_table(rows)}\n\n±: half the range over the seeds. Measured and paper A's: dev "
-          f"sets; paper C's: test sets.\n{to / 'comparison.md'}   {to / 'comparison.png'}")
+    print(f"{text_table(rows)}\n\n±: half the range over the seeds. Measured, and papers A's and "
+          f"B's: dev sets; paper C's: test sets.\n{to / 'comparison.md'}   {to / 'comparison.png'}")

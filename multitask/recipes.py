@@ -10,8 +10,12 @@ from typing import NamedTuple
 class Recipe(NamedTuple):
     says: str                                            # one line
     row: str                                             # where it stands in the papers
-    published: tuple                                     # sst, para, sts as printed there, or ()
+    published: dict                                      # {task: score as printed there}
     settings: dict
+
+
+def course(sst, para, sts):
+    return {"sst": sst, "para": para, "sts": sts}
 
 
 SAME = dict(pairs="separate", lr=1e-5, head_lr=1e-5, batch_size=8, epochs=10, warmup=0.0,
@@ -23,58 +27,74 @@ C_COSINE = SAME | dict(head="mlp,sts=cosine", loss="cosine", surgery="whole")
 ONE_EACH = dict(lora=15, surgery="none")
 ONE_FOR_ALL = dict(lora=15, adapters="shared")
 LORA_BEST = dict(lora=8, lora_targets="query,key,value,output,fc_in,fc_out", epochs=3)
+GLUE = dict(tasks="rte", read="pooler", batch_size=32, lr=2e-5, head_lr=2e-5, weight_decay=0.01,
+            warmup=0.0, epochs=30)
+GLUE_LORA = GLUE | dict(lora=4, lora_norms=True)
+PRUNE_LORA = GLUE_LORA | dict(keep_heads="0.6944", lora_top=8)      # 100 of 144 heads
 
 RECIPES = {
     # Paper A: LASER on a multitask BERT, Table 1 (dev)
     "mb-sst": Recipe("one task, sentiment; the other heads stay untrained", "A, MB-SST",
-                     (.517, .509, -.065), A_SINGLE | dict(learn="sst")),
+                     course(.517, .509, -.065), A_SINGLE | dict(learn="sst")),
     "mb-para": Recipe("one task, paraphrases", "A, MB-PARA",
-                      (.136, .788, -.012), A_SINGLE | dict(learn="para")),
+                      course(.136, .788, -.012), A_SINGLE | dict(learn="para")),
     "mb-sts": Recipe("one task, similarity", "A, MB-STS",
-                     (.126, .608, .378), A_SINGLE | dict(learn="sts")),
+                     course(.126, .608, .378), A_SINGLE | dict(learn="sts")),
     "mb-comb": Recipe("all three, one batch of each a step, the losses' sum", "A, MB-COMB",
-                      (.506, .779, .360), A_SINGLE),
+                      course(.506, .779, .360), A_SINGLE),
     "mb-comb-gs": Recipe("with gradient surgery over the whole gradient", "A, MB-COMB-gs",
-                         (.493, .786, .380), A_SINGLE | dict(surgery="whole")),
+                         course(.493, .786, .380), A_SINGLE | dict(surgery="whole")),
     "mb-comb-gs-perweight": Recipe("with gradient surgery weight by weight", "A, MB-COMB-gs",
-                                   (), A_SINGLE | dict(surgery="weight")),
+                                   {}, A_SINGLE | dict(surgery="weight")),
     "mb-comb-as": Recipe("with annealed sampling of one task a step", "A, MB-COMB-as",
-                         (.491, .782, .367), A_SINGLE | dict(sampling="annealed")),
+                         course(.491, .782, .367), A_SINGLE | dict(sampling="annealed")),
     "mb-comb-csd": Recipe("with custom heads: a hidden layer, and ReLU(cos) for similarity",
-                          "A, MB-COMB-csd", (.492, .837, .705), A_CUSTOM),
+                          "A, MB-COMB-csd", course(.492, .837, .705), A_CUSTOM),
     "mb-comb-final": Recipe("custom heads and L2", "A, MB-COMB-final",
-                            (.508, .842, .705), A_CUSTOM | dict(l2=1e-3)),
+                            course(.508, .842, .705), A_CUSTOM | dict(l2=1e-3)),
     # Paper C: LoRA for a multitask BERT, its baselines (test)
     "baseline1": Recipe("a frozen encoder, heads with a hidden layer", "C, Baseline 1",
-                        (.3842, .6727, .2489),
+                        course(.3842, .6727, .2489),
                         C_MSE | dict(surgery="none", freeze=True, head_lr=1e-3)),
     "baseline2": Recipe("all of it trained, gradient surgery", "C, Baseline 2",
-                        (.5077, .7894, .3569), C_MSE),
+                        course(.5077, .7894, .3569), C_MSE),
     "baseline3": Recipe("and a cosine for similarity", "C, Baseline 3",
-                        (.4923, .7931, .5841), C_COSINE),
+                        course(.4923, .7931, .5841), C_COSINE),
     "baseline4": Recipe("and an encoder for each task", "C, Baseline 4",
-                        (.4996, .7846, .5885),
+                        course(.4996, .7846, .5885),
                         C_COSINE | dict(surgery="none", encoders="separate")),
     # Paper C: LoRA (test); its 1.11 M parameters a set are rank 15 on query, key, value and output
     "lora1": Recipe("a frozen encoder with an adapter for each task", "C, LoRA 1",
-                    (.4951, .7673, .4761), C_MSE | ONE_EACH),
+                    course(.4951, .7673, .4761), C_MSE | ONE_EACH),
     "lora2": Recipe("and a cosine for similarity", "C, LoRA 2",
-                    (.4868, .7695, .6161), C_COSINE | ONE_EACH),
+                    course(.4868, .7695, .6161), C_COSINE | ONE_EACH),
     "lora3": Recipe("one adapter that all tasks share, gradient surgery", "C, LoRA 3",
-                    (.4713, .6910, .5755), C_MSE | ONE_FOR_ALL),
+                    course(.4713, .6910, .5755), C_MSE | ONE_FOR_ALL),
     "lora4": Recipe("and a cosine for similarity", "C, LoRA 4",
-                    (.4877, .6922, .6658), C_COSINE | ONE_FOR_ALL),
+                    course(.4877, .6922, .6658), C_COSINE | ONE_FOR_ALL),
     "lora4-warmup": Recipe("with a warm-up and batches of 24", "C, future work",
-                           (.5235, .7445, .7274),
+                           course(.5235, .7445, .7274),
                            C_COSINE | ONE_FOR_ALL | dict(batch_size=24, warmup=0.1)),
+    # Paper B: Pruning-Adapter on GLUE, Table 1 (dev); --tasks says which
+    "glue-full": Recipe("one task of GLUE, all of the encoder trained", "B, Full",
+                        dict(mnli=.8456, mrpc=.8014, qnli=.9154, rte=.6245, sst2=.9243,
+                             wnli=.4085), GLUE),
+    "glue-lora": Recipe("adapters of rank 4 and LayerNorms", "B, LoRA",
+                        dict(mnli=.7724, mrpc=.6838, qnli=.8805, rte=.6065, sst2=.9163,
+                             wnli=.4366), GLUE_LORA),
+    "glue-prune-lora": Recipe("100 of 144 heads stay, then adapters of rank 8 and 4",
+                              "B, Prune-LoRA", dict(mnli=.7816, mrpc=.6838, qnli=.8728, rte=.5993,
+                                                    sst2=.9106, wnli=.5634), PRUNE_LORA),
     # ours
-    "best": Recipe("the strongest single model found here: joint pairs, our defaults", "", (),
+    "glue-prune-lora-best": Recipe("the same, at the learning rate that LoRA needs", "", {},
+                                   PRUNE_LORA | dict(lr=0.0, head_lr=1e-3, warmup=0.1, epochs=0)),
+    "best": Recipe("the strongest single model found here: joint pairs, our defaults", "", {},
                    dict(epochs=1)),
-    "lora-best": Recipe("an adapter for each task, at the learning rate that LoRA needs", "", (),
+    "lora-best": Recipe("an adapter for each task, at the learning rate that LoRA needs", "", {},
                         LORA_BEST),
-    "lora-groups": Recipe("the same, but para and sts share theirs", "", (),
+    "lora-groups": Recipe("the same, but para and sts share theirs", "", {},
                           LORA_BEST | dict(adapters="sst=sst,para=pairs,sts=pairs")),
-    "lora-xs": Recipe("LoRA-XS: r × r numbers a matrix", "", (),
+    "lora-xs": Recipe("LoRA-XS: r × r numbers a matrix", "", {},
                       LORA_BEST | dict(lora=24, lora_kind="xs")),
 }
 

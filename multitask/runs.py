@@ -12,7 +12,7 @@ Where each task has an encoder of its own, they lie in model/<task>/.
 import json
 import platform
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -120,10 +120,14 @@ def save_best(folder, model, tokenizer, tasks, scores, splits, predictions):
 
 def save_edited(folder, source, model, tokenizer, splits, scores, predictions, more=None):
     """Write `model`, which was made of the run `source` by edits and no training, as a run of its
-    own: the source's record, with the model's edits. `more` {file: tensors} lies beside it."""
-    record, _ = read_record(source)
-    record["settings"] |= {"out": str(folder), "from_run": str(Path(source).resolve())}
-    record["edits"] = list(model.bert.edits)
+    own: by the source's settings and data, with the model's edits. `more` {file: tensors} lies
+    beside it."""
+    old, settings = read_record(source)
+    model.requires_grad_(False)                              # nothing was trained
+    settings = replace(settings, out=str(folder), from_run=str(Path(source).resolve()))
+    record = new_record(settings, old["recipe"], old["data"], model)
+    record |= {"complete": True, "best_step": {SHARED: 0}}
+    record["times"]["train_seconds"] = 0.0
     start(folder, record)
     for file, tensors in (more or {}).items():
         write_tensors(folder / file, tensors)

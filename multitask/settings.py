@@ -35,6 +35,10 @@ class Settings:
     lora_alpha: float = setting(0, "the adapter is scaled by alpha/rank (0: by 1)", least=0)
     lora_dropout: float = setting(0, "dropout of what goes into an adapter", least=0, most=1)
     lora_norms: bool = setting(False, "train LayerNorms too; each adapter has its own")
+    lora_top: int = setting(0, "rank in the third of the layers whose heads matter most (0: --lora "
+                               "in all)", least=0)
+    keep_heads: str = setting("", "before training, remove the heads that matter least: keep so "
+                                  "many (100), or a fraction (0.7)")
     sampling: str = setting("all", "what a step learns from: one batch of every task, or of one "
                                    "task: in turn, or at random by the tasks' sizes, with "
                                    "annealing less and less so", tuple(SAMPLERS))
@@ -101,6 +105,11 @@ class Settings:
         self.head_kinds, self.learnt  # noqa: B018  raise where a task or kind is unknown
         if self.lora:
             self._check_lora()
+        elif self.lora_top:
+            raise UserError("--lora-top is a rank of adapters; add --lora with the other layers'")
+        if self.keep_heads and self.encoders == "separate":
+            raise UserError("--keep-heads removes heads of one encoder; leave out --encoders "
+                            "separate")
         for name, kind in (("task_lr", float), ("task_epochs", int)):
             if self.of_tasks(name, kind) and max(map(len, self.units.values())) > 1:
                 raise UserError(f"--{name.replace('_', '-')} is for tasks that share nothing; add "

@@ -16,6 +16,7 @@ builds that shape. Training goes on from the pruned run with --from.
 
 gates.py    importance by gradients         removal.py    the cuts      selection.py  what goes
 measure.py  importance of a run             ranks.py      LoRA ranks    cost.py       multiply-adds
+start.py    pruning before training         report.py     what runs cost and reach
 
 Left out: pruning of single weights, of embeddings and of the hidden size; masks that are learnt.
 """

@@ -12,21 +12,20 @@ python train_multitask.py --from RUN2 trains it on, to recover what was lost.
 import sys
 from dataclasses import replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 
 import torch
 
 from bert import UserError
 from bert.cli import Parser, did_you_mean, pick_device, run_script
-from bert.files import write_json
 from bert.settings import anchored
 from multitask import runs
 from multitask.evaluation import evaluate, load_split
-from multitask.model import SHARED
 from multitask.report import score_table
 from multitask.tasks import TASKS
 from pruning.gates import parts_at_first
-from pruning.measure import measure, scored
+from pruning.measure import across_tasks, measure, scored
 from pruning.picture import draw_heat_maps, in_text, write_csv
 from pruning.ranks import ranks_by_importance
 from pruning.removal import mask_heads, remove_heads, remove_layers, remove_neurons
@@ -65,8 +64,7 @@ def show_importance(args):
     if args.of != "neurons":
         print(f"importance of each {part}, in hundredths ({last})\n{in_text(scores[last])}\n")
     if args.of == "heads":
-        ranks = ranks_by_importance(sum(values / values.nan_to_num().sum()
-                                        for values in raw.values()))
+        ranks = ranks_by_importance(across_tasks(raw), blocks=ceil(len(model.bert.layers) / 3))
         high = sorted({layer for (layer, _), rank in ranks.items() if rank == max(ranks.values())})
         print(f"layers whose heads matter most, for LoRA of a higher rank: "
               f"{', '.join(map(str, high))}")
@@ -75,7 +73,7 @@ def show_importance(args):
 
 def prune(args):
     """Write a new run without the heads (or neurons, or layers) that matter least."""
-    model, tokenizer, settings, record = runs.open_run(args.run)
+    model, tokenizer, settings, _ = runs.open_run(args.run)
     before = sum(p.numel() for p in model.bert.parameters())
     new = anchored(replace(settings, from_run=args.run, out=args.out, overwrite=args.overwrite),
                    "from_run")
@@ -90,13 +88,7 @@ def prune(args):
     else:
         prune_to_budget(model.bert, args, measurer(args, model, tokenizer, settings, device))
     scores, predictions = evaluate(model, dev, device, autocast)
-    model.requires_grad_(False)                              # nothing was trained
-    record = runs.new_record(new, record.get("recipe", ""), record["data"], model)
-    record |= {"complete": True, "best_step": {SHARED: 0}}
-    record["times"]["train_seconds"] = 0.0
-    runs.start(folder, record)
-    runs.save_best(folder, model, tokenizer, list(model.heads), scores, dev, predictions)
-    write_json(folder / "run.json", record)
+    runs.save_edited(folder, args.run, model, tokenizer, dev, scores, predictions)
     after = sum(p.numel() for p in model.bert.parameters())
     print(f"{score_table(scores)}\n\nencoder: {before:,} parameters → {after:,}\nrun: {folder}\n"
           f"next: python train_multitask.py --from {folder}, or python evaluate.py {folder}")

@@ -33,11 +33,17 @@ def measure(model, tokenizer, settings, tasks, device, kind="heads", examples=10
     all of them)."""
     raw = {}
     for task in tasks:
-        rows = read_split(task, "train", data or settings.data, settings.strict_rows)
+        rows = read_split(task, "train", data or settings.data,
+                          settings.strict_rows)[:settings.limit or None]
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
         split = tokenise([rows[i] for i in order[:examples or None]], tokenizer, settings.pairs)
         raw[task] = task_importance(model, task, split, settings.loss_of(task), device, kind)
     return raw
+
+
+def across_tasks(raw):
+    """{task: raw importance} → that of all [layers, parts], in which each task counts the same."""
+    return sum(values / values.nan_to_num().sum() for values in raw.values())
 
 
 def scored(raw, kind="heads", norm="layer"):

@@ -1,0 +1,31 @@
+"""Pruning-Adapter (Wang, Yang & Sun 2023, arXiv 2303.14704): what --keep-heads and --lora-top do to
+a model before its first training step. Importance is that of the tasks' heads as they are: of a run
+(--from) they have learnt; new ones read the encoder in a random direction."""
+
+from math import ceil
+
+from pruning.measure import across_tasks, measure, scored
+from pruning.ranks import ranks_by_importance
+from pruning.removal import remove_heads
+from pruning.selection import budget, choose
+
+
+def keep_heads(model, tokenizer, settings, device):
+    """Remove the heads that matter least to all tasks together; settings.keep_heads says how many
+    stay, as a number or as a fraction."""
+    bert = model.bert
+    keep = budget(settings.keep_heads, len(bert.layers) * bert.config.num_attention_heads,
+                  "keep-heads")
+    raw = measure(model.to(device), tokenizer, settings, settings.task_names, device)
+    remove_heads(bert, choose(list(scored(raw).values())[-1], keep))
+    print(f"{keep} heads stay: {', '.join(str(layer.attention.heads) for layer in bert.layers)} "
+          f"from the first layer to the last")
+    model.cpu()
+
+
+def lora_ranks(model, tokenizer, settings, device):
+    """→ {(layer, matrix): rank}: --lora-top in the third of the layers whose heads matter most."""
+    raw = measure(model.to(device), tokenizer, settings, settings.task_names, device)
+    model.cpu()
+    return ranks_by_importance(across_tasks(raw), settings.lora_top, settings.lora,
+                               ceil(len(model.bert.layers) / 3), settings.lora_targets.split(","))
