@@ -4,16 +4,15 @@ least important ones, random ones (five draws), or the most important ones; no t
     python benchmarks/importance.py                      # four tasks of GLUE, seeds 0, 1 and 2
     python benchmarks/importance.py --tasks rte --seeds 0
 
-It trains a run for each task and seed, then prunes it in every way; what is done already is not
-done again, and a run that was stopped goes on. It leaves the results of each run, and
-a picture, in --out. PLAINBERT_WEIGHTS and PLAINBERT_DATA (its glue/): see README.md.
+It trains benchmarks/glue.py's run of the recipe glue-full for each task and seed, then prunes it in
+every way; what is done already is not done again, and a run that was stopped goes on. It leaves the
+results of each run, and a picture, in --out. PLAINBERT_WEIGHTS and PLAINBERT_DATA: see README.md.
 """
 
 import argparse
 import copy
 import json
 import os
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+from glue import train  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from bert.files import write_json  # noqa: E402
@@ -32,27 +32,10 @@ from multitask.tasks import TASKS  # noqa: E402
 from pruning import choose, normalise, remove_heads  # noqa: E402
 from pruning.measure import measure  # noqa: E402
 
-EPOCHS = {"rte": 5, "mrpc": 4}                              # of small tasks; else 3
 ORDERS = {"importance": 1, "importance, global norm": 1,     # how many draws
           "random": 5, "inverse": 1}
 FRACTIONS = (0.1, 0.3, 0.5, 0.7)
 CPU = torch.device("cpu")
-
-
-def train(task, seed, folder, flags):
-    """One run, unless it is there: from its beginning, or from where it was stopped."""
-    record = folder / "run.json"
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8"))["complete"]:
-        return
-    command = [sys.executable, str(ROOT / "train_multitask.py")]
-    if record.is_file():
-        command += ["--resume", str(folder)]
-    else:
-        command += ["--bert", os.environ["PLAINBERT_WEIGHTS"], "--limit", "10000",
-                    "--data", str(Path(os.environ["PLAINBERT_DATA"]) / "glue"), "--tasks", task,
-                    "--seed", str(seed), "--epochs", str(EPOCHS.get(task, 3)),
-                    "--out", str(folder), *flags.split()]
-    subprocess.run(command, check=True)
 
 
 def sweep(task, seed, folder, examples):
@@ -117,17 +100,15 @@ def main():
     parser.add_argument("--tasks", default="rte,mrpc,sst2,qnli")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--examples", type=int, default=1000, help="to measure importance on")
-    parser.add_argument("--flags", default="", help="more flags of each run, as --precision=bf16")
-    parser.add_argument("--out", type=Path, default=Path("runs/importance"))
+    parser.add_argument("--out", type=Path, default=Path("runs/glue"))
     args = parser.parse_args()
     if not {"PLAINBERT_WEIGHTS", "PLAINBERT_DATA"} <= set(os.environ):
         sys.exit("set PLAINBERT_WEIGHTS and PLAINBERT_DATA; README.md says to what")
     tasks, lines = args.tasks.split(","), []
     for seed in map(int, args.seeds.split(",")):
         for task in tasks:
-            folder = args.out / f"{task}-{seed}"
-            train(task, seed, folder, args.flags)
-            results = folder.with_suffix(".json")
+            folder = train("glue-full", task, seed, args.out)
+            results = args.out / f"importance-{task}-{seed}.json"
             if not results.is_file():
                 ways = 1 + len(FRACTIONS) * sum(ORDERS.values())
                 found = sweep(task, seed, folder, args.examples)

@@ -25,7 +25,7 @@ BUDGET = ("--limit 6000 --epochs 1 --batch-size 16 --lr 1e-4 --head-lr 1e-3 --wa
           "--clip 1 --weight-decay 0.01 --precision bf16")
 
 
-def train_run(folder, flags):
+def train_run(folder, flags, data="cs224n"):
     """One run, unless it is there: from its beginning, or from where it was stopped."""
     record = folder / "run.json"
     if record.is_file() and json.loads(record.read_text(encoding="utf-8"))["complete"]:
@@ -34,9 +34,9 @@ def train_run(folder, flags):
     if record.is_file():
         command = [*script, "--resume", str(folder)]
     else:
-        data = Path(os.environ["PLAINBERT_DATA"]) / "cs224n"
-        command = [*script, "--bert", os.environ["PLAINBERT_WEIGHTS"], "--data", str(data),
-                   "--out", str(folder), *flags.split()]
+        command = [*script, "--bert", os.environ["PLAINBERT_WEIGHTS"], "--data",
+                   str(Path(os.environ["PLAINBERT_DATA"]) / data), "--out", str(folder),
+                   *flags.split()]
     subprocess.run(command, check=True)
 
 

@@ -17,8 +17,9 @@ from bert.errors import UserError
 
 class Layout:
     """How the N rows of a batch lie: `cell` [N] is each row's cell on the flattened grid, `visible`
-    [batch, 1, 1, tokens] says where a token is (None: everywhere). Best made on the CPU and then
-    moved with `.to(device)`, because counting real tokens would make a GPU wait."""
+    [batch, 1, 1, tokens] says where a token is (None: everywhere), `groups` see below. Best made on
+    the CPU and then moved with `.to(device)`, because counting real tokens would make a GPU
+    wait."""
 
     def __init__(self, mask, rows=None):
         mask = mask.bool()
@@ -32,6 +33,7 @@ class Layout:
             empty = (~self.mask.any(dim=1)).nonzero()[0].item()
             raise UserError(f"attention_mask hides every token of sequence {empty}; it must keep "
                             "one")
+        self.groups = self._groups() if rows is None and mask.device.type == "cpu" else []
 
     def __len__(self):
         return len(self.cell)
@@ -49,6 +51,28 @@ class Layout:
     def position(self):
         """[N] each row's place in its sequence, counted from 0."""
         return self.cell % self.tokens
+
+    def _groups(self):
+        """→ selections of sequences of like length, for a grid each: on one grid every sequence
+        costs the square of the longest. Empty where one grid is as good."""
+        numbers = torch.zeros_like(self.mask, dtype=torch.long)
+        numbers[self.mask] = torch.arange(len(self))
+        lengths = (self.mask * torch.arange(1, self.tokens + 1)).amax(dim=1)
+        order, cuts = lengths.argsort(descending=True, stable=True), [0]
+        falling = lengths[order].tolist()
+        for place, length in enumerate(falling):
+            if length < 0.7 * falling[cuts[-1]] and falling[cuts[-1]] > 16:
+                cuts.append(place)
+        if cuts == [0]:
+            return []
+        grids = [(chosen, self.mask[chosen, :lengths[chosen[0]]])
+                 for chosen in order.tensor_split(cuts[1:])]
+        return [Layout(mask, rows=numbers[chosen, :mask.size(1)][mask]) for chosen, mask in grids]
+
+    def join(self, parts):
+        """One matrix for each of my groups → one of all my rows, in their order."""
+        rows = torch.cat([group.rows for group in self.groups])
+        return torch.cat(parts).index_select(0, rows.argsort())
 
     def pad(self, rows):
         """[N, …] → [batch, tokens, …]"""
@@ -93,8 +117,10 @@ class Layout:
         return self._map(torch.Tensor.pin_memory)
 
     def to(self, device, non_blocking=False):
-        """The same layout on another device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """The same layout on another device. A GPU would rather have one large grid than groups."""
+        other = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        other.groups = self.groups if other.mask.device.type == "cpu" else []
+        return other
 
     def _map(self, function):
         other = object.__new__(Layout)

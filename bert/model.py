@@ -93,16 +93,23 @@ class SelfAttention(nn.Module):
             asking, asked = hidden.index_select(0, read.rows), read
         if not self.heads:
             return self.output(asking[:, :0], asked)
-        context = self.attend(
-            self.split(self.query(asking, asked), asked),
-            self.split(self.key(hidden, layout), layout),
-            self.split(self.value(hidden, layout), layout),
-            layout.visible,
-            self.dropout if self.training else 0.0,
-        )                                                    # [batch, heads, tokens, d]
+        rows = (self.query(asking, asked), self.key(hidden, layout), self.value(hidden, layout))
+        if read is None and layout.groups:                   # each length on a grid of its own
+            context = layout.join([self.meet(*(part.index_select(0, group.rows) for part in rows),
+                                             group, group) for group in layout.groups])
+        else:
+            context = self.meet(*rows, asked, layout)        # [M, heads·d]
         if head_mask is not None:
-            context = context * head_mask[..., self.kept].view(-1, self.heads, 1, 1)
-        return self.output(asked.unpad(context.transpose(1, 2).flatten(2)), asked)
+            scale = head_mask[..., self.kept].expand(layout.batch, self.heads)[asked.sequence]
+            context = context * scale.repeat_interleave(self.head_size, dim=1)
+        return self.output(context, asked)
+
+    def meet(self, query, key, value, asked, layout):
+        """Rows of queries, keys and values → each query's context [M, heads·d]."""
+        context = self.attend(self.split(query, asked), self.split(key, layout),
+                              self.split(value, layout), layout.visible,
+                              self.dropout if self.training else 0.0)    # [batch, heads, tokens, d]
+        return asked.unpad(context.transpose(1, 2).flatten(2))
 
 
 class BertLayer(nn.Module):

@@ -222,3 +222,18 @@ def test_bf16_autocast_runs_every_linear_in_bf16_and_keeps_fp32_weights(bert):
     summed_loss(out, tiny_batch()).backward()
     assert seen == {torch.bfloat16}
     assert {p.grad.dtype for p in bert.parameters()} == {torch.float32}
+
+
+def test_attention_in_groups_of_like_length_is_attention_on_one_grid():
+    torch.manual_seed(0)
+    bert = Bert(BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2,
+                           num_attention_heads=4, intermediate_size=48)).eval()
+    ids, mask = torch.randint(0, 60, (7, 60)), torch.zeros(7, 60, dtype=torch.long)
+    for row, length in enumerate([20, 60, 3, 41, 58, 19, 2]):
+        mask[row, :length] = 1
+    grouped, whole = Layout(mask), Layout(mask)
+    assert [group.mask.shape for group in grouped.groups] == [(2, 60), (1, 41), (2, 20), (2, 3)]
+    whole.groups = []
+    results = [bert.encode(bert.embed(ids, layout)[0], layout) for layout in (grouped, whole)]
+    torch.testing.assert_close(*results, atol=1e-5, rtol=0)
+    assert Layout(torch.ones(3, 60)).groups == [] == grouped.to("meta").groups
