@@ -206,6 +206,19 @@ def test_tasks_of_glue_are_trained_scored_and_predicted(checkpoint, glue, script
     assert {line.split("\t")[1] for line in lines[1:]} <= {"entailment", "not_entailment"}
 
 
+def test_runs_of_glue_are_compared_beside_the_paper(checkpoint, glue, script, tmp_path):
+    for task in ("rte", "cola"):
+        code, _, errors = script(train_multitask.main, "--recipe", "glue-lora", "--bert",
+                                 checkpoint, "--data", glue, "--tasks", task, "--epochs", 0,
+                                 "--steps", 1, "--out", tmp_path / task)
+        assert code == 0, errors
+    code, text, _ = script(evaluate.main, "--compare", tmp_path / "rte", tmp_path / "cola", "--out",
+                           tmp_path)
+    assert code == 0 and text.splitlines()[0].split() == [
+        "run", "seeds", "rte", "cola", "trained", "stored", "minutes", "published:", "rte"]
+    assert text.splitlines()[1].split()[-1] == "0.607"
+
+
 @pytest.mark.parametrize(("task", "sizes", "ones"), [
     ("mrpc", (3667, 408), 279), ("rte", (2490, 277), 131), ("qnli", (4370, 1093), None),
     ("sst2", (67349, 872), 444), ("wnli", (635, 71), 31)])

@@ -14,6 +14,10 @@ import evaluate
 import train_multitask
 from bert import Bert, BertConfig, Layout, Tokenizer, UserError
 from bert.training import adamw
+from lora import attach
+from lora.adapters import detached
+from lora.layers import LoRALinear
+from lora.places import adapted
 from multitask import runs
 from multitask.data import Batch, Example, tokenise
 from multitask.model import MultitaskModel, build_head
@@ -608,6 +612,52 @@ def test_a_mistake_is_a_sentence_and_leaves_no_run(run, script, tmp_path, case):
     assert code == 2 and errors.splitlines()[-1].count("error: ") == 1
     assert all(word in errors for word in words), errors
     assert not (tmp_path / "new").exists() and (run / "run.json").read_bytes() == before
+
+
+def test_heads_go_and_ranks_vary_before_training(checkpoint, data, script, tmp_path):
+    """glue-prune-lora, here on another task: the most important heads stay, the third of the layers
+    whose heads matter most has adapters of rank 8, LayerNorms train, and all of it opens again."""
+    code, text, errors = script(train_multitask.main, "--recipe", "glue-prune-lora", "--bert",
+                                checkpoint, "--data", data, "--tasks", "sst", "--keep-heads", "3",
+                                "--epochs", "0", "--steps", "2", "--out", tmp_path / "run")
+    assert code == 0, errors
+    assert "3 heads stay" in text
+    bert = runs.open_run(tmp_path / "run")[0].bert
+    assert sum(layer.attention.heads for layer in bert.layers) == 3
+    assert [edit["kind"] for edit in bert.edits] == ["remove_heads", "lora"]
+    ranks = {place: module.adapters["sst"].rank for place, module in adapted(bert).items()
+             if isinstance(module, LoRALinear)}
+    with_heads = [n for n, layer in enumerate(bert.layers) if layer.attention.heads]
+    assert len(ranks) == 4 * len(with_heads) and 8 in ranks.values()
+    for layer in with_heads:
+        assert len({rank for place, rank in ranks.items() if f"layers.{layer}." in place}) == 1
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    by_place = {tuple(place.split(".")[1::2]): rank for place, rank in ranks.items()}
+    with detached(bert):
+        assert record["parameters"]["trained"] == (32 * 5 + 5) + layer_norm_parameters(bert) + (
+            adapter_parameters({(int(n), name): r for (n, name), r in by_place.items()}, bert))
+    code, scores, _ = script(evaluate.main, tmp_path / "run", "--json")
+    assert json.loads(scores) == json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+
+def test_a_matrix_without_heads_has_no_adapter(bert):
+    remove_heads(bert, {1: [0, 1, 2, 3]})
+    before = out(bert)
+    attach(bert, ("query", "output", "fc_in"), rank=2)
+    assert [place.split(".")[1] for place in adapted(bert) if "fc_in" not in place] == [
+        "0", "0", "2", "2"]
+    assert torch.equal(out(bert), before)
+
+
+@pytest.mark.parametrize(("flags", "says"), [
+    (("--keep-heads", "9"), "--keep-heads 9"), (("--keep-heads", "8"), "nothing would be removed"),
+    (("--keep-heads", "few"), "--keep-heads few"),
+    (("--keep-heads", "4", "--encoders", "separate"), "leave out --encoders separate"),
+    (("--lora-top", "8"), "add --lora")])
+def test_an_impossible_start_is_a_sentence(checkpoint, data, script, tmp_path, flags, says):
+    code, _, errors = script(train_multitask.main, "--bert", checkpoint, "--data", data, "--out",
+                             tmp_path / "run", *flags)
+    assert code == 2 and says in errors and not (tmp_path / "run").exists()
 
 
 def test_the_report_sets_runs_side_by_side(run, script, tmp_path):
