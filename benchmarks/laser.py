@@ -22,7 +22,8 @@ import torch
 import transformers
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks.speed import Peer, evaluate_padded
+from benchmarks.side_by_side import Peer
+from benchmarks.speed import evaluate_padded
 from laser import Intervention, apply
 from laser.interventions import spell
 from laser.outputs import Outputs

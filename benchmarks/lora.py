@@ -11,7 +11,6 @@ adapters that differ within a batch in training, so of that only inference is co
 
 import copy
 import os
-import statistics
 import sys
 import tempfile
 from functools import partial
@@ -20,19 +19,17 @@ from pathlib import Path
 import peft
 import torch
 import transformers
-from speed import SIZE, Peer, padded, seconds
-from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import lora
+from benchmarks.side_by_side import Peer, Side, in_turn, padded, ratio
 from bert import Bert, Tokenizer
 from multitask.evaluation import load_split
 from multitask.model import build_model
 from multitask.sampling import Batches
 from multitask.settings import Settings
-from multitask.tasks import TASKS
 
-STEPS, WARM, RANK = 40, 4, 8
+SIZE, STEPS, WARM, RANK = 32, 40, 4, 8
 TARGETS = ("query", "key", "value", "output")
 THEIR_TARGETS = ["query", "key", "value", "attention.output.dense"]
 MIXED = [("one", 11), ("two", 11), ("three", 10)]            # adapters of the rows of a batch
@@ -41,39 +38,14 @@ LORA, MIX, FULL, PEFT = "LoRA", "LoRA, three in the batch", "full fine-tune", "p
 PEFT_MIX = "peft, three in the batch"
 
 
-class Side:
-    """A model, and how it takes a batch of `split`: {"step": one training step, "infer": one
-    forward pass}, each of a list of indices."""
-
-    def __init__(self, model, split, make_batch):
-        self.model, self.split, self.make_batch = model, split, make_batch
-        self.trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5, fused=True)
-
-    def backward(self, indices):
-        self.model.train()
-        outputs = self.model("sst", self.make_batch(indices))
-        TASKS["sst"].loss(outputs, self.split.labels[indices]).backward()
-
-    def step(self, indices):
-        self.backward(indices)
-        nn.utils.clip_grad_norm_(self.trained, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    @torch.inference_mode()
-    def infer(self, indices):
-        self.model.eval()
-        self.model("sst", self.make_batch(indices))
-
-    def megabytes(self, indices):
-        """What gradients and AdamW's state take."""
-        self.backward(indices)
-        tensors = [p.grad for p in self.model.parameters() if p.grad is not None]
-        tensors += [v for state in self.optimizer.state.values() for v in state.values()]
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
-        self.optimizer.zero_grad()
-        return size
+def megabytes(side, indices):
+    """What gradients and AdamW's state take."""
+    side.backward(indices)
+    tensors = [p.grad for p in side.model.parameters() if p.grad is not None]
+    tensors += [v for state in side.optimizer.state.values() for v in state.values()]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
+    side.optimizer.zero_grad()
+    return size
 
 
 def sides_of(weights, split, full):
@@ -94,26 +66,6 @@ def sides_of(weights, split, full):
             PEFT: Side(peer, split, partial(padded, split)),
             PEFT_MIX: Side(peer, split, lambda indices: {**padded(split, indices),
                                                          "adapter_names": rows})}
-
-
-def in_turn(what, work, sides, batches):
-    """Time `work` of every side on each batch, one side after the other → {name: [seconds]}"""
-    times = {name: [] for name in sides}
-    for indices in batches:
-        for name, side in sides.items():
-            times[name].append(seconds(getattr(side, work), indices))
-    times = {name: values[WARM:] for name, values in times.items()}
-    print(f"\n{what}")
-    for name, values in times.items():
-        print(f"  {name:30} {SIZE / statistics.median(values):7.1f} examples/s")
-    return times
-
-
-def ratio(what, above, below):
-    """Of each pair of times."""
-    ratios = [a / b for a, b in zip(above, below)]
-    print(f"  {what:30} {statistics.median(ratios):7.2f}×  (median of {len(ratios)} pairs; "
-          f"{min(ratios):.2f} to {max(ratios):.2f})")
 
 
 def round_trip(bert, tokenizer, weights):
@@ -141,8 +93,6 @@ def main():
     if not {"PLAINBERT_WEIGHTS", "PLAINBERT_DATA"} <= set(os.environ):
         sys.exit("set PLAINBERT_WEIGHTS and PLAINBERT_DATA; README.md says to what")
     weights, data = os.environ["PLAINBERT_WEIGHTS"], Path(os.environ["PLAINBERT_DATA"]) / "cs224n"
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, peft "
           f"{peft.__version__}, {torch.get_num_threads()} CPU threads, {Path(weights).name}")
     torch.manual_seed(0)
@@ -154,16 +104,16 @@ def main():
     sides, order = sides_of(weights, split, full), Batches(len(split), SIZE, seed=0)
     batches = [next(order) for _ in range(WARM + STEPS)]
     training = {name: side for name, side in sides.items() if name != PEFT_MIX}
-    times = in_turn("training step", "step", training, batches)
+    times = in_turn("training step", "step", training, batches, WARM)
     ratio("speed of LoRA / of peft", times[PEFT], times[LORA])
     ratio("time of LoRA / of the full", times[LORA], times[FULL])
     ratio("time of three / of one", times[MIX], times[LORA])
     print("\ngradients and optimizer state")
     for name, side in training.items():
-        print(f"  {name:30} {side.megabytes(batches[0]):7.2f} MB, "
+        print(f"  {name:30} {megabytes(side, batches[0]):7.2f} MB, "
               f"{sum(p.numel() for p in side.trained):,} numbers train")
     inferring = {name: side for name, side in sides.items() if name != FULL}
-    times = in_turn("inference", "infer", inferring, batches)
+    times = in_turn("inference", "infer", inferring, batches, WARM)
     ratio("time of three / of one", times[MIX], times[LORA])
     ratio("peft's of three / of one", times[PEFT_MIX], times[PEFT])
     ratio("speed of three / peft's", times[PEFT_MIX], times[MIX])

@@ -1,6 +1,8 @@
-"""Does removing heads save the time it should? bert-base's shape, with 44 and with 72 of its 144
-heads gone, beside the whole encoder: inference and full training steps on real sentences, in turn.
+"""Does removing heads save the time it should? bert-base's shape (or MiniLM's) with 44 and with 72
+of 144 heads gone beside the whole encoder, and Prune-LoRA (30 % gone, adapters of rank 8 and 4,
+LayerNorms train) beside our full fine-tune and beside the same by hand on transformers and peft.
 
+    pip install -r benchmarks/requirements.txt
     python benchmarks/pruning.py                 # needs PLAINBERT_WEIGHTS (its vocabulary) and
     python benchmarks/pruning.py --shape minilm  # PLAINBERT_DATA (its cs224n/)
 
@@ -9,73 +11,81 @@ is as large as it should be when its share of time is 0.6 or more of the share o
 """
 
 import argparse
+import copy
 import os
-import statistics
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
+import peft
 import torch
+import transformers
 from torch import nn
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import lora
+from benchmarks.side_by_side import Peer, Side, in_turn, padded, ratio
 from bert import Bert, BertConfig, Tokenizer
 from multitask.evaluation import load_split
 from multitask.model import MultitaskModel, build_head
 from multitask.sampling import Batches
 from multitask.settings import Settings
-from multitask.tasks import TASKS
 from pruning import choose, multiply_adds, remove_heads
 
 SHAPES = {"base": {}, "minilm": {"hidden_size": 384, "num_hidden_layers": 6,
                                  "intermediate_size": 1536}}
-FRACTIONS = (44 / 144, 72 / 144)
+FEW, MANY = "44 of 144 heads gone", "72 of 144 heads gone"
+FULL, ADAPTED, PRUNED, BY_HAND = "whole", "LoRA", "Prune-LoRA", "Prune-LoRA on peft"
+TARGETS = ("query", "key", "value", "output")
+WARM = 1
 
 
-def seconds(function, *arguments):
-    begin = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - begin
+def heads_to_go(bert, fraction):
+    """{layer: [head]} at random"""
+    scores = torch.zeros(len(bert.layers), bert.config.num_attention_heads)
+    return choose(scores, scores.numel() - round(fraction * scores.numel()), "random")
 
 
-@torch.inference_mode()
-def infer(model, optimizer, batch):
-    model.eval()
-    model("sst", batch)
+def without(model, fraction):
+    model = copy.deepcopy(model)
+    remove_heads(model.bert, heads_to_go(model.bert, fraction))
+    return model
 
 
-def train_step(model, optimizer, batch):
-    """As in train_multitask.py: gradients, clipping, AdamW."""
-    model.train()
-    TASKS["sst"].loss(model("sst", batch), batch.labels).backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
+def adapt(model):
+    """Rank 8 in a third of the layers, else 4, and LayerNorms."""
+    layers = range(len(model.bert.layers))
+    lora.attach(model.bert, rank={(n, target): 8 if n < len(layers) / 3 else 4
+                                  for n in layers for target in TARGETS}, layernorms=True)
+    return model
 
 
-def side(shape, fraction=0.0):
-    """→ a model from which this fraction of the heads is gone, and its optimizer."""
-    config = BertConfig(**SHAPES[shape])
-    bert = Bert(config)
-    scores = torch.zeros(config.num_hidden_layers, config.num_attention_heads)
-    keep = scores.numel() - round(fraction * scores.numel())
-    if fraction:
-        remove_heads(bert, choose(scores, keep, "random"))
-    head = build_head("sst", "linear", config.hidden_size, "joint", 0.0)
-    model = MultitaskModel({"shared": bert}, {"sst": head})
-    return model, torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-
-
-def compare(whole, smaller, work, batches, bar):
-    """→ the share of time that is saved, of each pair."""
-    saved = []
-    for number, batch in enumerate(batches):
-        times = [seconds(work, *one, batch) for one in (whole, smaller)]
-        bar.update()
-        if number:                                           # the first pair warms up
-            saved.append(1 - times[1] / times[0])
-    return saved
+def by_hand(full):
+    """The same as adapt(without(full, 44/144)) on transformers and peft."""
+    config = full.bert.config
+    bert = transformers.BertModel(transformers.BertConfig(
+        vocab_size=config.vocab_size, hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers, intermediate_size=config.intermediate_size,
+        num_attention_heads=config.num_attention_heads, attn_implementation="sdpa"),
+        add_pooling_layer=False)
+    size = config.hidden_size // config.num_attention_heads
+    for number, gone in heads_to_go(full.bert, 44 / 144).items():
+        attention = bert.encoder.layer[number].attention
+        rows = [head * size + i for head in range(config.num_attention_heads) if head not in gone
+                for i in range(size)]
+        for matrix in (attention.self.query, attention.self.key, attention.self.value):
+            matrix.weight, matrix.bias = (nn.Parameter(x.data[rows]) for x in
+                                          (matrix.weight, matrix.bias))
+            matrix.out_features = len(rows)
+        output = attention.output.dense
+        output.weight = nn.Parameter(output.weight.data[:, rows].contiguous())
+        output.in_features = len(rows)
+    high = {rf"encoder\.layer\.{n}\.attention\..*": 8
+            for n in range(config.num_hidden_layers) if n < config.num_hidden_layers / 3}
+    return Peer(peft.get_peft_model(bert, peft.LoraConfig(
+        r=4, lora_alpha=4, rank_pattern=high, alpha_pattern=high, modules_to_save=["LayerNorm"],
+        target_modules=["query", "key", "value", "attention.output.dense"])),
+        copy.deepcopy(full.heads))
 
 
 def main():
@@ -91,23 +101,34 @@ def main():
     tokenizer = Tokenizer.from_pretrained(os.environ["PLAINBERT_WEIGHTS"])
     split = load_split("sst", "train", data, tokenizer, Settings(), 100 * args.size)
     order = Batches(len(split), args.size, seed=0)
-    batches = [split.batch(next(order)) for _ in range(args.pairs + 1)]
+    batches = [next(order) for _ in range(args.pairs + WARM)]
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, peft "
+          f"{peft.__version__}, {torch.get_num_threads()} CPU threads, {args.shape} shape, batches "
+          f"of {args.size} SST sentences")
+    config = BertConfig(**SHAPES[args.shape])
+    head = build_head("sst", "linear", config.hidden_size, "joint", 0.0)
+    full = MultitaskModel({"shared": Bert(config)}, {"sst": head})
+    models = {FULL: full, FEW: without(full, 44 / 144), MANY: without(full, 72 / 144)}
+    training = models | {ADAPTED: adapt(copy.deepcopy(full)),
+                         PRUNED: adapt(without(full, 44 / 144))}
+    training = {name: Side(model, split, split.batch) for name, model in training.items()}
+    training[BY_HAND] = Side(by_hand(full), split, partial(padded, split))
+    for name in (PRUNED, BY_HAND):
+        print(f"{name}: {sum(p.numel() for p in training[name].trained):,} numbers train")
+
     lengths = [len(ids) for ids in split.sides[0][0]]
-    whole, lines = side(args.shape), []
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads, {args.shape} shape, "
-          f"batches of {args.size} SST sentences, {args.pairs} pairs")
-    with tqdm(total=2 * len(FRACTIONS) * len(batches), unit="pair", leave=False) as bar:
-        for fraction in FRACTIONS:
-            smaller = side(args.shape, fraction)
-            less = 1 - (multiply_adds(smaller[0].bert, lengths)
-                        / multiply_adds(whole[0].bert, lengths))
-            for work in (infer, train_step):
-                saved = compare(whole, smaller, work, batches, bar)
-                middle = statistics.median(saved)
-                lines.append(f"{fraction:.0%} of heads removed, {work.__name__}: {less:.1%} fewer "
-                             f"multiply-adds, {middle:.1%} less time ({min(saved):.1%} to "
-                             f"{max(saved):.1%}): {middle / less:.2f} of that share")
-    print("\n".join(lines))
+    work = {name: multiply_adds(model.bert, lengths) for name, model in models.items()}
+    for what, kind in (("inference", "infer"), ("training step", "step")):
+        sides = training if kind == "step" else {name: training[name] for name in models}
+        times = in_turn(what, kind, sides, batches, WARM)
+        for name in (FEW, MANY):
+            less = 1 - work[name] / work[FULL]
+            share = ratio(f"time of {name} / of whole", times[name], times[FULL])
+            print(f"    {less:.1%} fewer multiply-adds, {1 - share:.1%} less time: "
+                  f"{(1 - share) / less:.2f} of that share")
+    ratio("time of Prune-LoRA / of the full", times[PRUNED], times[FULL])
+    ratio("time of LoRA / of the full", times[ADAPTED], times[FULL])
+    ratio("speed of Prune-LoRA / peft's", times[BY_HAND], times[PRUNED])
 
 
 if __name__ == "__main__":
