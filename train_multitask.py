@@ -45,7 +45,7 @@ from multitask.report import draw_curves, score_line, score_table
 from multitask.sampling import SAMPLERS
 from multitask.settings import Settings
 from multitask.tasks import TASKS
-from pruning.start import keep_heads, lora_ranks
+from pruning.start import keep_heads, lora_ranks, switch_off
 
 LAST = Path("last", "state.pt")                              # in the run: the state to resume from
 
@@ -94,6 +94,8 @@ def load_model(settings, device):
                         f"{tokenizer.vocab_size:,} tokens but the encoder embeds only "
                         f"{config.vocab_size:,}; they are of different checkpoints")
     model.encoders.requires_grad_(not settings.freeze)
+    if settings.mask_heads:
+        switch_off(model, settings)
     if settings.keep_heads:
         keep_heads(model, tokenizer, settings, device)
     if settings.lora:

@@ -19,7 +19,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-import transformers
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.side_by_side import Peer
@@ -122,8 +121,6 @@ def main():
     parser.add_argument("run", type=Path)
     parser.add_argument("--limit", type=int, default=0)
     args = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     model, tokenizer, settings, _ = runs.open_run(args.run)
     splits = {task: load_split(task, "dev", settings.data, tokenizer, settings, args.limit)
               for task in model.heads}

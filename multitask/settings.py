@@ -37,6 +37,8 @@ class Settings:
     lora_norms: bool = setting(False, "train LayerNorms too; each adapter has its own")
     lora_top: int = setting(0, "rank in the third of the layers whose heads matter most (0: --lora "
                                "in all)", least=0)
+    mask_heads: str = setting("", "heads that are switched off, as in '0:3,7 5:0', which are heads "
+                                  "3 and 7 of layer 0 and head 0 of layer 5")
     keep_heads: str = setting("", "before training, remove the heads that matter least: keep so "
                                   "many (100), or a fraction (0.7)")
     sampling: str = setting("all", "what a step learns from: one batch of every task, or of one "

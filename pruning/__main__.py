@@ -30,7 +30,7 @@ from pruning.picture import draw_heat_maps, in_text, write_csv
 from pruning.ranks import ranks_by_importance
 from pruning.removal import mask_heads, remove_heads, remove_layers, remove_neurons
 from pruning.report import report
-from pruning.selection import ORDERS, budget, check_even, choose
+from pruning.selection import ORDERS, budget, check_even, choose, named
 
 KINDS = ("heads", "neurons", "layers")
 
@@ -145,17 +145,7 @@ def remove(bert, kind, chosen, mask=False):
 
 def remove_named(bert, texts, mask=False):
     """["0:3,7", "5"] → heads 3 and 7 of layer 0, and the whole of layer 5, are removed."""
-    heads, layers = {}, []
-    for text in texts:
-        layer, colon, numbers = text.partition(":")
-        try:
-            if colon:
-                heads.setdefault(int(layer), []).extend(map(int, numbers.split(",")))
-            else:
-                layers.append(int(layer))
-        except ValueError as error:
-            raise UserError(f"--remove {text!r} is not understood; write layer:head,head as in "
-                            f"0:3,7 or a whole layer as in 5") from error
+    heads, layers = named(texts, "remove")
     if layers and mask:
         raise UserError(f"--mask switches heads off; --remove {layers[0]} is a layer")
     if heads:

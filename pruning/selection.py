@@ -38,6 +38,22 @@ def check_even(keep, layers):
                         f"{f'{near} or ' if near else ''}{near + layers} can")
 
 
+def named(texts, flag):
+    """["0:3,7", "5"] → {0: [3, 7]}, [5]: heads of layers, and whole layers."""
+    heads, layers = {}, []
+    for text in texts:
+        layer, colon, numbers = text.partition(":")
+        try:
+            if colon:
+                heads.setdefault(int(layer), []).extend(map(int, numbers.split(",")))
+            else:
+                layers.append(int(layer))
+        except ValueError as error:
+            raise UserError(f"--{flag} {text!r} is not understood; write layer:head,head as in "
+                            f"0:3,7 or a whole layer as in 5") from error
+    return heads, layers
+
+
 def budget(text, total, what):
     """"100" → 100 parts; "0.7", a fraction of all that the encoder had at first → so many."""
     try:

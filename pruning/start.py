@@ -1,13 +1,25 @@
-"""Pruning-Adapter (Wang, Yang & Sun 2023, arXiv 2303.14704): what --keep-heads and --lora-top do to
-a model before its first training step. Importance is that of the tasks' heads as they are: of a run
-(--from) they have learnt; new ones read the encoder in a random direction."""
+"""What --mask-heads, --keep-heads and --lora-top do to a model before its first training step; the
+last two together are Pruning-Adapter (Wang, Yang & Sun 2023, arXiv 2303.14704). Importance is that
+of the tasks' heads as they are: of a run (--from) they have learnt; new ones read the encoder in a
+random direction."""
 
 from math import ceil
 
+from bert import UserError
 from pruning.measure import across_tasks, measure, scored
 from pruning.ranks import ranks_by_importance
-from pruning.removal import remove_heads
-from pruning.selection import budget, choose
+from pruning.removal import mask_heads, remove_heads
+from pruning.selection import budget, choose, named
+
+
+def switch_off(model, settings):
+    """Heads that settings.mask_heads names do nothing from now on, but are still there."""
+    heads, layers = named(settings.mask_heads.split(), "mask-heads")
+    if layers:
+        raise UserError(f"--mask-heads {settings.mask_heads!r} names a whole layer; write "
+                        f"layer:head,head as in 0:3,7")
+    for bert in model.encoders.values():
+        mask_heads(bert, heads)
 
 
 def keep_heads(model, tokenizer, settings, device):

@@ -649,7 +649,18 @@ def test_a_matrix_without_heads_has_no_adapter(bert):
     assert torch.equal(out(bert), before)
 
 
+def test_heads_are_switched_off_by_a_setting_of_a_run(checkpoint, data, script, tmp_path):
+    code, _, errors = script(train_multitask.main, "--bert", checkpoint, "--data", data, "--tasks",
+                             "sst", "--mask-heads", "0:1,3 1:0", "--steps", "1", "--out",
+                             tmp_path / "run")
+    assert code == 0, errors
+    bert = runs.open_run(tmp_path / "run")[0].bert
+    assert bert.config.masked_heads == {0: [1, 3], 1: [0]} and bert.layers[0].attention.heads == 4
+
+
 @pytest.mark.parametrize(("flags", "says"), [
+    (("--mask-heads", "0:9"), "no head 9"), (("--mask-heads", "1"), "a whole layer"),
+    (("--mask-heads", "first"), "--mask-heads 'first'"),
     (("--keep-heads", "9"), "--keep-heads 9"), (("--keep-heads", "8"), "nothing would be removed"),
     (("--keep-heads", "few"), "--keep-heads few"),
     (("--keep-heads", "4", "--encoders", "separate"), "leave out --encoders separate"),
