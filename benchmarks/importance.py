@@ -32,7 +32,7 @@ from multitask.tasks import TASKS  # noqa: E402
 from pruning import choose, normalise, remove_heads  # noqa: E402
 from pruning.measure import measure  # noqa: E402
 
-ORDERS = {"importance": 1, "importance, global norm": 1,     # how many draws
+ORDERS = {"importance": 1, "importance, norm by layer": 1,   # how many draws
           "random": 5, "inverse": 1}
 FRACTIONS = (0.1, 0.3, 0.5, 0.7)
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ def sweep(task, seed, folder, examples):
     for removed in FRACTIONS:
         keep = round((1 - removed) * raw.numel())
         for order, draws in ORDERS.items():
-            scores = normalise(raw, "global" if "global" in order else "layer")
+            scores = normalise(raw, "layer" if "layer" in order else "global")
             for draw in range(draws):
                 bert = copy.deepcopy(whole)
                 remove_heads(bert, choose(scores, keep, order.split(",")[0], seed=draw))
@@ -74,7 +74,7 @@ def average(lines, tasks, order, removed):
 def draw(lines, tasks, path):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.2 * (len(tasks) + 1), 3.4), layout="constrained")
+    figure = Figure(figsize=(2.6 * (len(tasks) + 1), 3), layout="constrained")
     panels = [*([task] for task in tasks), tasks]
     for axes, shown in zip(figure.subplots(1, len(panels)), panels):
         for order in ORDERS:
@@ -82,8 +82,9 @@ def draw(lines, tasks, path):
             axes.plot([0, *(100 * f for f in FRACTIONS)], points, marker="o", label=order)
         axes.set(title=shown[0] if len(shown) == 1 else "mean", xlabel="% of heads removed")
         axes.grid(alpha=0.3)
-    axes.legend(title="kept by")
-    figure.savefig(path, dpi=120)
+    figure.legend(*axes.get_legend_handles_labels(), title="kept by", ncols=len(ORDERS),
+                  loc="outside lower center")
+    figure.savefig(path, dpi=100)
 
 
 def table(lines, tasks):

@@ -159,8 +159,8 @@ def flags_of_measuring(parser):
     parser.add_argument("--tasks", help="judge by these of the run's tasks (default: all)")
     parser.add_argument("--examples", type=int, default=1000,
                         help="random training examples of each task (default: 1000; 0: all)")
-    parser.add_argument("--norm", default="layer", choices=("layer", "global"),
-                        help="paper B's norm: over each layer's heads, or over all")
+    parser.add_argument("--norm", default="global", choices=("global", "layer"),
+                        help="paper B's norm: over all heads (default), or over each layer's")
     parser.add_argument("--seed", type=int, default=0, help="of the examples and of random order")
     parser.add_argument("--data", help="folder with the data files (default: the run's own)")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))

@@ -46,7 +46,7 @@ def across_tasks(raw):
     return sum(values / values.nan_to_num().sum() for values in raw.values())
 
 
-def scored(raw, kind="heads", norm="layer"):
+def scored(raw, kind="heads", norm="global"):
     """{task: raw importance} → {task: the same from 0 to 1}; of several tasks the sum too, again
     from 0 to 1."""
     norm = "global" if kind == "layers" else norm            # a row of one has no shape
