@@ -106,9 +106,9 @@ def frozen(module):
 
 
 def normalise(raw, by="global"):
-    """Paper B's eq. 1 and 2: I' = I/(‖I‖₂ + ε), the norm of all ("global", which changes nothing but
-    the scale) or of each layer's row ("layer", as in the code of Michel et al.; heads of a layer
-    that matters little then rank as high as others: benchmarks/importance.py compares them); then
+    """Paper B's eq. 1 and 2: I' = I/(‖I‖₂ + ε), the norm of all ("global", which changes only the
+    scale) or of each layer's row ("layer", as in the code of Michel et al.; heads of a layer that
+    matters little then rank as high as others: benchmarks/importance.py compares the two); then
     (I' - min I')/(max I' - min I') over all. raw [layers, parts], NaN where a part is gone."""
     whole = raw.nan_to_num()
     scaled = raw / (whole.norm(dim=1, keepdim=True) if by == "layer" else whole.norm()).add(1e-20)
