@@ -65,9 +65,10 @@ def load_data(settings, tokenizer):
     return splits, checksums
 
 
-def load_model(settings, device):
+def load_model(settings, device, edits=()):
     """→ model, tokenizer: from a checkpoint with new heads, or from a saved run (--from). It is on
-    the CPU; `device` is where importance is measured."""
+    the CPU; `device` is where importance is measured. `edits` of a run that goes on say what was
+    chosen by it when the run began."""
     torch.manual_seed(settings.seed)                         # of the new heads
     if not settings.from_run:
         tokenizer = Tokenizer.from_pretrained(settings.bert)
@@ -97,9 +98,9 @@ def load_model(settings, device):
     if settings.mask_heads:
         switch_off(model, settings)
     if settings.keep_heads:
-        keep_heads(model, tokenizer, settings, device)
+        keep_heads(model, tokenizer, settings, device, edits)
     if settings.lora:
-        ranks = lora_ranks(model, tokenizer, settings, device) if settings.lora_top else None
+        ranks = lora_ranks(model, tokenizer, settings, device, edits) if settings.lora_top else None
         adapters.attach(model, settings, ranks)
     else:
         adapters.refuse_left_over(model)
@@ -112,7 +113,7 @@ def load_model(settings, device):
 def train(settings, folder, recipe="", record=None, state=None):
     """Train from the start, or on from `state`, and leave a whole run in `folder`."""
     device, autocast = pick_device(settings.device, settings.precision)
-    model, tokenizer = load_model(settings, device)
+    model, tokenizer = load_model(settings, device, record["edits"] if record else ())
     data, checksums = load_data(settings, tokenizer)
     model.to(device)
     sizes = {task: len(data[task]["train"]) for task in settings.learnt}

@@ -49,7 +49,10 @@ def attach(model, settings, ranks=None):
                     KINDS[settings.lora_kind])
     lora.train_only(bert, settings.units)
     bert.edits = [edit for edit in bert.edits if edit["kind"] != "lora"]
-    bert.edits.append({"kind": "lora", "adapters": serves})
+    edit = {"kind": "lora", "adapters": serves}
+    if ranks:
+        edit["ranks"] = [[*place, rank] for place, rank in ranks.items()]
+    bert.edits.append(edit)
     model.adapters = serves
 
 

@@ -22,10 +22,13 @@ def switch_off(model, settings):
         mask_heads(bert, heads)
 
 
-def keep_heads(model, tokenizer, settings, device):
+def keep_heads(model, tokenizer, settings, device, edits=()):
     """Remove the heads that matter least to all tasks together; settings.keep_heads says how many
-    stay, as a number or as a fraction."""
-    bert = model.bert
+    stay, as a number or as a fraction. Those of a run that goes on are in its edits."""
+    bert, before = model.bert, [edit for edit in edits if edit["kind"] == "remove_heads"]
+    if before:
+        remove_heads(bert, {int(n): heads for n, heads in before[-1]["heads"].items()})
+        return
     keep = budget(settings.keep_heads, len(bert.layers) * bert.config.num_attention_heads,
                   "keep-heads")
     raw = measure(model.to(device), tokenizer, settings, settings.task_names, device)
@@ -35,8 +38,11 @@ def keep_heads(model, tokenizer, settings, device):
     model.cpu()
 
 
-def lora_ranks(model, tokenizer, settings, device):
+def lora_ranks(model, tokenizer, settings, device, edits=()):
     """→ {(layer, matrix): rank}: --lora-top in the third of the layers whose heads matter most."""
+    before = [edit for edit in edits if edit["kind"] == "lora"]
+    if before:
+        return {(n, matrix): rank for n, matrix, rank in before[-1]["ranks"]}
     raw = measure(model.to(device), tokenizer, settings, settings.task_names, device)
     model.cpu()
     return ranks_by_importance(across_tasks(raw), settings.lora_top, settings.lora,

@@ -4,6 +4,7 @@ import copy
 import csv
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -638,6 +639,10 @@ def test_heads_go_and_ranks_vary_before_training(checkpoint, data, script, tmp_p
             adapter_parameters({(int(n), name): r for (n, name), r in by_place.items()}, bert))
     code, scores, _ = script(evaluate.main, tmp_path / "run", "--json")
     assert json.loads(scores) == json.loads((tmp_path / "run" / "metrics.json").read_text())
+    _, settings = runs.read_record(tmp_path / "run")         # a run that goes on measures nothing
+    again, _ = train_multitask.load_model(replace(settings, data="gone"), CPU, record["edits"])
+    shapes = [p.shape for p in again.bert.parameters()]
+    assert shapes == [p.shape for p in bert.parameters()] and again.bert.edits == record["edits"]
 
 
 def test_a_matrix_without_heads_has_no_adapter(bert):
