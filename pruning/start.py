@@ -1,7 +1,7 @@
 """What --mask-heads, --keep-heads and --lora-top do to a model before its first training step; the
 last two together are Pruning-Adapter (Wang, Yang & Sun 2023, arXiv 2303.14704). Importance is that
-of the tasks' heads as they are: of a run (--from) they have learnt; new ones read the encoder in a
-random direction."""
+for the tasks' heads as they are, so start from a run (--from) that has learnt the task: what a new
+head reads by chance says nothing of what the task will need."""
 
 from math import ceil
 
