@@ -72,8 +72,8 @@ def main():
                 train(name, task, seed, args.out)
     head = ["", *tasks, "mean without wnli", "weights trained", "minutes",
             *(f"published: {task}" for task in tasks)]
-    for cells in [head, ["---"] * len(head), *(row(name, tasks, seeds, args.out) for name in names)]:
-        print(f"| {' | '.join(cells)} |")
+    lines = [head, ["---"] * len(head), *(row(name, tasks, seeds, args.out) for name in names)]
+    print("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
 
 
 if __name__ == "__main__":
