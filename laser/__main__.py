@@ -102,8 +102,8 @@ def main_apply(arguments):
     place.model.to(place.device)
     bert.edits = [*bert.edits, edit_of(bert, stack)]
     new_scores, predictions, new_seconds = place.evaluate()
-    runs.save_edited(folder, args.run, place.model, place.tokenizer, place.splits, new_scores,
-                     predictions)
+    runs.save_edited(folder, args.run, place.settings, place.model, place.tokenizer, place.splits,
+                     new_scores, predictions)
     print(comparison({
         "before": {"parameters": count, "bytes": stored(place.run), "seconds": seconds,
                    "scores": scores},

@@ -146,8 +146,8 @@ def save(args, place, names, method, ratio):
     take_out(bert, names)
     bert.edits = [*bert.edits, {"kind": "compressed", "method": method, "ratio": ratio,
                                 "matrices": names}]
-    runs.save_edited(folder, args.run, place.model, place.tokenizer, place.splits, new_scores,
-                     predictions, {FILE: compressed.stored})
+    runs.save_edited(folder, args.run, place.settings, place.model, place.tokenizer, place.splits,
+                     new_scores, predictions, {FILE: compressed.stored})
     print(comparison({"before": {"bytes": before, "scores": scores},
                       "after": {"bytes": stored(folder), "scores": new_scores}}))
     print(f"\nrun: {folder}")

@@ -53,14 +53,16 @@ class Workplace:
 
     def __init__(self, args):
         self.run = Path(args.run)
-        self.model, self.tokenizer, self.settings, _ = runs.open_run(args.run)
-        self.precision = args.precision or self.settings.precision
+        self.model, self.tokenizer, settings, _ = runs.open_run(args.run)
+        self.precision = args.precision or settings.precision
         self.device, self.autocast = pick_device(args.device, self.precision)
         self.model.to(self.device)
-        self.data = data_folder(args.data or self.settings.data)
-        limit = self.settings.limit if args.limit is None else args.limit
+        self.data = data_folder(args.data or settings.data)
+        limit = settings.limit if args.limit is None else args.limit
         if limit < 0:
             raise UserError(f"--limit is {limit}; it must be 0 (all rows) or more")
+        self.settings = replace(settings, precision=self.precision, limit=limit,
+                                data=str(self.data.resolve()))
         self.splits = {task: {name: load_split(task, name, self.data, self.tokenizer, self.settings,
                                                limit) for name in TASKS[task].dev_sets}
                        for task in self.model.heads}

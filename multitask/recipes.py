@@ -95,7 +95,7 @@ RECIPES = {
     "lora-groups": Recipe("the same, but para and sts share theirs", "", {},
                           LORA_BEST | dict(adapters="sst=sst,para=pairs,sts=pairs")),
     "lora-xs": Recipe("LoRA-XS: r × r numbers a matrix", "", {},
-                      LORA_BEST | dict(lora=24, lora_kind="xs")),
+                      LORA_BEST | dict(lora=24, lora_kind="xs-out")),
 }
 
 

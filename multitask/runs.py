@@ -118,11 +118,11 @@ def save_best(folder, model, tokenizer, tasks, scores, splits, predictions):
     write_json(folder / "metrics.json", scores)
 
 
-def save_edited(folder, source, model, tokenizer, splits, scores, predictions, more=None):
+def save_edited(folder, source, settings, model, tokenizer, splits, scores, predictions,
+                more=None):
     """Write `model`, which was made of the run `source` by edits and no training, as a run of its
-    own: by the source's settings and data, with the model's edits. `more` {file: tensors} lies
-    beside it."""
-    old, settings = read_record(source)
+    own. `settings` are those it was scored with. `more` {file: tensors} lies beside it."""
+    old, _ = read_record(source)
     model.requires_grad_(False)                              # nothing was trained
     settings = replace(settings, out=str(folder), from_run=str(Path(source).resolve()))
     record = new_record(settings, old["recipe"], old["data"], model)

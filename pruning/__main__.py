@@ -75,12 +75,12 @@ def prune(args):
     """Write a new run without the heads (or neurons, or layers) that matter least."""
     model, tokenizer, settings, _ = runs.open_run(args.run)
     before = sum(p.numel() for p in model.bert.parameters())
-    new = anchored(replace(settings, from_run=args.run, out=args.out, overwrite=args.overwrite),
-                   "from_run")
-    folder = runs.choose_folder(new)
+    settings = anchored(replace(settings, data=args.data or settings.data), "data")
+    folder = runs.choose_folder(anchored(replace(settings, from_run=args.run, out=args.out,
+                                                 overwrite=args.overwrite), "from_run"))
     device, autocast = pick_device(args.device, settings.precision)
-    dev = {task: {name: load_split(task, name, args.data or settings.data, tokenizer, settings,
-                                   settings.limit) for name in TASKS[task].dev_sets}
+    dev = {task: {name: load_split(task, name, settings.data, tokenizer, settings, settings.limit)
+                  for name in TASKS[task].dev_sets}
            for task in model.heads}
     model.to(device)
     if args.remove:
@@ -88,7 +88,7 @@ def prune(args):
     else:
         prune_to_budget(model.bert, args, measurer(args, model, tokenizer, settings, device))
     scores, predictions = evaluate(model, dev, device, autocast)
-    runs.save_edited(folder, args.run, model, tokenizer, dev, scores, predictions)
+    runs.save_edited(folder, args.run, settings, model, tokenizer, dev, scores, predictions)
     after = sum(p.numel() for p in model.bert.parameters())
     print(f"{score_table(scores)}\n\nencoder: {before:,} parameters → {after:,}\nrun: {folder}\n"
           f"next: python train_multitask.py --from {folder}, or python evaluate.py {folder}")

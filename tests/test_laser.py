@@ -412,6 +412,13 @@ def test_an_applied_run_opens_in_evaluate_with_the_same_scores(run, script, tmp_
     assert (size[1] < size[0]) == bool(factored)
 
 
+def test_an_applied_run_keeps_the_rows_and_precision_it_was_scored_with(run, script, tmp_path):
+    code, *_ = script(main, "apply", run, "--laser", "0:fc_out:0.3", "--out", tmp_path / "new",
+                      "--precision", "bf16", "--limit", "9")
+    saved = json.loads((tmp_path / "new" / "metrics.json").read_text())
+    assert json.loads(script(evaluate_script.main, tmp_path / "new", "--json")[1]) == saved
+
+
 def test_a_factored_run_can_be_trained_on(run, script, data, tmp_path):
     script(main, "apply", run, "--laser", "1:fc_in:0.2", "--factored", "--out", tmp_path / "new")
     code, _, err = script(train_multitask.main, "--from", tmp_path / "new", "--data", data,
