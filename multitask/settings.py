@@ -67,7 +67,7 @@ class Settings:
     accumulate: int = setting(1, "batches of a task whose gradients add up to one step's", least=1)
     lr: float = setting(0, "highest learning rate of the encoder (0: (3.84 / hidden size)², "
                            "which is 2.5e-5 for bert-base and 1e-4 for half its width), or of "
-                           "its adapters (0: 20 times that, of LoRA-XS 80 times)", least=0)
+                           "its adapters (0: 20 times that, of LoRA-XS 40 times)", least=0)
     head_lr: float = setting(1e-3, "highest learning rate of the heads", least=0)
     task_lr: str = setting("", "of a task's own encoder, as in sst=2e-5,sts=1e-4 (with --encoders "
                                "separate)")
