@@ -3,10 +3,12 @@ them with what the papers printed.
 
     python benchmarks/recipes.py                         # all of them, seeds 0 and 1
     python benchmarks/recipes.py --recipes mb-comb,mb-comb-gs --seeds 0
+    python benchmarks/recipes.py --recipes lora2 --flags "--lora 8" --out runs/lora2-r8
 
 The papers trained bert-base for ten epochs; here every recipe has the same rows, steps, batch and
-learning rates, so that only its method differs. Runs that are complete are not done again, and a
-run that was stopped goes on. PLAINBERT_WEIGHTS and PLAINBERT_DATA: see README.md.
+learning rates (by width: 1e-4 of MiniLM, 2e-3 of its adapters), so that only its method differs.
+Runs that are complete are not done again, and a run that was stopped goes on. PLAINBERT_WEIGHTS and
+PLAINBERT_DATA: see README.md.
 """
 
 import argparse
@@ -21,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from multitask.recipes import RECIPES  # noqa: E402
 
-BUDGET = ("--limit 6000 --epochs 1 --batch-size 16 --lr 1e-4 --head-lr 1e-3 --warmup 0.1 --decay "
+BUDGET = ("--limit 6000 --epochs 1 --batch-size 16 --lr 0 --head-lr 1e-3 --warmup 0.1 --decay "
           "--clip 1 --weight-decay 0.01 --precision bf16")
 
 
@@ -47,6 +49,8 @@ def main():
         name for name in RECIPES if name.startswith(("mb", "baseline"))))
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--budget", default=BUDGET, help=f"flags of every run (default: {BUDGET})")
+    parser.add_argument("--flags", default="", help="more flags, to vary a recipe: give another "
+                                                    "--out too")
     parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
     args = parser.parse_args()
     if not {"PLAINBERT_WEIGHTS", "PLAINBERT_DATA"} <= set(os.environ):
@@ -55,7 +59,7 @@ def main():
     for seed in args.seeds.split(","):
         for recipe in args.recipes.split(","):
             folders.append(args.out / f"{recipe}-{seed}")
-            train_run(folders[-1], f"--recipe {recipe} --seed {seed} {args.budget}")
+            train_run(folders[-1], f"--recipe {recipe} --seed {seed} {args.budget} {args.flags}")
     subprocess.run([sys.executable, str(ROOT / "evaluate.py"), "--compare", *map(str, folders),
                     "--out", str(args.out)], check=True)
 
