@@ -6,8 +6,8 @@
     glue-prune-lora     heads of the checkpoint go, before anything was learnt, as in the paper
     recovered           heads of the run of glue-full go, then adapters learn for one epoch
 
-At most 4,000 rows of each task are trained on. Learning rates are ours (the paper's 2e-5 hardly
-moves LoRA). Runs that are complete are not done again, and a run that was stopped goes on.
+At most 4,000 rows of each task are trained on. Learning rates are ours, by the encoder's width.
+Runs that are complete are not done again, and a run that was stopped goes on.
 PLAINBERT_WEIGHTS and PLAINBERT_DATA (its glue/): see README.md.
 """
 

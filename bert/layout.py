@@ -61,7 +61,7 @@ class Layout:
         order, cuts = lengths.argsort(descending=True, stable=True), [0]
         falling = lengths[order].tolist()
         for place, length in enumerate(falling):
-            if length < 0.7 * falling[cuts[-1]] and falling[cuts[-1]] > 16:
+            if length < 0.7 * falling[cuts[-1]] and falling[cuts[-1]] > 16:      # 0.7² is half
                 cuts.append(place)
         if cuts == [0]:
             return []

@@ -21,8 +21,7 @@ class Plan:
 
 
 def default_lr(model, settings):
-    """Of the encoder, by its width. LoRA needs 20 times as much, and LoRA-XS 40 times: with the
-    encoder's own they hardly learn."""
+    """Of the encoder, by its width. LoRA takes 20 times as much, and LoRA-XS 40 times."""
     width = next(iter(model.encoders.values())).config.hidden_size
     times = {"lora": 20}.get(settings.lora_kind, 40) if settings.lora else 1
     return times * (3.84 / width) ** 2

@@ -89,6 +89,17 @@ def data(tmp_path_factory):
     return write_course_data(tmp_path_factory.mktemp("data") / "course")
 
 
+@pytest.fixture(scope="module")
+def run(checkpoint, data, tmp_path_factory):
+    """A run on the small checkpoint and data, trained for each module that asks."""
+    import train_multitask
+
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train_multitask.main(["--bert", str(checkpoint), "--data", str(data), "--out", str(folder),
+                          "--batch-size", "8", "--epochs", "6", "--lr", "3e-3"])
+    return folder
+
+
 @pytest.fixture
 def script(capfd):
     """Call a script's main as the command line would → exit code, stdout, stderr."""

@@ -25,14 +25,6 @@ def few_passes(monkeypatch):
     monkeypatch.setattr(autoencoder, "STEPS", 0)
 
 
-@pytest.fixture(scope="module")
-def run(checkpoint, data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    train_multitask.main(["--bert", str(checkpoint), "--data", str(data), "--out", str(folder),
-                          "--batch-size", "8", "--epochs", "6", "--lr", "3e-3"])
-    return folder
-
-
 def matrix(n, m, seed=0):
     return torch.randn(n, m, generator=torch.Generator().manual_seed(seed))
 

@@ -50,14 +50,6 @@ def bert(checkpoint):
     return bert
 
 
-@pytest.fixture(scope="module")
-def run(checkpoint, data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    train_multitask.main(["--bert", str(checkpoint), "--data", str(data), "--out", str(folder),
-                          "--batch-size", "8", "--epochs", "6", "--lr", "3e-3"])
-    return folder
-
-
 def output(bert, tokenizer):
     with torch.no_grad():
         return bert(**tokenizer(["the film is good .", "a cat"])).last_hidden_state
