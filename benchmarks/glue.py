@@ -5,6 +5,7 @@
 
     glue-prune-lora     heads of the checkpoint go, before anything was learnt, as in the paper
     recovered           heads of the run of glue-full go, then adapters learn for one epoch
+    recovered-lora      the same after the run of glue-lora, whose adapters are merged first
 
 At most 4,000 rows of each task are trained on. Learning rates are ours, by the encoder's width.
 Runs that are complete are not done again, and a run that was stopped goes on.
@@ -14,12 +15,13 @@ PLAINBERT_WEIGHTS and PLAINBERT_DATA (its glue/): see README.md.
 import argparse
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from recipes import train_run  # noqa: E402
+from recipes import ROOT, train_run  # noqa: E402
 
 from multitask.compare import main_scores, mean_and_spread  # noqa: E402
 from multitask.recipes import RECIPES  # noqa: E402
@@ -27,16 +29,28 @@ from multitask.recipes import RECIPES  # noqa: E402
 BUDGET = "--limit 4000 --lr 0 --head-lr 1e-3 --warmup 0.1 --read cls --precision bf16"
 EPOCHS = {"rte": 4, "wnli": 5}                               # of small tasks; else 3
 ROWS = {"glue-full": "glue-full", "glue-lora": "glue-lora", "glue-prune-lora": "glue-prune-lora",
-        "recovered": "glue-prune-lora"}                      # row → recipe
+        "recovered": "glue-prune-lora", "recovered-lora": "glue-prune-lora"}     # row → recipe
+STARTS = {"recovered": "glue-full", "recovered-lora": "glue-lora"}               # row → row
 
 
 def train(name, task, seed, out):
     """→ the folder of one run, which is trained unless it is there."""
     folder, more = out / f"{name}-{task}-{seed}", f"--epochs {EPOCHS.get(task, 3)}"
-    if name == "recovered":
-        more = f"--epochs 1 --from {train('glue-full', task, seed, out)}"
+    if name in STARTS:
+        more = f"--epochs 1 --from {plain(train(STARTS[name], task, seed, out))}"
     train_run(folder, f"--recipe {ROWS[name]} --tasks {task} --seed {seed} {BUDGET} {more}", "glue")
     return folder
+
+
+def plain(folder):
+    """→ the run, or one made of it into which its adapters are merged."""
+    if not (folder / "adapters").is_dir():
+        return folder
+    merged = folder.with_name(f"{folder.name}-merged")
+    if not (merged / "metrics.json").is_file():
+        subprocess.run([sys.executable, "-m", "lora", "merge", str(folder.resolve()), "--out",
+                        str(merged.resolve()), "--overwrite"], check=True, cwd=ROOT)
+    return merged
 
 
 def row(name, tasks, seeds, out):

@@ -99,5 +99,6 @@ def locate(bert, layer, matrix):
     found = getattr(parent, name)
     if not isinstance(found, Projection):
         raise UserError(f"{layer}:{matrix} is no single matrix any more but a "
-                        f"{type(found).__name__}; take the run it was made of")
+                        f"{type(found).__name__}; merge adapters first (python -m lora merge), or "
+                        f"take the run it was made of")
     return parent, name, found

@@ -17,7 +17,7 @@ from laser.outputs import fingerprint
 from laser.stored import places_of, weight_of
 from multitask import runs
 from multitask.data import read_course_file
-from multitask.evaluation import evaluate, load_split
+from multitask.evaluation import evaluate, load_dev, load_split
 from multitask.tasks import TASKS
 
 SAMPLE = 256                         # training examples of each task that say which rows matter
@@ -63,9 +63,7 @@ class Workplace:
             raise UserError(f"--limit is {limit}; it must be 0 (all rows) or more")
         self.settings = replace(settings, precision=self.precision, limit=limit,
                                 data=str(self.data.resolve()))
-        self.splits = {task: {name: load_split(task, name, self.data, self.tokenizer, self.settings,
-                                               limit) for name in TASKS[task].dev_sets}
-                       for task in self.model.heads}
+        self.splits = load_dev(self.model.heads, self.settings, self.tokenizer)
         self.first_splits = {task: next(iter(named.values())) for task, named in
                              self.splits.items()}
 

@@ -33,6 +33,12 @@ def load_split(task, split, folder, tokenizer, settings, limit=0):
     return tokenise(examples[:limit or None], tokenizer, settings.pairs)
 
 
+def load_dev(tasks, settings, tokenizer):
+    """→ {task: {name: Split}}: the dev sets that training scores, by the settings of a run."""
+    return {task: {name: load_split(task, name, settings.data, tokenizer, settings, settings.limit)
+                   for name in TASKS[task].dev_sets} for task in tasks}
+
+
 @torch.inference_mode()
 def run_split(model, task, split, device, autocast, bar=None):
     """The model's outputs [n, outputs] for every example of a split, in the file's order. Batches

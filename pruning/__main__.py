@@ -21,9 +21,8 @@ from bert import UserError
 from bert.cli import Parser, did_you_mean, pick_device, run_script
 from bert.settings import anchored
 from multitask import runs
-from multitask.evaluation import evaluate, load_split
+from multitask.evaluation import evaluate, load_dev
 from multitask.report import score_table
-from multitask.tasks import TASKS
 from pruning.gates import parts_at_first
 from pruning.measure import across_tasks, measure, scored
 from pruning.picture import draw_heat_maps, in_text, write_csv
@@ -79,9 +78,7 @@ def prune(args):
     folder = runs.choose_folder(anchored(replace(settings, from_run=args.run, out=args.out,
                                                  overwrite=args.overwrite), "from_run"))
     device, autocast = pick_device(args.device, settings.precision)
-    dev = {task: {name: load_split(task, name, settings.data, tokenizer, settings, settings.limit)
-                  for name in TASKS[task].dev_sets}
-           for task in model.heads}
+    dev = load_dev(model.heads, settings, tokenizer)
     model.to(device)
     if args.remove:
         remove_named(model.bert, args.remove, args.mask)

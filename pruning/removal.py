@@ -148,8 +148,8 @@ def _check_plain(module, *names):
         found = getattr(module, name)
         if type(found) is not Projection:
             raise UserError(f"{name} is a {type(found).__name__}, not a plain matrix, so nothing "
-                            f"can be removed from it; merge adapters first, and prune before "
-                            f"matrices are factored")
+                            f"can be removed from it; merge adapters first (python -m lora merge), "
+                            f"and prune before matrices are factored")
 
 
 def _texts(heads):

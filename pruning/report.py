@@ -10,22 +10,21 @@ from bert.cli import pick_device
 from bert.files import writing
 from multitask import runs
 from multitask.evaluation import load_split, run_split
+from multitask.recipes import RECIPES
 from multitask.tasks import TASKS
 from pruning.cost import multiply_adds
 
-PAPER = {                              # arXiv 2303.14704, bert-base-uncased; dev accuracy
-    "paper: full": {"mnli accuracy": .8456, "mrpc accuracy": .8014, "qnli accuracy": .9154,
-                    "rte accuracy": .6245, "sst2 accuracy": .9243, "wnli accuracy": .4085,
-                    "parameters": 109.48e6, "peak bytes": 418.7e6, "training, relative": 49},
-    "paper: LoRA": {"mnli accuracy": .7724, "mrpc accuracy": .6838, "qnli accuracy": .8805,
-                    "rte accuracy": .6065, "sst2 accuracy": .9163, "wnli accuracy": .4366,
-                    "parameters": 109.7e6, "trained": 259.6e3, "peak bytes": 419.6e6,
-                    "training, relative": 36},
-    "paper: prune, LoRA": {"mnli accuracy": .7816, "mrpc accuracy": .6838, "qnli accuracy": .8728,
-                           "rte accuracy": .5993, "sst2 accuracy": .9106, "wnli accuracy": .5634,
-                           "parameters": 101.29e6, "trained": 308.7e3, "peak bytes": 392.4e6,
-                           "training, relative": 32},
+STEP_TIME = "time of a step, the first = 1"
+SIZES = {           # arXiv 2303.14704, bert-base-uncased: Tables 2 to 4; Table 1 is in the recipes
+    "glue-full": {"parameters": 109.48e6, "peak bytes": 418.7e6, STEP_TIME: 49 / 49},
+    "glue-lora": {"parameters": 109.7e6, "trained": 259.6e3, "peak bytes": 419.6e6,
+                  STEP_TIME: 36 / 49},
+    "glue-prune-lora": {"parameters": 101.29e6, "trained": 308.7e3, "peak bytes": 392.4e6,
+                        STEP_TIME: 32 / 49},
 }
+PAPER = {f"paper {RECIPES[name].row}": sizes | {f"{task} accuracy": value for task, value in
+                                                RECIPES[name].published.items()}
+         for name, sizes in SIZES.items()}
 
 
 def measure_run(folder, device_name="auto"):
@@ -41,6 +40,8 @@ def measure_run(folder, device_name="auto"):
               "file bytes": sum(f.stat().st_size for f in Path(folder).rglob("*.safetensors")),
               "peak bytes": record.get("peak_bytes"),
               "training seconds": record["times"].get("train_seconds")}
+    if "resolved" in record:                                 # it was trained, not only edited
+        found[STEP_TIME] = found["training seconds"] / record["resolved"]["steps"]
     examples, seconds, work = 0, 0.0, 0
     for task in model.heads:
         split = load_split(task, TASKS[task].dev_sets[0], settings.data, tokenizer, settings,
@@ -58,14 +59,18 @@ def measure_run(folder, device_name="auto"):
 def report(args):
     """Scores, parameters, bytes, memory, speed and multiply-adds of runs; with GLUE's tasks the
     paper's Pruning-Adapter rows stand beside them."""
-    columns = {str(folder): measure_run(folder, args.device) for folder in args.runs}
-    ours = {what: None for found in columns.values() for what in found}
-    if any(set(found) & set(ours) - {"parameters", "trained", "peak bytes"}
-           for found in PAPER.values()):
-        columns |= PAPER
-        ours["training, relative"] = None
+    names = [Path(folder).resolve().name for folder in args.runs]
+    titles = names if len(set(names)) == len(names) else args.runs
+    columns = {title: measure_run(folder, args.device) for title, folder in zip(titles, args.runs)}
+    first = next((found[STEP_TIME] for found in columns.values() if STEP_TIME in found), None)
+    for found in columns.values():
+        if STEP_TIME in found:
+            found[STEP_TIME] /= first
+    ours = dict.fromkeys(what for found in columns.values() for what in found)
+    on_glue = any(f"{task} accuracy" in ours for task in RECIPES["glue-full"].published)
+    columns |= PAPER if on_glue else {}
     print(table(list(ours), columns))
-    if "paper: full" in columns:
+    if on_glue:
         print("\nThe paper's MRPC .6838 and WNLI .5634 are the shares of the larger class.")
     if args.csv:
         write_csv(args.csv, list(ours), columns)

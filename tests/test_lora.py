@@ -2,6 +2,7 @@
 
 import copy
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,14 +16,17 @@ import train_multitask
 from bert import Bert, BertConfig, Layout, Tokenizer, UserError
 from bert.checkpoint import load_bert
 from bert.training import adamw
+from lora.__main__ import main as merge_main
 from lora.accounting import count, dense, table
 from lora.files import base_checksum
 from lora.layers import AdaptedNorm
 from lora.xs import singular_factors
 from multitask import adapters, runs
 from multitask.data import Example, tokenise
+from multitask.evaluation import load_dev, run_split
 from multitask.model import build_model
 from multitask.settings import Settings
+from pruning.__main__ import main as prune_main
 
 SMALL = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
          "intermediate_size": 48, "max_position_embeddings": 20, "initializer_range": 0.3}
@@ -501,6 +505,32 @@ def test_one_tasks_adapter_is_swapped_and_the_others_answer_as_before(run, check
     code, out, _ = script(evaluate_script.main, run, "--adapter", swap)
     assert code == 0 and "only to a --predictions FOLDER" in out
     assert predictions(run / "predictions") == before
+
+
+@pytest.mark.parametrize("kind", ["lora", "xs-out"])
+def test_a_merged_run_computes_the_same_and_can_be_pruned(checkpoint, data, script, tmp_path, kind):
+    run = train(tmp_path / "run", checkpoint, data, "--lora-kind", kind, "--lora", "4")
+    merged, pruned = tmp_path / "merged", tmp_path / "pruned"
+    code, out, err = script(merge_main, "merge", run, "--task", "sts", "--out", merged)
+    assert code == 0 and f"run: {merged}" in out, err
+    before, tokenizer, settings, _ = runs.open_run(run)
+    after, _, _, record = runs.open_run(merged)
+    assert record["edits"] == [] and list(after.heads) == ["para", "sts"]     # b served both
+    for task, splits in load_dev(after.heads, settings, tokenizer).items():
+        close(run_split(after, task, splits["dev"], torch.device("cpu"), nullcontext),
+              run_split(before, task, splits["dev"], torch.device("cpu"), nullcontext))
+    code, _, err = script(prune_main, "prune", merged, "--remove", "0:1", "--out", pruned)
+    assert code == 0, err
+    assert runs.open_run(pruned)[3]["edits"] == [{"kind": "remove_heads", "heads": {"0": [1]}}]
+
+
+@pytest.mark.parametrize("task, says", [
+    ((), "has adapters for sst, para, sts, and an encoder can hold only one"),
+    (("--task", "stss"), "no task 'stss' (did you mean sts?)"),
+])
+def test_a_merge_that_cannot_be_is_a_sentence(run, script, tmp_path, task, says):
+    code, _, err = script(merge_main, "merge", run, "--out", tmp_path / "x", *task)
+    assert code == 2 and says in err and not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("swap, says", [

@@ -683,9 +683,11 @@ def test_the_report_sets_runs_side_by_side(run, script, tmp_path):
     assert code == 0
     with open(tmp_path / "table.csv", encoding="utf-8") as file:
         rows = {row["measure"]: row for row in csv.DictReader(file)}
-    small = str(tmp_path / "small")
-    assert float(rows["parameters"][str(run)]) - float(rows["parameters"][small]) == 4 * (
+    small = "small"
+    assert float(rows["parameters"][run.name]) - float(rows["parameters"][small]) == 4 * (
         4 * 32 * 8 + 3 * 8)
-    assert float(rows["multiply-adds"][small]) < float(rows["multiply-adds"][str(run)])
+    assert float(rows["multiply-adds"][small]) < float(rows["multiply-adds"][run.name])
+    step = "time of a step, the first = 1"
+    assert float(rows[step][run.name]) == 1 and rows[step][small] == ""      # it was not trained
     assert float(rows["examples/s"][small]) > 0 and rows["trained"][small] == "0"
     assert "paper" not in text                               # it has other tasks

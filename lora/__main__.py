@@ -1,0 +1,78 @@
+"""A saved run's adapter, merged into the weights: a run without adapters, which computes the same.
+
+    python -m lora merge RUN --out RUN2                  # the adapter that all tasks share
+    python -m lora merge RUN --task sts --out RUN2       # that of sts, and the tasks it serves
+
+Heads are removed (python -m pruning) and matrices reduced (python -m laser) where no adapter lies
+on them.
+"""
+
+import sys
+from dataclasses import replace
+
+import lora
+from bert import UserError
+from bert.cli import Parser, did_you_mean, pick_device, run_script
+from bert.settings import anchored
+from multitask import runs
+from multitask.evaluation import evaluate, load_dev
+from multitask.report import score_table
+
+
+def tasks_to_keep(model, task):
+    """The tasks that the chosen adapter serves; `task` None: the run's only adapter."""
+    serves = model.adapters
+    if not serves:
+        raise UserError("the run has no adapters: its encoder is plain already")
+    if task is None and len(set(serves.values())) > 1:
+        raise UserError(f"the run has adapters for {', '.join(serves)}, and an encoder can hold "
+                        f"only one for good; choose with --task")
+    if task is not None and task not in serves:
+        raise UserError(f"--task: the run has no task {task!r}{did_you_mean(task, serves)}; it has "
+                        f"{', '.join(serves)}")
+    chosen = serves[task or next(iter(serves))]
+    return [name for name, adapter in serves.items() if adapter == chosen]
+
+
+def merge(model, settings, tasks):
+    """The adapter of `tasks` goes into the weights, all else that is not theirs goes → settings of
+    the run that is left."""
+    lora.merge(model.bert, model.adapters[tasks[0]])
+    lora.detach(model.bert)
+    model.bert.edits = [edit for edit in model.bert.edits if edit["kind"] != "lora"]
+    model.adapters = {}
+    for task in set(model.heads) - set(tasks):
+        del model.heads[task]
+    kinds = ",".join(f"{task}={settings.head_kinds[task]}" for task in tasks)
+    return replace(settings, tasks=",".join(tasks), head=kinds, learn="", lora=0, lora_top=0,
+                   surgery="none", task_lr="", task_epochs="")
+
+
+def main(arguments=None):
+    parser = Parser(prog="python -m lora", description=__doc__)
+    parser.add_argument("command", choices=("merge",))
+    parser.add_argument("run", metavar="RUN", help="folder of a saved run")
+    parser.add_argument("--out", required=True, help="folder of the new run")
+    parser.add_argument("--task", help="merge the adapter that serves it (default: the only one)")
+    parser.add_argument("--data", help="folder with the data files (default: the run's own)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that is in --out")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments:
+        return print(__doc__)
+    args = parser.parse_args(arguments)
+    model, tokenizer, settings, _ = runs.open_run(args.run)
+    settings = merge(model, settings, tasks_to_keep(model, args.task))
+    settings = anchored(replace(settings, data=args.data or settings.data, out=args.out,
+                                from_run=args.run, overwrite=args.overwrite), "data", "from_run")
+    folder = runs.choose_folder(settings)
+    device, autocast = pick_device(args.device, settings.precision)
+    dev = load_dev(model.heads, settings, tokenizer)
+    scores, predictions = evaluate(model.to(device), dev, device, autocast)
+    runs.save_edited(folder, args.run, settings, model, tokenizer, dev, scores, predictions)
+    print(f"{score_table(scores)}\n\nrun: {folder}\n"
+          f"next: python -m pruning prune {folder} --heads 0.7 --out …")
+
+
+if __name__ == "__main__":
+    run_script(main)
