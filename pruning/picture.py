@@ -22,15 +22,17 @@ def write_csv(path, raw, scores, part):
 
 
 def draw_heat_maps(path, scores, part):
-    """scores {task: [layers, parts]} from 0 to 1 → one map for each task, side by side."""
+    """scores {task: [layers, parts]} from 0 to 1 → one map for each task, side by side (paper B's
+    figure 1). White: the part is gone."""
     from matplotlib.figure import Figure  # slow to import, needed once
 
-    figure = Figure(figsize=(1 + 4 * len(scores), 4.2), layout="constrained")
+    figure = Figure(figsize=(1 + 3.5 * len(scores), 3.4), layout="constrained")
     panels = figure.subplots(1, len(scores), squeeze=False)[0]
     for axes, (task, values) in zip(panels, scores.items()):
-        shown = axes.imshow(values.numpy(), aspect="auto", cmap="viridis")
-        axes.set(title=task, xlabel=part, ylabel="layer")
-        figure.colorbar(shown, ax=axes, shrink=0.8)
+        shown = axes.imshow(values.numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=1)
+        axes.set(title=task, xlabel=part)
+    panels[0].set_ylabel("layer")
+    figure.colorbar(shown, ax=list(panels), label="importance")
     with writing(path) as file:
         figure.savefig(file, format="png", dpi=120)
 
