@@ -40,18 +40,19 @@ def score(args, model, tokenizer, settings, device, autocast):
         splits[task] = {name: load_split(task, name, folder, tokenizer, settings, limit or 0)
                         for name in names}
     scores, predictions = evaluate(model, splits, device, autocast)
-    to = args.predictions or ("" if args.adapter else Path(args.run) / "predictions")
+    to = args.predictions or ("" if args.adapter or args.limit else Path(args.run, "predictions"))
     if to:
         write_predictions(Path(to), splits, predictions)
     if args.json:
         return scores
     counts = ", ".join(f"{task} {len(split):,}" for task, named in splits.items()
                        for split in named.values())
-    print(f"{args.split} of {folder}: {counts}" + (f" (the first {limit:,} rows, as in training; "
-                                                   f"--limit 0 takes all)" if limit else ""))
+    print(f"{args.split} of {folder}: {counts}" + (
+        f" (the first {limit:,} rows, as in training; --limit 0 takes all)"
+        if limit and as_trained else ""))
     print(score_table(scores, args.split) if scores else "these files hold no labels, so no scores")
     print(f"predictions: {to}" if to else
-          "not the run as it was trained: predictions are written only to a --predictions FOLDER")
+          "another adapter, or not all rows: predictions go only to a --predictions FOLDER")
     return scores
 
 

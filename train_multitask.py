@@ -269,7 +269,7 @@ def finish(folder, record, now, log):
     draw_curves(log.lines, folder / "curves.png")
     record["complete"] = True
     record["best_step"] = now["best_step"]
-    record["times"]["train_seconds"] = round(now["seconds"], 1)
+    record["times"] |= {"train_seconds": round(now["seconds"], 1), "steps": now["step"]}
     record["peak_bytes"] = peak_memory(torch.device(record["resolved"]["device"]))
     write_json(folder / "run.json", record)
     print(report(folder, record))
@@ -315,7 +315,7 @@ def main(arguments=None):
     if resumed is not None:
         return resume(Path(resumed), given, recipe)
     settings = new_settings(given, recipe)
-    with parallel.processes():
+    with parallel.processes(settings.device):
         folder = parallel.from_first(runs.choose_folder(settings))
         print(f"python train_multitask.py {command(settings)}\n")
         return train(anchored(settings, "bert", "data", "from_run"), folder, recipe)
@@ -332,7 +332,7 @@ def resume(folder, given, recipe):
         return print(f"{folder} is complete: nothing is left to do\n{report(folder, record)}")
     state = read_state(folder / LAST)
     settings = replace(settings, **given)
-    with parallel.processes():
+    with parallel.processes(settings.device):
         if state is None:                                 # killed before the first save: begin anew
             return train(settings, folder, record["recipe"])
         return train(settings, folder, record["recipe"], record, state)

@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch  # noqa: E402
 
-from bert import Bert, Layout, Tokenizer  # noqa: E402
+from bert import Bert, Tokenizer  # noqa: E402
 from bert.training import adamw  # noqa: E402
 from multitask import surgery  # noqa: E402
-from multitask.data import Batch  # noqa: E402
+from multitask.adapters import mixed  # noqa: E402
 from multitask.evaluation import load_split  # noqa: E402
 from multitask.model import build_model  # noqa: E402
 from multitask.sampling import Batches  # noqa: E402
@@ -50,19 +50,8 @@ def apart(model, batches, shared, mode):
 
 def merged(model, batches):
     """One pass of the encoder over all sequences, then each head."""
-    tokens = max(batch.input_ids.size(1) for batch in batches.values())
-
-    def stack(name):
-        return torch.cat([torch.nn.functional.pad(getattr(b, name), (0, tokens - getattr(
-            b, name).size(1))) for b in batches.values()])
-
-    mask = torch.cat([torch.nn.functional.pad(b.layout.mask, (0, tokens - b.layout.tokens))
-                      for b in batches.values()])
-    layout = Layout(mask)
-    whole = Batch(stack("input_ids"), stack("token_type_ids"), layout, layout.first(), None)
-    parts = model.vectors("sst", whole).split([b.layout.batch for b in batches.values()])
-    sum(TASKS[task].loss(model.heads[task](vectors), batch.labels)
-        for (task, batch), vectors in zip(batches.items(), parts)).backward()
+    outputs = mixed(model, batches, torch.device("cpu"))
+    sum(TASKS[task].loss(outputs[task], batch.labels) for task, batch in batches.items()).backward()
 
 
 class Bench:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from bert import UserError
+from bert.model import Projection
 from lora.layers import Adapted, AdaptedNorm, LoRA, LoRALinear, OwnNorm
 from lora.places import (
     TARGETS,
@@ -38,6 +39,12 @@ def attach(bert, targets=("query", "value"), rank=8, adapters=("default",), alph
         (layer, target): rank for layer in range(len(bert.layers)) for target in targets}
     check_ranks(ranks, dropout)
     places = {place_of(bert, *where): rank for where, rank in ranks.items()}
+    for place in places:
+        module = pretrained(bert, place)
+        if not isinstance(module, Projection):
+            raise UserError(f"{place} is a {type(module).__name__}, and LoRA adapts plain "
+                            f"matrices; attach adapters before matrices are factored, or choose "
+                            f"others")
     places = {place: rank for place, rank in places.items()
               if pretrained(bert, place).weight.numel()}
     new = {}

@@ -15,6 +15,7 @@ import lora
 from bert import Layout, UserError
 from bert.checkpoint import check_names_and_shapes
 from bert.files import read_tensors, write_tensors
+from lora.places import adapted
 from multitask.data import Batch
 
 SHARED = "shared"                # the name of the one encoder, or adapter, that all tasks share
@@ -22,7 +23,7 @@ HEADS = "heads.safetensors"
 
 
 KINDS = {"lora": lora.LoRA, "xs": lora.XS, "xs-out": partial(lora.XS, sigma="out"),
-         "xs-random": partial(lora.XS, init="random")}
+         "xs-random": lora.RandomXS}
 
 
 def serving(bert):
@@ -38,10 +39,12 @@ def attach(model, settings, ranks=None):
     bert, serves = model.bert, settings.adapters_of_tasks
     wanted = dict.fromkeys(serves.values())
     for name in lora.names(bert):
-        if name in wanted:
-            print(f"{name}: its adapter in the run")
-        else:
+        if name not in wanted:
             lora.detach(bert, name)
+            continue
+        if name in settings.units:
+            check_goes_on(bert, name, settings)
+        print(f"{name}: its adapter in the run")
     new = [name for name in wanted if name not in lora.names(bert)]
     if new:
         lora.attach(bert, settings.lora_targets.split(","), ranks or settings.lora, new,
@@ -54,6 +57,28 @@ def attach(model, settings, ranks=None):
         edit["ranks"] = [[*place, rank] for place, rank in ranks.items()]
     bert.edits.append(edit)
     model.adapters = serves
+
+
+def check_goes_on(bert, name, settings):
+    """A run's adapter that is trained on is of the kind, rank and matrices that the flags say:
+    learning rate and weight decay follow them."""
+    adapters = {place: module.adapters[name] for place, module in adapted(bert).items()
+                if isinstance(module, lora.LoRALinear) and module.adapters[name] is not None}
+    first = next(iter(adapters.values()))
+    kind = "xs" if isinstance(first, lora.XS) else "lora"
+    ranks = sorted({adapter.rank for adapter in adapters.values()})
+    targets = [target for target, inner in lora.TARGETS.items()
+               if any(place.endswith(inner) for place in adapters)]
+    if (settings.lora_kind.split("-")[0] != kind or settings.lora not in ranks or
+            set(settings.lora_targets.split(",")) != set(targets)):
+        raise UserError(f"the run's adapter {name} is of kind {kind} and rank "
+                        f"{' and '.join(map(str, ranks))}, on {','.join(targets)}, and --lora-kind "
+                        f"{settings.lora_kind} --lora {settings.lora} --lora-targets "
+                        f"{settings.lora_targets} describe another; give it its own flags, or name "
+                        f"a new one with --adapters")
+    if settings.lora_top:
+        raise UserError(f"--lora-top chooses the ranks of new adapters, and the run's {name} goes "
+                        f"on as it is; leave it out, or merge the run first (python -m lora merge)")
 
 
 def refuse_left_over(model):

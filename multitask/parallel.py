@@ -22,14 +22,16 @@ def rank():
 
 
 @contextmanager
-def processes():
-    """Join the other processes that torchrun started, if it did. Only the first one prints."""
+def processes(device="auto"):
+    """Join the other processes that torchrun started, if it did, each with a GPU of its own where
+    there are some and `device` is not "cpu". Only the first one prints."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
-    if torch.cuda.is_available():
+    cuda = device != "cpu" and torch.cuda.is_available()
+    if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo",
+    dist.init_process_group("nccl" if cuda else "gloo",
                             timeout=timedelta(hours=6))      # others wait while the first evaluates
     if rank() > 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")

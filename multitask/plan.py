@@ -38,7 +38,8 @@ def make_plan(settings, sizes, processes):
     steps = settings.steps or epochs * epoch_steps
     epochs = -(-steps // epoch_steps)
     own = settings.of_tasks("task_epochs", int)
-    unit_steps = {unit: min(own.get(unit, epochs) * epoch_steps, steps) for unit in units}
+    unit_steps = {unit: min(own.get(tasks[0], epochs) * epoch_steps, steps)
+                  for unit, tasks in units.items()}
     return Plan(units, batches, epoch_steps, epochs, max(unit_steps.values()), unit_steps)
 
 
@@ -48,7 +49,8 @@ def learning_parts(model, settings, plan, lr):
     for its purpose, does not decay."""
     parts, more = [], {"weight_decay": 0.0} if settings.lora_kind != "lora" else {}
     for unit, steps in plan.unit_steps.items():
-        bert, peak = model.encoder(unit), settings.of_tasks("task_lr", float).get(unit, lr)
+        bert = model.encoder(unit)
+        peak = settings.of_tasks("task_lr", float).get(plan.units[unit][0], lr)
         embeddings = nn.ModuleList([bert.word_embeddings, bert.position_embeddings,
                                     bert.token_type_embeddings, bert.embedding_norm])
         levels = [bert.pooler, *reversed(bert.layers), embeddings]

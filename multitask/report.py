@@ -31,11 +31,13 @@ def draw_curves(lines, path):
     """Losses, dev scores and, of gradient surgery, conflicts over the steps of log.jsonl's lines,
     as a picture."""
     losses, scores, cosines = {}, {}, {}
+    pairs = {pair for line in lines for pair in line.get("cosine", ())}
+    conflicts = {pair: share_of(lines, pair) for pair in pairs}
     for line in lines:
         for task, loss in line.get("loss", {}).items():
             losses.setdefault(task, []).append((line["step"], loss))
         for pair, cosine in line.get("cosine", {}).items():
-            cosines.setdefault(f"{pair}: {share_of(lines, pair):.0%} in conflict", []).append(
+            cosines.setdefault(f"{pair}: {conflicts[pair]:.0%} in conflict", []).append(
                 (line["step"], cosine))
         for name, score in line.get("dev", {}).items():
             if isinstance(score, dict):                      # a task's metrics: the first counts

@@ -29,7 +29,7 @@ from multitask.model import SHARED, with_heads
 from multitask.settings import Settings
 
 CONTENT = ("last", "run.json", "metrics.json", "model", "adapters", "heads.safetensors",
-           "predictions", "log.jsonl", "curves.png")
+           "predictions", "log.jsonl", "curves.png", "importance", "laser")
 
 
 def choose_folder(settings):

@@ -70,7 +70,7 @@ def coefficients(gram, orders):
         mine = [float(k == i) for k in range(len(gram))]     # g'ᵢ = gᵢ
         for j in others:
             dot = sum(c * gram[k][j] for k, c in enumerate(mine))        # g'ᵢ·gⱼ
-            if dot < 0:
+            if dot < 0 < gram[j][j]:                         # 0: ‖gⱼ‖² is too small for a float
                 mine[j] -= dot / gram[j][j]
         total = [t + c for t, c in zip(total, mine)]
     return total

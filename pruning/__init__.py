@@ -14,18 +14,18 @@ A removed head is gone from the weights: rows of query, key and value, columns o
 left keeps its numbers, `pruned_heads` in config.json says what is missing, and from_pretrained
 builds that shape. Training goes on from the pruned run with --from.
 
-gates.py    importance by gradients         removal.py    the cuts      selection.py  what goes
-measure.py  importance of a run             ranks.py      LoRA ranks    cost.py       multiply-adds
-start.py    pruning before training         report.py     what runs cost and reach
+gates.py      importance by gradients       removal.py  the cuts
+measure.py    importance of a run           start.py    pruning before training
+selection.py  what goes, and LoRA's ranks   cost.py     multiply-adds
+report.py     what runs cost and reach      picture.py  heat maps
 
 Left out: pruning of single weights, of embeddings and of the hidden size; masks that are learnt.
 """
 
 from pruning.cost import multiply_adds
 from pruning.gates import importance, normalise
-from pruning.ranks import ranks_by_importance
 from pruning.removal import mask_heads, remove_heads, remove_layers, remove_neurons
-from pruning.selection import choose
+from pruning.selection import choose, ranks_by_importance
 
 __all__ = ["choose", "importance", "mask_heads", "multiply_adds", "normalise",
            "ranks_by_importance", "remove_heads", "remove_layers", "remove_neurons"]

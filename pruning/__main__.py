@@ -26,10 +26,16 @@ from multitask.report import score_table
 from pruning.gates import parts_at_first
 from pruning.measure import across_tasks, measure, scored
 from pruning.picture import draw_heat_maps, in_text, write_csv
-from pruning.ranks import ranks_by_importance
 from pruning.removal import mask_heads, remove_heads, remove_layers, remove_neurons
 from pruning.report import report
-from pruning.selection import ORDERS, budget, check_even, choose, named
+from pruning.selection import (
+    ORDERS,
+    budget,
+    check_even,
+    choose,
+    named,
+    ranks_by_importance,
+)
 
 KINDS = ("heads", "neurons", "layers")
 

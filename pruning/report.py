@@ -6,20 +6,22 @@ import json
 import time
 from pathlib import Path
 
+import torch
+
 from bert.cli import pick_device
 from bert.files import writing
-from multitask import runs
+from bert.training import peak_memory
+from multitask import adapters, runs
 from multitask.evaluation import load_split, run_split
 from multitask.recipes import RECIPES
 from multitask.tasks import TASKS
 from pruning.cost import multiply_adds
 
-STEP_TIME = "time of a step, the first = 1"
+STEP_TIME, PEAK = "time a step, the first = 1", "peak bytes, inference"
 SIZES = {           # arXiv 2303.14704, bert-base-uncased: Tables 2 to 4; Table 1 is in the recipes
-    "glue-full": {"parameters": 109.48e6, "peak bytes": 418.7e6, STEP_TIME: 49 / 49},
-    "glue-lora": {"parameters": 109.7e6, "trained": 259.6e3, "peak bytes": 419.6e6,
-                  STEP_TIME: 36 / 49},
-    "glue-prune-lora": {"parameters": 101.29e6, "trained": 308.7e3, "peak bytes": 392.4e6,
+    "glue-full": {"parameters": 109.48e6, PEAK: 418.7e6, STEP_TIME: 49 / 49},
+    "glue-lora": {"parameters": 109.7e6, "trained": 259.6e3, PEAK: 419.6e6, STEP_TIME: 36 / 49},
+    "glue-prune-lora": {"parameters": 101.29e6, "trained": 308.7e3, PEAK: 392.4e6,
                         STEP_TIME: 32 / 49},
 }
 PAPER = {f"paper {RECIPES[name].row}": sizes | {f"{task} accuracy": value for task, value in
@@ -28,20 +30,26 @@ PAPER = {f"paper {RECIPES[name].row}": sizes | {f"{task} accuracy": value for ta
 
 
 def measure_run(folder, device_name="auto"):
-    """→ {what: number} of one run; its dev sets are run for speed."""
+    """→ {what: number} of one run; its dev sets are run for speed. Training's time includes the
+    evaluations; memory at inference is known on a GPU only."""
+    folder = Path(folder)
     model, tokenizer, settings, record = runs.open_run(folder)
     device, autocast = pick_device(device_name, settings.precision)
     model.to(device)
-    scores = json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))
+    scores = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     found = {f"{task} {metric}": value for task, metrics in scores.items()
              if isinstance(metrics, dict) for metric, value in metrics.items()}
     found |= {"parameters": sum(p.numel() for p in model.encoders.parameters()),
               "trained": record.get("parameters", {}).get("trained"),
-              "file bytes": sum(f.stat().st_size for f in Path(folder).rglob("*.safetensors")),
-              "peak bytes": record.get("peak_bytes"),
+              "file bytes": sum(file.stat().st_size for file in (
+                  *folder.glob("model/**/*.safetensors"), *adapters.weight_files(folder),
+                  folder / "heads.safetensors")),
+              "peak bytes, training": record.get("peak_bytes"),
               "training seconds": record["times"].get("train_seconds")}
-    if "resolved" in record:                                 # it was trained, not only edited
-        found[STEP_TIME] = found["training seconds"] / record["resolved"]["steps"]
+    if "steps" in record["times"]:                           # it was trained, not only edited
+        found[STEP_TIME] = found["training seconds"] / record["times"]["steps"]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     examples, seconds, work = 0, 0.0, 0
     for task in model.heads:
         split = load_split(task, TASKS[task].dev_sets[0], settings.data, tokenizer, settings,
@@ -51,9 +59,10 @@ def measure_run(folder, device_name="auto"):
         run_split(model, task, split, device, autocast)      # its outputs are on the CPU: all done
         seconds += time.perf_counter() - began
         examples += len(split)
-        work += sum(multiply_adds(model.encoder(task), [len(ids) for ids in side], settings.read)
-                    for side, _ in split.sides)
-    return found | {"examples/s": examples / seconds, "multiply-adds": work / examples}
+        work += sum(multiply_adds(model.encoder(task), [len(ids) for ids in side], settings.read,
+                                  model.adapters.get(task)) for side, _ in split.sides)
+    return found | {PEAK: peak_memory(device) if device.type == "cuda" else None,
+                    "examples/s": examples / seconds, "multiply-adds": work / examples}
 
 
 def report(args):

@@ -1,4 +1,5 @@
-"""Which parts to keep: a budget and an order → what is to be removed."""
+"""Which parts to keep: a budget and an order → what is to be removed. And where adapters get a
+higher rank."""
 
 import torch
 
@@ -64,3 +65,15 @@ def budget(text, total, what):
         raise UserError(f"--{what} {text} is not understood: give how many of the {total:,} to "
                         f"keep (1 to {total:,}), or a fraction with a point in it, as 0.7")
     return keep
+
+
+def ranks_by_importance(raw, high=8, low=4, blocks=4,
+                        matrices=("query", "key", "value", "output")):
+    """LoRA ranks that follow importance (Pruning-Adapter, §2.3 of arXiv 2303.14704, which does not
+    say how a layer's importance is measured). raw [layers, heads], NaN where a head is gone, →
+    {(layer, matrix): rank}: `high` in the `blocks` layers whose heads have the largest sum, else
+    `low`. Raw, because importance that was normalised in each layer has the same size in all."""
+    order = raw.nan_to_num().sum(dim=1).argsort(descending=True, stable=True)
+    best = set(order[:blocks].tolist())
+    return {(layer, matrix): high if layer in best else low
+            for layer in range(len(raw)) for matrix in matrices}

@@ -6,10 +6,10 @@ head reads by chance says nothing of what the task will need."""
 from math import ceil
 
 from bert import UserError
+from multitask import parallel
 from pruning.measure import across_tasks, measure, scored
-from pruning.ranks import ranks_by_importance
 from pruning.removal import mask_heads, remove_heads
-from pruning.selection import budget, choose, named
+from pruning.selection import budget, choose, named, ranks_by_importance
 
 
 def switch_off(model, settings):
@@ -32,7 +32,7 @@ def keep_heads(model, tokenizer, settings, device, edits=()):
     keep = budget(settings.keep_heads, len(bert.layers) * bert.config.num_attention_heads,
                   "keep-heads")
     raw = measure(model.to(device), tokenizer, settings, settings.task_names, device)
-    remove_heads(bert, choose(list(scored(raw).values())[-1], keep))
+    remove_heads(bert, parallel.from_first(choose(list(scored(raw).values())[-1], keep)))
     print(f"{keep} heads stay: {', '.join(str(layer.attention.heads) for layer in bert.layers)} "
           f"from the first layer to the last")
     model.cpu()
@@ -45,5 +45,6 @@ def lora_ranks(model, tokenizer, settings, device, edits=()):
         return {(n, matrix): rank for n, matrix, rank in before[-1]["ranks"]}
     raw = measure(model.to(device), tokenizer, settings, settings.task_names, device)
     model.cpu()
-    return ranks_by_importance(across_tasks(raw), settings.lora_top, settings.lora,
-                               ceil(len(model.bert.layers) / 3), settings.lora_targets.split(","))
+    return parallel.from_first(
+        ranks_by_importance(across_tasks(raw), settings.lora_top, settings.lora,
+                            ceil(len(model.bert.layers) / 3), settings.lora_targets.split(",")))
