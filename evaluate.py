@@ -20,6 +20,7 @@ from multitask import adapters, runs
 from multitask.compare import compare
 from multitask.data import Example, tokenise
 from multitask.evaluation import evaluate, in_words, load_split, run_split, write_predictions
+from multitask.model import chosen_tasks
 from multitask.report import score_table
 from multitask.tasks import TASKS
 
@@ -32,10 +33,7 @@ def score(args, model, tokenizer, settings, device, autocast):
     as_trained = args.limit is None and not args.data and args.split == "dev"
     limit = settings.limit if as_trained else args.limit
     splits = {}
-    for task in args.tasks.replace(" ", "").split(",") if args.tasks else model.heads:
-        if task not in model.heads:
-            raise UserError(f"--tasks: the run has no task {task!r}; it has "
-                            f"{', '.join(model.heads)}")
+    for task in chosen_tasks(model, args.tasks):
         names = TASKS[task].dev_sets if args.split == "dev" else TASKS[task].test_sets
         splits[task] = {name: load_split(task, name, folder, tokenizer, settings, limit or 0)
                         for name in names}
@@ -114,6 +112,7 @@ def swap(model, adapter, quiet):
     if not equals:
         raise UserError(f"--adapter {adapter!r} is not understood; write task=folder, as in "
                         f"sts=runs/other/adapters/sts")
+    chosen_tasks(model, task, "--adapter")
     has_head = adapters.swap(model, task, folder)
     if not quiet:
         whose = "its head" if has_head else "the run's own head"

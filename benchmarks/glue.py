@@ -5,7 +5,8 @@
 
     glue-prune-lora     heads of the checkpoint go, before anything was learnt, as in the paper
     recovered           heads of the run of glue-full go, then adapters learn for one epoch
-    recovered-lora      the same after the run of glue-lora, whose adapters are merged first
+    recovered-random    the same, but random heads go
+    recovered-lora      the same as recovered, after the run of glue-lora, merged first
 
 At most 4,000 rows of each task are trained on. Learning rates are ours, by the encoder's width.
 Runs that are complete are not done again, and a run that was stopped goes on.
@@ -28,29 +29,38 @@ from multitask.recipes import RECIPES  # noqa: E402
 
 BUDGET = "--limit 4000 --lr 0 --head-lr 1e-3 --warmup 0.1 --read cls --precision bf16"
 EPOCHS = {"rte": 4, "wnli": 5}                               # of small tasks; else 3
-ROWS = {"glue-full": "glue-full", "glue-lora": "glue-lora", "glue-prune-lora": "glue-prune-lora",
-        "recovered": "glue-prune-lora", "recovered-lora": "glue-prune-lora"}     # row → recipe
-STARTS = {"recovered": "glue-full", "recovered-lora": "glue-lora"}               # row → row
+ROWS = ("glue-full", "glue-lora", "glue-prune-lora", "recovered", "recovered-random",
+        "recovered-lora")
 
 
 def train(name, task, seed, out):
     """→ the folder of one run, which is trained unless it is there."""
     folder, more = out / f"{name}-{task}-{seed}", f"--epochs {EPOCHS.get(task, 3)}"
-    if name in STARTS:
-        more = f"--epochs 1 --from {plain(train(STARTS[name], task, seed, out))}"
-    train_run(folder, f"--recipe {ROWS[name]} --tasks {task} --seed {seed} {BUDGET} {more}", "glue")
+    if name == "recovered":
+        more = f"--epochs 1 --from {train('glue-full', task, seed, out)}"
+    elif name == "recovered-random":
+        pruned = edited(train("glue-full", task, seed, out), "random", "pruning", "prune",
+                        "--heads", "0.6944", "--order", "random", "--seed", str(seed))
+        more = f"--epochs 1 --from {pruned} --keep-heads="
+    elif name == "recovered-lora":
+        merged = edited(train("glue-lora", task, seed, out), "merged", "lora", "merge")
+        more = f"--epochs 1 --from {merged}"
+    train_run(folder, f"--recipe {recipe_of(name)} --tasks {task} --seed {seed} {BUDGET} {more}",
+              "glue")
     return folder
 
 
-def plain(folder):
-    """→ the run, or one made of it into which its adapters are merged."""
-    if not (folder / "adapters").is_dir():
-        return folder
-    merged = folder.with_name(f"{folder.name}-merged")
-    if not (merged / "metrics.json").is_file():
-        subprocess.run([sys.executable, "-m", "lora", "merge", str(folder.resolve()), "--out",
-                        str(merged.resolve()), "--overwrite"], check=True, cwd=ROOT)
-    return merged
+def recipe_of(row):
+    return row if row in RECIPES else "glue-prune-lora"
+
+
+def edited(run, how, package, command, *flags):
+    """→ the folder of a run that `python -m package command` makes of another."""
+    folder = run.with_name(f"{run.name}-{how}").resolve()
+    if not (folder / "metrics.json").is_file():
+        subprocess.run([sys.executable, "-m", package, command, str(run.resolve()), *flags,
+                        "--out", str(folder), "--overwrite"], check=True, cwd=ROOT)
+    return folder
 
 
 def row(name, tasks, seeds, out):
@@ -63,7 +73,7 @@ def row(name, tasks, seeds, out):
     records = [json.loads((folder / "run.json").read_text(encoding="utf-8"))
                for of_task in folders.values() for folder in of_task]
     minutes = sum(record["times"]["train_seconds"] for record in records) / 60 / len(seeds)
-    printed = RECIPES[ROWS[name]].published
+    printed = RECIPES[recipe_of(name)].published
     return [f"`{name}`", *map(mean_and_spread, scores.values()), mean_and_spread(means),
             f"{records[0]['parameters']['trained']:,}", f"{minutes:.0f}",
             *(f"{printed[task]:.3f}" for task in tasks)]

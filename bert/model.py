@@ -100,7 +100,9 @@ class SelfAttention(nn.Module):
         else:
             context = self.meet(*rows, asked, layout)        # [M, heads·d]
         if head_mask is not None:
-            scale = head_mask[..., self.kept].expand(layout.batch, self.heads)[asked.sequence]
+            if self.heads < head_mask.size(-1):
+                head_mask = head_mask[..., self.kept]
+            scale = head_mask.expand(layout.batch, self.heads)[asked.sequence]
             context = context * scale.repeat_interleave(self.head_size, dim=1)
         return self.output(context, asked)
 

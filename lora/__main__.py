@@ -1,4 +1,5 @@
-"""A saved run's adapter, merged into the weights: a run without adapters, which computes the same.
+"""A saved run's adapter, merged into the weights: a run without adapters, whose outputs differ in
+the last digits only.
 
     python -m lora merge RUN --out RUN2                  # the adapter that all tasks share
     python -m lora merge RUN --task sts --out RUN2       # that of sts, and the tasks it serves
@@ -12,11 +13,9 @@ from dataclasses import replace
 
 import lora
 from bert import UserError
-from bert.cli import Parser, did_you_mean, pick_device, run_script
-from bert.settings import anchored
-from multitask import runs
-from multitask.evaluation import evaluate, load_dev
-from multitask.report import score_table
+from bert.cli import Parser, run_script
+from multitask.model import chosen_tasks
+from multitask.runs import make_run
 
 
 def tasks_to_keep(model, task):
@@ -27,10 +26,7 @@ def tasks_to_keep(model, task):
     if task is None and len(set(serves.values())) > 1:
         raise UserError(f"the run has adapters for {', '.join(serves)}, and an encoder can hold "
                         f"only one for good; choose with --task")
-    if task is not None and task not in serves:
-        raise UserError(f"--task: the run has no task {task!r}{did_you_mean(task, serves)}; it has "
-                        f"{', '.join(serves)}")
-    chosen = serves[task or next(iter(serves))]
+    chosen = serves[chosen_tasks(model, task, "--task")[0]]
     return [name for name, adapter in serves.items() if adapter == chosen]
 
 
@@ -61,17 +57,11 @@ def main(arguments=None):
     if not arguments:
         return print(__doc__)
     args = parser.parse_args(arguments)
-    model, tokenizer, settings, _ = runs.open_run(args.run)
-    settings = merge(model, settings, tasks_to_keep(model, args.task))
-    settings = anchored(replace(settings, data=args.data or settings.data, out=args.out,
-                                from_run=args.run, overwrite=args.overwrite), "data", "from_run")
-    folder = runs.choose_folder(settings)
-    device, autocast = pick_device(args.device, settings.precision)
-    dev = load_dev(model.heads, settings, tokenizer)
-    scores, predictions = evaluate(model.to(device), dev, device, autocast)
-    runs.save_edited(folder, args.run, settings, model, tokenizer, dev, scores, predictions)
-    print(f"{score_table(scores)}\n\nrun: {folder}\n"
-          f"next: python -m pruning prune {folder} --heads 0.7 --out …")
+
+    def edit(model, tokenizer, settings, device):
+        return merge(model, settings, tasks_to_keep(model, args.task))
+
+    make_run(args, edit)
 
 
 if __name__ == "__main__":

@@ -38,8 +38,9 @@ def base_checksum(bert):
     return digest.hexdigest()[:16]
 
 
-def save(bert, name, folder):
-    """Write one adapter. A merged one is refused: its base is not the pretrained one."""
+def save(bert, name, folder, base=None):
+    """Write one adapter. A merged one is refused: its base is not the pretrained one. base: its
+    checksum, where it is known."""
     check_name(bert, name)
     folder, matrices, norms, tensors = Path(folder), {}, [], {}
     for place, module in adapted(bert).items():
@@ -51,7 +52,7 @@ def save(bert, name, folder):
         for key, tensor in adapter.named_parameters() if adapter is not None else ():
             key = f"lora_{key}.weight" if isinstance(module, LoRALinear) else key
             tensors[f"{PREFIX}{theirs(place)}.{key}"] = tensor
-    write_tensors(folder / WEIGHTS[0], tensors, base=base_checksum(bert))
+    write_tensors(folder / WEIGHTS[0], tensors, base=base or base_checksum(bert))
     write_json(folder / CONFIG, config_of(matrices, norms))
 
 

@@ -15,6 +15,7 @@ import lora
 from bert import Layout, UserError
 from bert.checkpoint import check_names_and_shapes
 from bert.files import read_tensors, write_tensors
+from lora.files import base_checksum
 from lora.places import adapted
 from multitask.data import Batch
 
@@ -91,9 +92,10 @@ def refuse_left_over(model):
 
 def save(model, tasks, folder):
     """Write the adapters of these tasks, each with the heads of all tasks it serves."""
+    base = base_checksum(model.bert) if model.adapters else None
     for name in dict.fromkeys(model.adapters[task] for task in tasks if task in model.adapters):
         to = folder / "adapters" / name
-        lora.save(model.bert, name, to)
+        lora.save(model.bert, name, to, base)
         write_tensors(to / HEADS, {key: tensor for key, tensor in model.heads.state_dict().items()
                                    if model.adapters.get(key.partition(".")[0]) == name})
 
@@ -111,8 +113,6 @@ def restore(bert, edit, folder):
 def swap(model, task, folder):
     """Serve a task by the adapter in another folder, and by that folder's head for the task if it
     has one → whether it has. Nothing of the other tasks is touched."""
-    if task not in model.heads:
-        raise UserError(f"--adapter: the run has no task {task!r}; it has {', '.join(model.heads)}")
     path = Path(folder) / HEADS
     heads = read_tensors(path) if path.is_file() else {}
     head = {key.removeprefix(f"{task}."): tensor for key, tensor in heads.items()

@@ -5,6 +5,7 @@ import copy
 from torch import nn
 
 from bert import UserError
+from bert.cli import did_you_mean
 from multitask.adapters import SHARED, serving
 from multitask.heads import HEADS
 from multitask.tasks import TASKS
@@ -62,6 +63,16 @@ class MultitaskModel(nn.Module):
         """What the task's head makes of the encoder's vectors [sequences, H]."""
         both = vectors.chunk(2) if TASKS[task].pair and self.pairs == "separate" else (vectors,)
         return self.heads[task](*both).float()
+
+
+def chosen_tasks(model, text, flag="--tasks"):
+    """"sst,sts" → ["sst", "sts"], of the tasks that the model has; no text: all of them."""
+    names = text.replace(" ", "").split(",") if text else list(model.heads)
+    for name in names:
+        if name not in model.heads:
+            raise UserError(f"{flag}: the run has no task {name!r}"
+                            f"{did_you_mean(name, model.heads)}; it has {', '.join(model.heads)}")
+    return names
 
 
 def build_model(bert, settings):

@@ -20,12 +20,15 @@ import torch
 
 from bert import Bert, Tokenizer, UserError
 from bert.checkpoint import check_names_and_shapes, load_bert, save_bert
+from bert.cli import pick_device
 from bert.files import read_metadata, read_tensors, write_json, write_tensors
+from bert.settings import anchored
 from lora import detached
 from multitask import adapters, edits, parallel
 from multitask.data import checksum
-from multitask.evaluation import write_predictions
+from multitask.evaluation import evaluate, load_dev, write_predictions
 from multitask.model import SHARED, with_heads
+from multitask.report import score_table
 from multitask.settings import Settings
 
 CONTENT = ("last", "run.json", "metrics.json", "model", "adapters", "heads.safetensors",
@@ -132,6 +135,22 @@ def save_edited(folder, source, settings, model, tokenizer, splits, scores, pred
     for file, tensors in (more or {}).items():
         write_tensors(folder / file, tensors)
     save_best(folder, model, tokenizer, list(model.heads), scores, splits, predictions)
+
+
+def make_run(args, edit):
+    """A new run in args.out, made of args.run by edit(model, tokenizer, settings, device), which
+    may return other settings: scored on its dev sets, and shown → its folder."""
+    model, tokenizer, settings, _ = open_run(args.run)
+    settings = anchored(replace(settings, data=args.data or settings.data, from_run=args.run,
+                                out=args.out, overwrite=args.overwrite), "data", "from_run")
+    folder = choose_folder(settings)
+    device, autocast = pick_device(args.device, settings.precision)
+    settings = edit(model.to(device), tokenizer, settings, device) or settings
+    dev = load_dev(model.heads, settings, tokenizer)
+    scores, predictions = evaluate(model, dev, device, autocast)
+    save_edited(folder, args.run, settings, model, tokenizer, dev, scores, predictions)
+    print(f"{score_table(scores)}\n\nrun: {folder}")
+    return folder
 
 
 def is_run(folder):

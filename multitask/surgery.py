@@ -19,7 +19,7 @@ import math
 
 import torch
 
-PIECE = 2 ** 17                  # numbers of every task's gradient that fit into a cache at once
+PIECE = 2 ** 17             # numbers of every task's gradient that fit into a CPU's cache at once
 
 
 def draw_orders(tasks, seed, step):
@@ -82,7 +82,10 @@ def gram_matrices(gradients):
     places, products = [], []
     for tensor, own in enumerate(zip(*gradients)):
         present = [i for i, g in enumerate(own) if g is not None]
-        for pieces in zip(*[own[i].flatten().split(PIECE) for i in present]):
+        if not present:
+            continue
+        size = PIECE if own[present[0]].device.type == "cpu" else own[present[0]].numel()
+        for pieces in zip(*[own[i].flatten().split(size) for i in present]):
             for n, i in enumerate(present):
                 for m, j in enumerate(present[n:], n):
                     places.append((tensor, i, j))

@@ -10,7 +10,6 @@ python train_multitask.py --from RUN2 trains it on, to recover what was lost.
 """
 
 import sys
-from dataclasses import replace
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -19,14 +18,12 @@ import torch
 
 from bert import UserError
 from bert.cli import Parser, did_you_mean, pick_device, run_script
-from bert.settings import anchored
 from multitask import runs
-from multitask.evaluation import evaluate, load_dev
-from multitask.report import score_table
+from multitask.model import chosen_tasks
 from pruning.gates import parts_at_first
-from pruning.measure import across_tasks, measure, scored
+from pruning.measure import across_tasks, measure, of_all_tasks, scored
 from pruning.picture import draw_heat_maps, in_text, write_csv
-from pruning.removal import mask_heads, remove_heads, remove_layers, remove_neurons
+from pruning.removal import check_plain, mask_heads, remove_heads, remove_layers, remove_neurons
 from pruning.report import report
 from pruning.selection import (
     ORDERS,
@@ -40,18 +37,9 @@ from pruning.selection import (
 KINDS = ("heads", "neurons", "layers")
 
 
-def chosen_tasks(text, model):
-    names = text.replace(" ", "").split(",") if text else list(model.heads)
-    for name in names:
-        if name not in model.heads:
-            raise UserError(f"--tasks: the run has no task {name!r}"
-                            f"{did_you_mean(name, model.heads)}; it has {', '.join(model.heads)}")
-    return names
-
-
 def measurer(args, model, tokenizer, settings, device):
     """→ a function of the kind of parts: {task: raw importance of each} of the model as it is."""
-    tasks = chosen_tasks(args.tasks, model)
+    tasks = chosen_tasks(model, args.tasks)
     return partial(measure, model, tokenizer, settings, tasks, device, examples=args.examples,
                    seed=args.seed, data=args.data)
 
@@ -78,23 +66,17 @@ def show_importance(args):
 
 def prune(args):
     """Write a new run without the heads (or neurons, or layers) that matter least."""
-    model, tokenizer, settings, _ = runs.open_run(args.run)
-    before = sum(p.numel() for p in model.bert.parameters())
-    settings = anchored(replace(settings, data=args.data or settings.data), "data")
-    folder = runs.choose_folder(anchored(replace(settings, from_run=args.run, out=args.out,
-                                                 overwrite=args.overwrite), "from_run"))
-    device, autocast = pick_device(args.device, settings.precision)
-    dev = load_dev(model.heads, settings, tokenizer)
-    model.to(device)
-    if args.remove:
-        remove_named(model.bert, args.remove, args.mask)
-    else:
-        prune_to_budget(model.bert, args, measurer(args, model, tokenizer, settings, device))
-    scores, predictions = evaluate(model, dev, device, autocast)
-    runs.save_edited(folder, args.run, settings, model, tokenizer, dev, scores, predictions)
-    after = sum(p.numel() for p in model.bert.parameters())
-    print(f"{score_table(scores)}\n\nencoder: {before:,} parameters → {after:,}\nrun: {folder}\n"
-          f"next: python train_multitask.py --from {folder}, or python evaluate.py {folder}")
+    def edit(model, tokenizer, settings, device):
+        before = sum(p.numel() for p in model.bert.parameters())
+        if args.remove:
+            remove_named(model.bert, args.remove, args.mask)
+        else:
+            prune_to_budget(model.bert, args, measurer(args, model, tokenizer, settings, device))
+        after = sum(p.numel() for p in model.bert.parameters())
+        print(f"encoder: {before:,} parameters → {after:,}")
+
+    folder = runs.make_run(args, edit)
+    print(f"next: python train_multitask.py --from {folder}, or python evaluate.py {folder}")
 
 
 def prune_to_budget(bert, args, measured):
@@ -102,6 +84,8 @@ def prune_to_budget(bert, args, measured):
     kind, text = next((k, getattr(args, k)) for k in KINDS if getattr(args, k) is not None)
     if args.mask and kind != "heads":
         raise UserError(f"--mask switches heads off; it cannot stand beside --{kind}")
+    if not args.mask:
+        check_plain(bert, kind, range(len(bert.layers)))
     layers = len(bert.layers)
     keep = budget(text, layers * parts_at_first(bert.config, kind), kind)
     if args.per_layer:
@@ -117,7 +101,7 @@ def prune_to_budget(bert, args, measured):
         gone = absent(bert, kind, args.mask)
         scores = torch.zeros(gone.shape)
         if args.order != "random":
-            scores = list(scored(measured(kind=kind), kind, args.norm).values())[-1]
+            scores = of_all_tasks(measured(kind=kind), kind, args.norm)
         chosen = choose(scores.masked_fill(gone, torch.nan), goal, args.order, args.per_layer,
                         args.seed)
         remove(bert, kind, chosen, args.mask)

@@ -68,8 +68,8 @@ def importance(bert, batches, loss, kind="heads"):
     noise."""
     gate, parts_of = GATES[kind]
     parts = [parts_of(layer) for layer in bert.layers]
-    sums = [torch.zeros(len(p), dtype=torch.float64) for p in parts]
     weight, tokens = bert.word_embeddings.weight, 0
+    sums = [weight.new_zeros(len(p), dtype=torch.float64) for p in parts]
     with frozen(bert):
         for batch in batches:
             examples = len(batch.labels)
@@ -82,14 +82,14 @@ def importance(bert, batches, loss, kind="heads"):
                 for hook in hooks:
                     hook.remove()
             for total, gradient in zip(sums, torch.autograd.grad(summed, ones)):
-                total += gradient.double().abs().sum(dim=0).cpu()
+                total += gradient.double().abs().sum(dim=0)
             tokens += len(batch.layout)
     if not tokens:
         raise UserError("importance needs at least one example")
     raw = torch.full((len(parts), parts_at_first(bert.config, kind)), torch.nan,
                      dtype=torch.float64)
     for row, numbers, total in zip(raw, parts, sums):
-        row[numbers] = total / tokens
+        row[numbers] = total.cpu() / tokens
     return raw
 
 

@@ -46,6 +46,11 @@ def across_tasks(raw):
     return sum(values / values.nan_to_num().sum() for values in raw.values())
 
 
+def of_all_tasks(raw, kind="heads", norm="global"):
+    """{task: raw importance} → from 0 to 1, of the one task or of the sum of several."""
+    return list(scored(raw, kind, norm).values())[-1]
+
+
 def scored(raw, kind="heads", norm="global"):
     """{task: raw importance} → {task: the same from 0 to 1}; of several tasks the sum too, again
     from 0 to 1."""

@@ -14,6 +14,8 @@ from torch import nn
 from bert import UserError
 from bert.model import Projection
 
+CUT = {"heads": ("attention.query", "attention.key", "attention.value", "attention.output"),
+       "neurons": ("fc_in", "fc_out")}                   # kind of part → matrices that lose rows
 KINDS = ("mask_heads", "remove_heads", "remove_neurons", "remove_layers")    # in bert.edits
 
 
@@ -37,8 +39,7 @@ def remove_heads(bert, heads):
     layer may lose all: then its attention is the output's bias. UserError where a head is not
     there, or where no head at all would stay."""
     _check_heads(bert, heads)
-    for layer in heads:
-        _check_plain(bert.layers[layer].attention, "query", "key", "value", "output")
+    check_plain(bert, "heads", heads)
     gone = dict(bert.config.pruned_heads)
     gone |= {layer: [*gone.get(layer, ()), *numbers] for layer, numbers in heads.items()}
     masked = {layer: [h for h in off if h not in gone.get(layer, ())]
@@ -77,7 +78,7 @@ def remove_neurons(bert, neurons):
     gone = dict(bert.config.pruned_neurons)
     for layer, numbers in neurons.items():
         _check_layer(bert, layer)
-        _check_plain(bert.layers[layer], "fc_in", "fc_out")
+        check_plain(bert, "neurons", [layer])
         here = bert.layers[layer].fc_in.out_features
         wrong = next((n for n in numbers if not 0 <= n < here), None)
         if wrong is not None or len(set(numbers)) < len(numbers):
@@ -142,14 +143,15 @@ def _check_heads(bert, heads):
                 raise UserError(f"head {head} of layer {layer} is removed already")
 
 
-def _check_plain(module, *names):
+def check_plain(bert, kind, layers):
     """Only a plain matrix can lose rows: not one that is factored or carries an adapter."""
-    for name in names:
-        found = getattr(module, name)
-        if type(found) is not Projection:
-            raise UserError(f"{name} is a {type(found).__name__}, not a plain matrix, so nothing "
-                            f"can be removed from it; merge adapters first (python -m lora merge), "
-                            f"and prune before matrices are factored")
+    for layer in layers:
+        for name in CUT.get(kind, ()):
+            found = bert.layers[layer].get_submodule(name)
+            if type(found) is not Projection:
+                raise UserError(f"{name} of layer {layer} is a {type(found).__name__}, not a plain "
+                                f"matrix, so nothing can be removed from it; merge adapters first "
+                                f"(python -m lora merge), and prune before matrices are factored")
 
 
 def _texts(heads):

@@ -7,7 +7,7 @@ from math import ceil
 
 from bert import UserError
 from multitask import parallel
-from pruning.measure import across_tasks, measure, scored
+from pruning.measure import across_tasks, measure, of_all_tasks
 from pruning.removal import mask_heads, remove_heads
 from pruning.selection import budget, choose, named, ranks_by_importance
 
@@ -32,7 +32,7 @@ def keep_heads(model, tokenizer, settings, device, edits=()):
     keep = budget(settings.keep_heads, len(bert.layers) * bert.config.num_attention_heads,
                   "keep-heads")
     raw = measure(model.to(device), tokenizer, settings, settings.task_names, device)
-    remove_heads(bert, parallel.from_first(choose(list(scored(raw).values())[-1], keep)))
+    remove_heads(bert, parallel.from_first(choose(of_all_tasks(raw), keep)))
     print(f"{keep} heads stay: {', '.join(str(layer.attention.heads) for layer in bert.layers)} "
           f"from the first layer to the last")
     model.cpu()

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from test_multitask import NoWaiting
 
 import evaluate as evaluate_script
+import laser
 import lora
 import train_multitask
 from bert import Bert, BertConfig, Layout, Tokenizer, UserError
@@ -99,6 +100,13 @@ def test_dropout_acts_on_the_adapter_in_training_only(bert):
     assert torch.equal(layer(x), layer(x))
     layer.train()
     assert not torch.equal(layer(x), layer(x))
+
+
+def test_a_factored_matrix_takes_no_adapter(bert):
+    laser.apply(bert, laser.parse("0:fc_out:0.3"), factored=True)
+    with pytest.raises(UserError, match="layers.0.fc_out is a Factored"):
+        lora.attach(bert, ("fc_out",))
+    lora.attach(bert, ("query",))
 
 
 def test_rank_may_differ_by_layer_and_matrix(adapted):
@@ -604,6 +612,18 @@ def test_a_runs_adapters_are_not_dropped_without_a_word(run, data, script, tmp_p
     code, _, err = script(train_multitask.main, "--from", run, "--data", data,
                           "--out", tmp_path / "x")
     assert code == 2 and "the run has adapters (a, b), which only --lora goes on with" in err
+
+
+@pytest.mark.parametrize("flags, says", [
+    (("--lora", "16"), "the run's adapter a is of kind lora and rank 2, on query,key,value,output"),
+    (("--lora", "2", "--lora-kind", "xs"), "--lora-kind xs --lora 2"),
+    (("--lora", "2", "--lora-targets", "fc_in"), "name a new one with --adapters"),
+    (("--lora", "2", "--lora-top", "4"), "--lora-top chooses the ranks of new adapters"),
+])
+def test_an_adapter_goes_on_only_as_what_it_is(run, data, script, tmp_path, flags, says):
+    code, _, err = script(train_multitask.main, "--from", run, "--data", data, "--steps", "1",
+                          "--adapters", "sst=a,para=b,sts=b", "--out", tmp_path / "x", *flags)
+    assert code == 2 and says in err and not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("apart", [("--lora", "2"), ("--encoders", "separate")])

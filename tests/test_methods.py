@@ -12,7 +12,7 @@ import train_multitask
 from bert import Bert, UserError
 from bert.settings import command
 from bert.training import adamw, warmup_then_decay
-from multitask import runs
+from multitask import adapters, runs
 from multitask.heads import ReLUCosine
 from multitask.model import build_head, build_model
 from multitask.plan import learning_parts, make_plan
@@ -139,6 +139,19 @@ def test_tasks_that_share_nothing_have_their_own_rates_and_lengths(bert):
     assert [first[task]["peak"] for task in ("sst", "para", "sts")] == [5e-3, 1e-3, 1e-3]
     assert [first[task]["steps"] for task in ("sst", "para", "sts")] == [6, 6, 2]
     assert of[model.heads["sts"].out.weight]["steps"] == 2
+
+
+def test_rates_and_lengths_are_of_the_task_whatever_its_adapter_is_called(bert):
+    settings = Settings(lora=2, adapters="sst=a,para=b,sts=c", task_lr="sst=5e-3",
+                        task_epochs="sts=1", epochs=3)
+    model = build_model(bert, settings)
+    adapters.attach(model, settings)
+    plan = make_plan(settings, dict.fromkeys(settings.learnt, 64), 1)
+    assert plan.unit_steps == {"a": 6, "b": 6, "c": 2}
+    groups = adamw(learning_parts(model, settings, plan, 1e-3), 0.01).param_groups
+    of = {p: group["peak"] for group in groups for p in group["params"]}
+    query = model.bert.layers[0].attention.query.adapters
+    assert [of[query[name].A] for name in "abc"] == [5e-3, 1e-3, 1e-3]
 
 
 def test_steps_go_before_epochs():

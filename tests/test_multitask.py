@@ -25,6 +25,7 @@ from multitask.model import MultitaskModel, build_head, build_model
 from multitask.sampling import Batches
 from multitask.settings import Settings
 from multitask.tasks import TASKS
+from pruning import mask_heads
 
 CPU = torch.device("cpu")
 PAIRS = [Example(str(n), (f"the {a} is {b} .", f"a {a} was {b} and {b} ."), float(n % 2))
@@ -144,14 +145,17 @@ class NoWaiting(TorchDispatchMode):
     """Refuses what would make a GPU finish its work before the next line of Python runs."""
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        waits = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal")
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "lift_fresh")
         assert function.overloadpacket.__name__ not in waits, function
         return function(*arguments, **(options or {}))
 
 
+@pytest.mark.parametrize("masked", [{}, {0: [1], 1: [0, 2]}])
 @pytest.mark.parametrize("pairs", ["joint", "separate"])
-def test_no_operation_of_a_step_waits_for_the_device(parts, pairs):
+def test_no_operation_of_a_step_waits_for_the_device(parts, pairs, masked):
     bert, tokenizer = parts
+    if masked:
+        mask_heads(bert, masked)
     model = build_model(bert, Settings(tasks="para", pairs=pairs)).train()
     optimizer = adamw([(model, {"peak": 0.1})], 0.01)
     batch = tokenise(PAIRS, tokenizer, pairs).batch(range(4))
@@ -205,7 +209,8 @@ def run(checkpoint, data, tmp_path_factory):
 
 
 def test_a_run_leaves_all_that_it_promises(run):
-    assert {f.name for f in run.iterdir()} == set(runs.CONTENT) - {"adapters"}
+    others = {"adapters", "importance", "laser"}
+    assert {f.name for f in run.iterdir()} == set(runs.CONTENT) - others
     record = json.loads((run / "run.json").read_text())
     assert record["edits"] == [] and record["complete"] and record["settings"]["epochs"] == 2
     assert {"python", "torch", "threads"} <= set(record["versions"])
@@ -301,7 +306,15 @@ def test_limit_takes_the_first_examples_of_train_and_dev(checkpoint, data, scrip
     code, *_ = script(train_multitask.main, "--bert", checkpoint, "--data", data, "--limit", "5",
                       "--tasks", "sst", "--steps", "1", "--out", tmp_path / "small")
     assert code == 0
-    assert (tmp_path / "small" / "predictions" / "sst-dev-output.csv").read_text().count("\n") == 6
+    predictions = tmp_path / "small" / "predictions" / "sst-dev-output.csv"
+    assert predictions.read_text().count("\n") == 6
+
+
+def test_fewer_rows_do_not_take_the_place_of_a_runs_predictions(run, script):
+    file = run / "predictions" / "sst-dev-output.csv"
+    before = file.read_bytes()
+    code, out, _ = script(evaluate_script.main, run, "--limit", "3", "--tasks", "sst")
+    assert code == 0 and "sst 3\n" in out and file.read_bytes() == before
 
 
 def test_a_task_is_learnt(checkpoint, script, tmp_path):

@@ -77,6 +77,12 @@ def test_textbook_conflict():
     torch.testing.assert_close(mean, torch.tensor([0.0, 0.8]))
 
 
+def test_a_gradient_too_small_to_have_a_length_conflicts_with_nothing():
+    gradients = [[torch.tensor([1.0, 2.0])], [torch.tensor([-1e-25, 0.0])]]
+    combined, _ = pcgrad(gradients, [[1], [0]])
+    torch.testing.assert_close(combined[0], torch.tensor([1.0, 2.0]))
+
+
 def test_gradients_that_agree_are_added_and_left_as_they_were():
     gradients = [[torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 1.0])]]
     (total,), grams = pcgrad(gradients, [[1], [0]])
