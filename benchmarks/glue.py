@@ -1,4 +1,5 @@
-"""Paper B's table on GLUE: the whole encoder trained, LoRA, and LoRA after 30 % of the heads went.
+"""Pruning-Adapter on GLUE (Wang, Yang & Sun 2023): all of the encoder trained, LoRA, and LoRA after
+30 % of the heads went.
 
     python benchmarks/glue.py                            # five tasks, seeds 0, 1 and 2
     python benchmarks/glue.py --tasks rte --seeds 0 --rows glue-lora,recovered

@@ -37,7 +37,7 @@ def find_file(folder, file):
     def spelt(path):
         return path.name.lower().replace("-", "").replace("_", "")
 
-    if (folder / file).exists() or file.parent == Path("."):
+    if (folder / file).exists() or file.parent == Path(".") or not folder.is_dir():
         return folder / file
     places = [folder.resolve(), *sorted(folder.iterdir())]
     return next((place / file.name for place in places

@@ -2,6 +2,11 @@
 
     python train_multitask.py --recipes                  # the list
     python train_multitask.py --recipe mb-comb-gs --epochs 1        # a flag goes before its recipe
+
+    paper A   A. Alappat, Extending Applications of Layer Selecting Rank Reduction (CS224N report)
+    paper B   G. Wang, J. Yang, Y. Sun, Task-oriented Memory-efficient Pruning-Adapter, 2023
+              (arXiv 2303.14704)
+    paper C   J. Fuest, M. Tacke, Low Rank Adaptation for Multitask BERT (CS224N report)
 """
 
 from typing import NamedTuple

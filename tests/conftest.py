@@ -1,7 +1,8 @@
 """What tests share: a small random checkpoint, small data files, and where real ones lie.
 
 Tests on real weights and data need PLAINBERT_WEIGHTS (a checkpoint folder: all-MiniLM-L6-v2) and
-PLAINBERT_DATA (a folder with cs224n/ in it); without them they are skipped, unless CI is set.
+PLAINBERT_DATA (a folder with cs224n/ and glue/ in it); without them they are skipped, unless CI is
+set.
 """
 
 import os
@@ -39,6 +40,14 @@ def real_weights():
 @pytest.fixture(scope="session")
 def real_data():
     return real("PLAINBERT_DATA") / "cs224n"
+
+
+@pytest.fixture(scope="session")
+def real_glue():
+    folder = real("PLAINBERT_DATA") / "glue"
+    if not folder.is_dir() and not os.environ.get("CI"):
+        pytest.skip(f"{folder} is not there")
+    return folder
 
 
 @pytest.fixture(scope="session")
