@@ -18,7 +18,8 @@ from bert import UserError
 
 
 def gate_heads(layer, gates):
-    """gates [B, heads of the layer] scale each head's context before the output matrix."""
+    """gates [B, heads of the layer] scale each head's context before the output matrix. Of M rows:
+    all, or those that the last layer is asked for."""
     def scale(output, inputs):
         context, layout = inputs                             # [M, heads·d]
         gate = gates.index_select(0, layout.sequence)        # [M, heads]
@@ -28,7 +29,8 @@ def gate_heads(layer, gates):
 
 
 def gate_neurons(layer, gates):
-    """gates [B, neurons of the layer] scale each activation of the feed-forward network."""
+    """gates [B, neurons of the layer] scale each activation of the feed-forward network, of the
+    same M rows."""
     def scale(fc_out, inputs):
         inner, layout = inputs                               # [M, neurons]
         return inner * gates.index_select(0, layout.sequence), layout

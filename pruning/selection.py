@@ -56,7 +56,7 @@ def named(texts, flag):
 
 
 def budget(text, total, what):
-    """"100" → 100 parts; "0.7", a fraction of all that the encoder had at first → so many."""
+    """"100" → 100 parts; "0.7" → so many of `total`, which counts what was removed before too."""
     try:
         keep = round(float(text) * total) if "." in text else int(text)
     except ValueError:
