@@ -29,7 +29,7 @@ def score(args, model, tokenizer, settings, device, autocast):
     """Score the split of every task in a data folder → scores; prediction files are written."""
     folder = Path(args.data or settings.data)
     if not folder.is_dir():
-        raise UserError(f"--data {folder} is not a folder; it must hold the course's files")
+        raise UserError(f"--data {folder} is not a folder; it must hold the data files")
     as_trained = args.limit is None and not args.data and args.split == "dev"
     limit = settings.limit if as_trained else args.limit
     splits = {}

@@ -35,7 +35,7 @@ from bert.training import (
 )
 from lora import accounting
 from multitask import adapters, parallel, runs, surgery
-from multitask.data import checksum, find_file
+from multitask.data import checksum
 from multitask.evaluation import evaluate, load_split
 from multitask.metrics import choose_by, summary
 from multitask.model import SHARED, build_model, with_heads
@@ -53,16 +53,15 @@ LAST = Path("last", "state.pt")                              # in the run: the s
 def load_data(settings, tokenizer):
     """→ {task: {"train": Split, "dev": Split, …}}, {file: checksum}"""
     if not Path(settings.data).is_dir():
-        raise UserError(f"--data {settings.data} is not a folder; it must hold the course's files, "
+        raise UserError(f"--data {settings.data} is not a folder; it must hold the data files, "
                         f"{TASKS[settings.task_names[0]].files['train']} for one")
-    splits, checksums = {}, {"tokenizer": checksum(tokenizer.backend.to_str().encode())}
+    splits, read = {}, {"tokenizer": checksum(tokenizer.backend.to_str().encode())}
     for task in settings.task_names:
         names = ("train", *TASKS[task].dev_sets)
         splits[task] = {name: load_split(task, name, settings.data, tokenizer, settings,
                                          settings.limit) for name in names}
-        files = [TASKS[task].files[name] for name in names]
-        checksums |= {file: checksum(find_file(settings.data, file).read_bytes()) for file in files}
-    return splits, checksums
+        read |= runs.checksums(settings.data, [TASKS[task].files[name] for name in names])
+    return splits, read
 
 
 def load_model(settings, device, edits=()):

@@ -188,7 +188,7 @@ class Bert(nn.Module):
 
     def save_pretrained(self, folder):
         """Write config.json and model.safetensors, which transformers.BertModel opens too, unless
-        parts were removed."""
+        parts were removed; it knows nothing of heads that are switched off."""
         save_bert(self, folder)
 
     def use_attention(self, name):
@@ -240,7 +240,7 @@ class Bert(nn.Module):
         selection of `layout`) says which rows anyone will look at: the last layer computes no
         others. head_mask is [layers, heads] or [batch, layers, heads], and counts the heads that
         were removed too. A list given as `states` receives every layer's output."""
-        head_mask = self._all_masks(head_mask, layout)
+        head_mask = self._all_masks(head_mask, layout, hidden)
         for number, layer in enumerate(self.layers[start:], start):
             last = number == len(self.layers) - 1
             hidden = layer(hidden, layout, read=read if last else None,
@@ -249,10 +249,15 @@ class Bert(nn.Module):
                 states.append(hidden)
         return hidden
 
-    def _all_masks(self, head_mask, layout):
+    def _all_masks(self, head_mask, layout, hidden):
         """What is asked for, times what the model has switched off."""
         if head_mask is None:
             return self.head_mask
+        try:
+            head_mask = torch.as_tensor(head_mask, dtype=hidden.dtype, device=hidden.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"head_mask is {head_mask!r}; it must be a tensor of numbers, 0 for a "
+                            f"head that is switched off") from error
         layers, heads = len(self.layers), self.config.num_attention_heads
         if list(head_mask.shape) not in ([layers, heads], [layout.batch, layers, heads]):
             raise UserError(f"head_mask has the shape {list(head_mask.shape)}; it must be "

@@ -10,6 +10,7 @@
 
 import argparse
 import math
+import shlex
 from dataclasses import field, fields, replace
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def command(settings):
             words.append(flag_of(f) if value else flag_of(f).replace("--", "--no-", 1))
         elif value != f.default:
             words += [flag_of(f), str(value)]
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def anchored(settings, *names):

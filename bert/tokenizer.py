@@ -37,6 +37,7 @@ class Tokenizer:
         pad, _, first, separator, mask = map(backend.token_to_id, SPECIAL)
         self.pad_token_id, self.mask_token_id = pad, mask
         backend.no_padding()
+        backend.no_truncation()
         backend.post_processor = TemplateProcessing(
             single="[CLS]:0 $A:0 [SEP]:0",
             pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
@@ -88,6 +89,7 @@ class Tokenizer:
         self.backend.enable_truncation(limit, strategy="longest_first")
         rows = zip(texts, pairs or [None] * len(texts))
         encodings = self.backend.encode_batch([a if b is None else (a, b) for a, b in rows])
+        self.backend.no_truncation()                         # its checksum stays what it was
         cut = sum(bool(encoding.overflowing) for encoding in encodings)
         if cut:
             warnings.warn(f"{cut:,} of {len(encodings):,} texts were longer than {limit} tokens "

@@ -35,7 +35,7 @@ def add_run_flags(parser):
 
 def data_folder(path):
     if not Path(path).is_dir():
-        raise UserError(f"--data {path} is not a folder; it must hold the course's files")
+        raise UserError(f"--data {path} is not a folder; it must hold the data files")
     return Path(path)
 
 

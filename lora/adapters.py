@@ -101,9 +101,10 @@ def activate(bert, name):
 
 
 def train_only(bert, adapters):
-    """Train these adapters from now on, and freeze the others."""
+    """Train these adapters from now on, and freeze all else."""
     for name in adapters:
         check_name(bert, name)
+    bert.requires_grad_(False)
     for name in names(bert):
         for parameter in parameters(bert, name).values():
             parameter.requires_grad_(name in adapters)

@@ -61,12 +61,14 @@ def read_glue_file(path, task, strict_rows=False, columns=None):
     if task.may_lack:                                        # as QQP's rows that were cut short
         rows = [(number, [*row, *[""] * (len(header) - len(row))]) for number, row in rows]
     number = next((name for name in ("index", "id") if name in header), None)
-    return _examples(path, iter(rows), task, strict_rows, number)
+    test = task.label not in header                          # every row of it is to be answered
+    return _examples(path, iter(rows), task, strict_rows, number, complete=test)
 
 
-def _examples(path, rows, task, strict_rows, number):
+def _examples(path, rows, task, strict_rows, number, complete=False):
     """rows: (line number, cells), the header first. `number` is the column that tells examples
-    apart; None: their place does."""
+    apart; None: their place does. complete: a row with an empty text, where the task has some, is
+    not left out."""
     header_line, header = next(rows, (1, None))
     if header is None:
         raise UserError(f"{path} is empty; it must start with a header line")
@@ -85,10 +87,11 @@ def _examples(path, rows, task, strict_rows, number):
                             f"{len(names)}; mend the row (cells are separated by tabs)")
         cells = dict(zip(names, (" ".join(cell.split()) for cell in row)))
         lacking = [name for name in (*needed, *[task.label] * labelled) if not cells[name]]
-        if lacking and not strict_rows and set(lacking) <= set(task.may_lack):
+        excused = not strict_rows and set(lacking) <= set(task.may_lack)
+        if lacking and excused and not complete:
             left_out.append(line)
             continue
-        if lacking:
+        if lacking and not excused:
             raise UserError(f"{path} line {line} has nothing under {', '.join(lacking)}; "
                             f"fill the cell or remove the row")
         name = str(place) if number is None else cells[number].lower()

@@ -30,7 +30,8 @@ SUFFIX = {"matched": "-m", "mismatched": "-mm", "": ""}      # of the benchmark'
 def write(row, task, split, ids, predicted, name):
     """→ name and text of a prediction file: RTE.tsv, or of a dev set dev-RTE.tsv."""
     kind, _, which = split.partition("_")
-    said = [row.words[int(p)] if row.in_words else p if row.graded else int(p) for p in predicted]
+    said = [row.words[int(p)] if row.in_words else min(max(p, 0), row.highest) if row.graded
+            else int(p) for p in predicted]                  # the benchmark takes scores of 0 to 5
     lines = ["index\tprediction\n"] + [f"{i}\t{answer}\n" for i, answer in zip(ids, said)]
     return f"{'' if kind == 'test' else kind + '-'}{name}{SUFFIX[which]}.tsv", "".join(lines)
 

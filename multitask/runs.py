@@ -25,11 +25,12 @@ from bert.files import read_metadata, read_tensors, write_json, write_tensors
 from bert.settings import anchored
 from lora import detached
 from multitask import adapters, edits, parallel
-from multitask.data import checksum
+from multitask.data import checksum, find_file
 from multitask.evaluation import evaluate, load_dev, write_predictions
 from multitask.model import SHARED, with_heads
 from multitask.report import score_table
 from multitask.settings import Settings
+from multitask.tasks import TASKS
 
 CONTENT = ("last", "run.json", "metrics.json", "model", "adapters", "heads.safetensors",
            "predictions", "log.jsonl", "curves.png", "importance", "laser")
@@ -51,8 +52,8 @@ def choose_folder(settings):
             raise UserError(f"--out {folder} holds files that are no saved run; they are left "
                             f"alone: choose another folder")
         if not settings.overwrite:
-            raise UserError(f"--out {folder} is a saved run; --overwrite replaces it, --resume "
-                            f"{folder} goes on with it")
+            raise UserError(f"--out {folder} is a saved run; --overwrite replaces it (python "
+                            f"train_multitask.py --resume {folder} goes on with it)")
         for flag, path in (("--bert", settings.bert), ("--data", settings.data),
                            ("--from", settings.from_run)):
             if path and Path(path).expanduser().resolve().is_relative_to(folder.resolve()):
@@ -85,6 +86,11 @@ def new_record(settings, recipe, checksums, model):
                      "threads": torch.get_num_threads(), "processes": parallel.world()},
         "times": {"started": datetime.now().isoformat(timespec="seconds")},
     }
+
+
+def checksums(folder, files):
+    """{file: its checksum}: what a run has read."""
+    return {file: checksum(find_file(folder, file).read_bytes()) for file in files}
 
 
 def encoder_folder(folder, name):
@@ -128,7 +134,8 @@ def save_edited(folder, source, settings, model, tokenizer, splits, scores, pred
     old, _ = read_record(source)
     model.requires_grad_(False)                              # nothing was trained
     settings = replace(settings, out=str(folder), from_run=str(Path(source).resolve()))
-    record = new_record(settings, old["recipe"], old["data"], model)
+    files = [TASKS[task].files[name] for task, named in splits.items() for name in named]
+    record = new_record(settings, old["recipe"], checksums(settings.data, files), model)
     record |= {"complete": True, "best_step": {SHARED: 0}}
     record["times"]["train_seconds"] = 0.0
     start(folder, record)

@@ -19,7 +19,7 @@ import torch
 from bert import UserError
 from bert.cli import Parser, did_you_mean, pick_device, run_script
 from multitask import runs
-from multitask.model import chosen_tasks
+from multitask.model import SHARED, chosen_tasks
 from pruning.gates import parts_at_first
 from pruning.measure import across_tasks, measure, of_all_tasks, scored
 from pruning.picture import draw_heat_maps, in_text, write_csv
@@ -50,13 +50,15 @@ def show_importance(args):
     device, _ = pick_device(args.device)
     raw = measurer(args, model.to(device), tokenizer, settings, device)(kind=args.of)
     scores = scored(raw, args.of, args.norm)
+    if SHARED not in model.encoders:                         # encoders have no sum
+        scores = {task: scores[task] for task in raw}
     folder, part = Path(args.out or Path(args.run) / "importance"), args.of.removesuffix("s")
     write_csv(folder / f"{args.of}.csv", raw, scores, part)
     draw_heat_maps(folder / f"{args.of}.png", scores, part)
     last = list(scores)[-1]
     if args.of != "neurons":
         print(f"importance of each {part}, in hundredths ({last})\n{in_text(scores[last])}\n")
-    if args.of == "heads":
+    if args.of == "heads" and SHARED in model.encoders:
         ranks = ranks_by_importance(across_tasks(raw), blocks=ceil(len(model.bert.layers) / 3))
         high = sorted({layer for (layer, _), rank in ranks.items() if rank == max(ranks.values())})
         print(f"layers whose heads matter most, for LoRA of a higher rank: "
@@ -202,8 +204,9 @@ def main(arguments=None):
     flags(parser)
     args = parser.parse_args(arguments[1:])
     for name, least in (("examples", 0), ("seed", 0), ("rounds", 1)):
-        if getattr(args, name, least) < least:
-            raise UserError(f"--{name} is {getattr(args, name)}; it must be {least} or more")
+        if not least <= getattr(args, name, least) < 2 ** 32:
+            raise UserError(f"--{name} is {getattr(args, name)}; it must be {least} or more, and "
+                            f"below 2^32")
     if getattr(args, "remove", None) and (args.order, args.per_layer, args.rounds) != (
             "importance", False, 1):
         raise UserError("--remove says what goes; --order, --per-layer and --rounds choose it for "

@@ -51,9 +51,9 @@ def gate_layer(layer, gates):
 
 
 GATES = {                                                    # kind → (gate, the parts of a layer)
-    "heads": (gate_heads, lambda layer: layer.attention.kept),
-    "neurons": (gate_neurons, lambda layer: list(range(layer.fc_out.in_features))),
-    "layers": (gate_layer, lambda layer: [0]),
+    "heads": (gate_heads, lambda config, layer: config.heads_of(layer)),
+    "neurons": (gate_neurons, lambda config, layer: list(range(config.neurons_of(layer)))),
+    "layers": (gate_layer, lambda config, layer: [0]),
 }
 
 
@@ -68,8 +68,10 @@ def importance(bert, batches, loss, kind="heads"):
     multitask.data.Batch (or what has .layout and .labels), `loss(batch)` is the *sum* of its
     examples' losses, computed through `bert`. Put the model into eval mode first: dropout would be
     noise."""
+    if kind not in GATES:
+        raise UserError(f"there is no kind of part {kind!r}; there are {', '.join(GATES)}")
     gate, parts_of = GATES[kind]
-    parts = [parts_of(layer) for layer in bert.layers]
+    parts = [parts_of(bert.config, number) for number in range(len(bert.layers))]
     weight, tokens = bert.word_embeddings.weight, 0
     sums = [weight.new_zeros(len(p), dtype=torch.float64) for p in parts]
     with frozen(bert):
@@ -112,6 +114,10 @@ def normalise(raw, by="global"):
     scale) or of each layer's row ("layer", as in the code of Michel et al.; heads of a layer that
     matters little then rank as high as others: benchmarks/importance.py compares the two); then
     (I' - min I')/(max I' - min I') over all. raw [layers, parts], NaN where a part is gone."""
+    if by not in ("global", "layer"):
+        raise UserError(f"the norm {by!r} is unknown; known are global and layer")
+    if raw.isnan().all():
+        raise UserError("nothing is left whose importance could be compared")
     whole = raw.nan_to_num()
     scaled = raw / (whole.norm(dim=1, keepdim=True) if by == "layer" else whole.norm()).add(1e-20)
     there = scaled[~scaled.isnan()]

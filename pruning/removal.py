@@ -45,9 +45,7 @@ def remove_heads(bert, heads):
     masked = {layer: [h for h in off if h not in gone.get(layer, ())]
               for layer, off in bert.config.masked_heads.items()}
     config = replace(bert.config, pruned_heads=gone, masked_heads=masked)
-    if not any(config.heads_of(layer) for layer in range(len(bert.layers))):
-        raise UserError("all heads of all layers would be removed; tokens could no longer meet: "
-                        "keep at least one")
+    _check_meeting(config)
     for layer in heads:
         attention, left = bert.layers[layer].attention, config.heads_of(layer)
         size = attention.head_size
@@ -66,9 +64,7 @@ def mask_heads(bert, heads):
     off = dict(bert.config.masked_heads)
     off |= {layer: [*off.get(layer, ()), *numbers] for layer, numbers in heads.items()}
     config = replace(bert.config, masked_heads=off)
-    if all(set(config.heads_of(layer)) <= set(config.masked_heads.get(layer, ()))
-           for layer in range(len(bert.layers))):
-        raise UserError("all heads of all layers would be switched off; keep at least one")
+    _check_meeting(config)
     _finish(bert, config, kind="mask_heads", heads=_texts(heads))
 
 
@@ -105,7 +101,8 @@ def remove_layers(bert, layers):
     others = [edit["kind"] for edit in bert.edits if edit["kind"] not in KINDS]
     if others:
         raise UserError(f"layers cannot be removed after {', '.join(others)}, which knows layers "
-                        f"by number; remove the layers first")
+                        f"by number; remove the layers first, or merge adapters (python -m lora "
+                        f"merge)")
     left = [n for n in range(len(bert.layers)) if n not in layers]
     if not left or len(left) == len(bert.layers):
         raise UserError(f"{'all' if layers else 'none'} of the {len(bert.layers)} layers would be "
@@ -114,6 +111,7 @@ def remove_layers(bert, layers):
                      if old in getattr(bert.config, name)}
               for name in ("pruned_heads", "masked_heads", "pruned_neurons")}
     config = replace(bert.config, num_hidden_layers=len(left), **fields)
+    _check_meeting(config)
     bert.layers = nn.ModuleList(bert.layers[n] for n in left)
     _finish(bert, config, kind="remove_layers", layers=sorted(layers))
 
@@ -122,6 +120,14 @@ def _finish(bert, config, **edit):
     bert.config = config
     bert.edits = [*bert.edits, edit]
     bert.make_head_mask()
+
+
+def _check_meeting(config):
+    """Tokens meet in heads alone."""
+    if all(set(config.heads_of(layer)) <= set(config.masked_heads.get(layer, ()))
+           for layer in range(config.num_hidden_layers)):
+        raise UserError("all heads of all layers would be removed or switched off; tokens could no "
+                        "longer meet: keep at least one")
 
 
 def _check_layer(bert, layer):

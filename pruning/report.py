@@ -88,6 +88,8 @@ def report(args):
 def shown(value):
     if value is None:
         return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value:.3f}" if abs(value) < 1 else f"{value:,.0f}" if value > 100 else f"{value:.1f}"
 
 

@@ -12,6 +12,10 @@ def choose(scores, keep, order="importance", per_layer=False, seed=0):
     """scores [layers, parts], NaN where a part is gone, → {layer: [part]} to be removed so that
     `keep` parts stay: the most important ones, random ones, or (inverse) the least important ones.
     per_layer: the same number in every layer, where there are still so many."""
+    if order not in ORDERS:
+        raise UserError(f"the order {order!r} is unknown; known are {', '.join(ORDERS)}")
+    if keep < 1:
+        raise UserError(f"{keep} are to be kept; keep at least one")
     there = ~scores.isnan()
     if order == "random":
         generator = torch.Generator().manual_seed(seed)
@@ -50,8 +54,9 @@ def named(texts, flag):
             else:
                 layers.append(int(layer))
         except ValueError as error:
+            layer = ", or a whole layer as in 5" if flag == "remove" else ""
             raise UserError(f"--{flag} {text!r} is not understood; write layer:head,head as in "
-                            f"0:3,7 or a whole layer as in 5") from error
+                            f"0:3,7{layer}") from error
     return heads, layers
 
 
@@ -59,11 +64,12 @@ def budget(text, total, what):
     """"100" → 100 parts; "0.7" → so many of `total`, which counts what was removed before too."""
     try:
         keep = round(float(text) * total) if "." in text else int(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         keep = -1
     if not 0 < keep <= total:
-        raise UserError(f"--{what} {text} is not understood: give how many of the {total:,} to "
-                        f"keep (1 to {total:,}), or a fraction with a point in it, as 0.7")
+        none = f"would keep none of the {total:,}" if keep == 0 else "is not understood"
+        raise UserError(f"--{what} {text} {none}: give how many to keep (1 to {total:,}), or a "
+                        f"fraction with a point in it, as 0.7")
     return keep
 
 
