@@ -112,6 +112,17 @@ def test_test_files_have_no_labels_and_other_columns(glue, task):
         assert examples[0].id == "0" and examples[0].label is None
 
 
+def test_every_row_of_a_test_file_is_answered(tmp_path):
+    (tmp_path / "QQP").mkdir()
+    (tmp_path / "QQP" / "test.tsv").write_text("id\tquestion1\tquestion2\n0\t\ta cat ?\n")
+    assert read_split("qqp", "test", tmp_path)[0].texts == ("", "a cat ?")
+
+
+def test_scores_of_stsb_are_written_as_the_benchmark_takes_them():
+    _, text = GLUE["stsb"].write(GLUE["stsb"], "stsb", "test", ["0", "1"], [5.4, -0.2])
+    assert text == "index\tprediction\n0\t5\n1\t0\n"
+
+
 def test_rows_cut_short_are_left_out_of_qqp_alone(glue, tmp_path):
     with pytest.warns(UserWarning, match="left out 1 row.*line 3"):
         assert [e.id for e in read_split("qqp", "train", glue)] == ["133", "135"]

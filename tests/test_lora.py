@@ -551,6 +551,12 @@ def test_a_wrong_swap_is_a_sentence(run, script, swap, says):
     assert code == 2 and says in err and "Traceback" not in err
 
 
+def test_the_base_stays_frozen_where_adapters_go_on(run):
+    settings = Settings(from_run=str(run), lora=2, adapters="sst=a,para=b,sts=b", lora_norms=True)
+    model, _ = train_multitask.load_model(settings, torch.device("cpu"))
+    assert all(".adapters." in name for name, p in model.bert.named_parameters() if p.requires_grad)
+
+
 def test_one_adapter_is_updated_or_added_without_retraining_the_rest(run, data, script, tmp_path):
     code, out, err = script(train_multitask.main, "--from", run, "--data", data, "--lora", "2",
                             "--adapters", "sst=a,para=b,sts=c", "--learn", "sts", "--steps", "2",

@@ -459,6 +459,13 @@ MISTAKES = {
     "all layers": (lambda b: remove_layers(b, [0, 1, 2]), "all of the 3 layers"),
     "no layer": (lambda b: remove_layers(b, []), "none of the 3 layers"),
     "a layer outside": (lambda b: remove_layers(b, [-1]), "no layer -1"),
+    "no head by layers": (lambda b: [remove_heads(b, dict.fromkeys(range(2), range(4))),
+                                     remove_layers(b, [2])], "tokens could no longer meet"),
+    "only heads that are off": (lambda b: [mask_heads(b, {0: [0]}), remove_heads(
+        b, {0: [1, 2, 3], 1: range(4), 2: range(4)})], "removed or switched off"),
+    "a mask of words": (lambda b: out(b, head_mask="all"), "a tensor of numbers"),
+    "another order": (lambda b: choose(torch.rand(3, 4), 3, "best"), "order 'best' is unknown"),
+    "another kind": (lambda b: importance(b, [], None, "head"), "no kind of part 'head'"),
     "a mask too short": (lambda b: out(b, head_mask=torch.ones(2, 4)), "3 layers, 4 heads"),
     "a mask without layers": (lambda b: out(b, head_mask=torch.ones(4)), "3 layers, 4 heads"),
     "masks of another batch": (lambda b: out(b, head_mask=torch.ones(3, 3, 4)), "4 in the batch"),
@@ -688,6 +695,31 @@ def test_an_impossible_start_is_a_sentence(checkpoint, data, script, tmp_path, f
     code, _, errors = script(train_multitask.main, "--bert", checkpoint, "--data", data, "--out",
                              tmp_path / "run", *flags)
     assert code == 2 and says in errors and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags", [("--keep-heads", "4"), ("--lora", "2", "--lora-top", "4")])
+def test_a_run_that_chose_heads_goes_on_to_the_same_bytes(checkpoint, data, script, tmp_path,
+                                                          monkeypatch, flags):
+    def train(name):
+        return script(train_multitask.main, "--bert", checkpoint, "--data", data, "--steps", "6",
+                      "--save-every", "2", "--out", tmp_path / name, *flags)
+
+    assert train("whole")[0] == 0
+    real, steps = torch.optim.AdamW.step, []
+
+    def stopping(self, *arguments):
+        steps.append(1)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", stopping)
+    assert train("part")[0] == 130
+    monkeypatch.undo()
+    code, _, err = script(train_multitask.main, "--resume", tmp_path / "part")
+    assert code == 0, err
+    for file in ("metrics.json", "heads.safetensors", "model/model.safetensors"):
+        assert (tmp_path / "part" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 def test_the_report_sets_runs_side_by_side(run, script, tmp_path):
