@@ -268,7 +268,7 @@ def finish(folder, record, now, log):
     draw_curves(log.lines, folder / "curves.png")
     record["complete"] = True
     record["best_step"] = now["best_step"]
-    record["times"] |= {"train_seconds": round(now["seconds"], 1), "steps": now["step"]}
+    record["times"] |= {"train_seconds": round(now["seconds"], 3), "steps": now["step"]}
     record["peak_bytes"] = peak_memory(torch.device(record["resolved"]["device"]))
     write_json(folder / "run.json", record)
     print(report(folder, record))

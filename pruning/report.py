@@ -46,7 +46,7 @@ def measure_run(folder, device_name="auto"):
                   folder / "heads.safetensors")),
               "peak bytes, training": record.get("peak_bytes"),
               "training seconds": record["times"].get("train_seconds")}
-    if "steps" in record["times"]:                           # it was trained, not only edited
+    if found["training seconds"] and "steps" in record["times"]:         # not only edited
         found[STEP_TIME] = found["training seconds"] / record["times"]["steps"]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
