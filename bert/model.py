@@ -79,6 +79,17 @@ class SelfAttention(nn.Module):
         self.output = Projection(width, config.hidden_size)
         self.dropout = config.attention_probs_dropout_prob
         self.attend = fused_attention                        # or `attention`, or one of your own
+        self.register_buffer("head_mask", None, persistent=False)
+        self.switch_off(config, config.masked_heads.get(number, ()))
+
+    def switch_off(self, config, heads):
+        """Mask these heads in every pass: `head_mask` [num_attention_heads] is 0 for each of them,
+        or None if there are none. It is part of the layer: every walk over the layers has it."""
+        device = self.output.weight.device                   # meta: about to be loaded
+        mask = torch.ones(config.num_attention_heads,
+                          device="cpu" if device.type == "meta" else device)
+        mask[list(heads)] = 0
+        self.head_mask = mask if heads else None
 
     def split(self, rows, layout):
         """[N, heads·d] → [batch, heads, tokens, d]"""
@@ -87,7 +98,8 @@ class SelfAttention(nn.Module):
     def forward(self, hidden, layout, head_mask=None, read=None):
         """hidden [N, H] → [N, H], or [M, H] where `read` selects M rows: only these are asked for.
         head_mask [heads] or [batch, heads], of all heads the layer ever had, scales each head's
-        context; 0 removes the head. Without a head what is left is the output's bias."""
+        context beside the layer's own mask; 0 removes the head. Without a head what is left is the
+        output's bias."""
         asking, asked = hidden, layout
         if read is not None:
             asking, asked = hidden.index_select(0, read.rows), read
@@ -99,6 +111,8 @@ class SelfAttention(nn.Module):
                                              group, group) for group in layout.groups])
         else:
             context = self.meet(*rows, asked, layout)        # [M, heads·d]
+        if self.head_mask is not None:
+            head_mask = self.head_mask if head_mask is None else head_mask * self.head_mask
         if head_mask is not None:
             if self.heads < head_mask.size(-1):
                 head_mask = head_mask[..., self.kept]
@@ -173,7 +187,6 @@ class Bert(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.apply(self._start)
         self.use_attention(attention)
-        self.make_head_mask()
 
     def _start(self, module):
         if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -197,17 +210,6 @@ class Bert(nn.Module):
             raise UserError(f"attention {name!r} is unknown; known are {sorted(ATTENTIONS)}")
         for layer in self.layers:
             layer.attention.attend = ATTENTIONS[name]
-
-    def make_head_mask(self):
-        """`head_mask` [layers, heads] with a 0 for each head that the configuration switches off;
-        None if there is none."""
-        device = self.word_embeddings.weight.device          # meta: about to be loaded
-        mask = torch.ones(len(self.layers), self.config.num_attention_heads,
-                          device="cpu" if device.type == "meta" else device)
-        for layer, heads in self.config.masked_heads.items():
-            mask[layer, heads] = 0
-        self.register_buffer("head_mask", mask if self.config.masked_heads else None,
-                             persistent=False)
 
     def embed(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None):
         """→ hidden [N, H], layout.  input_ids, attention_mask (1 keeps a token) and token_type_ids
@@ -240,7 +242,7 @@ class Bert(nn.Module):
         selection of `layout`) says which rows anyone will look at: the last layer computes no
         others. head_mask is [layers, heads] or [batch, layers, heads], and counts the heads that
         were removed too. A list given as `states` receives every layer's output."""
-        head_mask = self._all_masks(head_mask, layout, hidden)
+        head_mask = self._checked_mask(head_mask, layout, hidden)
         for number, layer in enumerate(self.layers[start:], start):
             last = number == len(self.layers) - 1
             hidden = layer(hidden, layout, read=read if last else None,
@@ -249,10 +251,10 @@ class Bert(nn.Module):
                 states.append(hidden)
         return hidden
 
-    def _all_masks(self, head_mask, layout, hidden):
-        """What is asked for, times what the model has switched off."""
+    def _checked_mask(self, head_mask, layout, hidden):
+        """head_mask as a tensor beside `hidden`; UserError where its shape does not fit."""
         if head_mask is None:
-            return self.head_mask
+            return None
         try:
             head_mask = torch.as_tensor(head_mask, dtype=hidden.dtype, device=hidden.device)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -263,7 +265,7 @@ class Bert(nn.Module):
             raise UserError(f"head_mask has the shape {list(head_mask.shape)}; it must be "
                             f"[{layers} layers, {heads} heads] or [{layout.batch} in the batch, "
                             f"{layers} layers, {heads} heads]")
-        return head_mask if self.head_mask is None else head_mask * self.head_mask
+        return head_mask
 
     def pool(self, first):
         """tanh(W·h + b): [B, H] at [CLS] → [B, H], what BERT's next-sentence task read."""

@@ -36,9 +36,15 @@ class MultitaskModel(nn.Module):
     def encoder(self, task):
         return self.encoders[task if task in self.encoders else SHARED]
 
+    def with_adapter(self, task, batch):
+        """The batch with a layout that names the task's adapter, unless it names some already."""
+        if not self.adapters or batch.layout.adapters is not None:
+            return batch
+        return batch.served_by([(self.adapters.get(task), batch.layout.batch)])
+
     def vectors(self, task, batch):
         """[sequences, H]: one vector a sequence. The last layer computes only what is read here."""
-        bert = self.encoder(task)
+        bert, batch = self.encoder(task), self.with_adapter(task, batch)
         hidden, layout = bert.embed(batch.input_ids, batch.layout, batch.token_type_ids)
         hidden = bert.encode(hidden, layout, read=self.rows_read(batch))
         return self.read_out(bert, hidden, layout)
@@ -55,8 +61,6 @@ class MultitaskModel(nn.Module):
 
     def forward(self, task, batch):
         """→ the task's outputs [B, outputs], in float32."""
-        if self.adapters:
-            batch = batch.served_by([(self.adapters.get(task), batch.layout.batch)])
         return self.answer(task, self.vectors(task, batch))
 
     def answer(self, task, vectors):

@@ -119,7 +119,8 @@ def remove_layers(bert, layers):
 def _finish(bert, config, **edit):
     bert.config = config
     bert.edits = [*bert.edits, edit]
-    bert.make_head_mask()
+    for number, layer in enumerate(bert.layers):
+        layer.attention.switch_off(config, config.masked_heads.get(number, ()))
 
 
 def _check_meeting(config):

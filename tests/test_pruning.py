@@ -153,7 +153,8 @@ def test_a_mask_stays_with_the_model_until_its_heads_are_removed(bert, tmp_path)
     opened = Bert.from_pretrained(tmp_path)
     same(out(opened), masked)
     remove_heads(opened, {0: [1], 2: [3]})
-    assert opened.head_mask is None and opened.config.masked_heads == {}
+    assert opened.config.masked_heads == {}
+    assert all(layer.attention.head_mask is None for layer in opened.layers)
     same(out(opened), masked)
 
 
@@ -181,11 +182,19 @@ def test_removed_neurons_equal_neurons_that_give_nothing(bert, tmp_path):
     assert torch.equal(out(Bert.from_pretrained(tmp_path)), out(removed))
 
 
+def test_a_walk_over_the_layers_gives_what_forward_gives_with_heads_off(bert):
+    mask_heads(bert, {0: [1], 2: [3]})
+    hidden, layout = bert.embed(**tiny_batch())
+    for layer in bert.layers:
+        hidden = layer(hidden, layout)
+    assert torch.equal(layout.pad(hidden), bert(**tiny_batch()).last_hidden_state)
+
+
 def test_a_removed_layer_is_skipped_and_later_ones_move_down(bert, tmp_path):
     remove_heads(bert, {0: [1], 2: [0, 3]})
     mask_heads(bert, {2: [1]})
     hidden, layout = bert.embed(**tiny_batch())
-    expected = bert.layers[2](bert.layers[0](hidden, layout), layout, bert.head_mask[2])
+    expected = bert.layers[2](bert.layers[0](hidden, layout), layout)
     remove_layers(bert, [1])
     same(bert.encode(hidden, layout), expected)
     assert bert.config.pruned_heads == {0: [1], 1: [0, 3]} and bert.config.masked_heads == {1: [1]}
@@ -326,10 +335,13 @@ def test_both_texts_of_a_pair_share_an_examples_gates(checkpoint, pairs):
     raw = task_importance(model, "para", split, TASKS["para"].loss, CPU)
     total = tokens = 0
     for n in range(3):
-        bert.head_mask = torch.ones(2, 4, dtype=torch.float64, requires_grad=True)
+        masks = [torch.ones(4, dtype=torch.float64, requires_grad=True) for _ in bert.layers]
+        for layer, mask in zip(bert.layers, masks):
+            layer.attention.head_mask = mask
         batch = split.batch([n])
         TASKS["para"].loss(model("para", batch), batch.labels).backward()
-        total, tokens = total + bert.head_mask.grad.abs(), tokens + len(batch.layout)
+        gradients = torch.stack([mask.grad for mask in masks])
+        total, tokens = total + gradients.abs(), tokens + len(batch.layout)
     torch.testing.assert_close(raw, total / tokens, rtol=1e-9, atol=0)
 
 
