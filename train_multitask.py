@@ -303,7 +303,9 @@ def new_settings(given, recipe):
     if {"bert", "from_run"} <= set(given):
         warnings.warn("--from brings its own encoder; --bert is not read", stacklevel=2)
         del given["bert"]
-    return Settings(**((RECIPES[recipe].settings if recipe else {}) | given))
+    settings = Settings(**((RECIPES[recipe].settings if recipe else {}) | given))
+    settings.check_adapter_flags()
+    return settings
 
 
 def main(arguments=None):

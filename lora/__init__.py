@@ -6,8 +6,8 @@
     attach(bert, ("query", "value"), rank=8, adapters=("a", "b"))
     layout = Layout(attention_mask).served_by([("a", 5), ("b", 3)])   # 5 sequences, then 3 others
 
-LoRA-XS (lora/xs.py) trains only an r × r matrix between the factors of W₀'s SVD. Files are peft's
-(lora/files.py).
+LoRA-XS (lora/xs.py) trains only an r × r matrix between the factors of W₀'s SVD; a kind of adapter
+is a row in lora/kinds.py. Files are peft's (lora/files.py).
 
 Left out: adapters on embeddings and the pooler, DoRA, biases, quantised weights, 8-bit optimizers.
 """
@@ -23,10 +23,11 @@ from lora.adapters import (
     unmerge,
 )
 from lora.files import load, save
+from lora.kinds import KINDS, Kind
 from lora.layers import LoRA, LoRALinear
-from lora.places import TARGETS, names, parameters
-from lora.xs import XS, RandomXS
+from lora.places import TARGETS, matrices, names, parameters
+from lora.xs import XS
 
-__all__ = ["LoRA", "LoRALinear", "RandomXS", "TARGETS", "XS", "activate", "attach", "by_adapter",
-           "detach", "detached", "load", "merge", "names", "parameters", "save", "train_only",
-           "unmerge"]
+__all__ = ["KINDS", "Kind", "LoRA", "LoRALinear", "TARGETS", "XS", "activate", "attach",
+           "by_adapter", "detach", "detached", "load", "matrices", "merge", "names", "parameters",
+           "save", "train_only", "unmerge"]

@@ -16,6 +16,7 @@ from bert import UserError
 from bert.cli import Parser, run_script
 from multitask.model import chosen_tasks
 from multitask.runs import make_run
+from multitask.settings import adapter_fields
 
 
 def tasks_to_keep(model, task):
@@ -40,8 +41,8 @@ def merge(model, settings, tasks):
     for task in set(model.heads) - set(tasks):
         del model.heads[task]
     kinds = ",".join(f"{task}={settings.head_kinds[task]}" for task in tasks)
-    return replace(settings, tasks=",".join(tasks), head=kinds, learn="", lora=0, lora_top=0,
-                   surgery="none", task_lr="", task_epochs="")
+    return replace(settings, tasks=",".join(tasks), head=kinds, learn="", surgery="none",
+                   task_lr="", task_epochs="", **{f.name: f.default for f in adapter_fields()})
 
 
 def main(arguments=None):

@@ -7,7 +7,8 @@ from torch import nn
 
 from bert import UserError
 from bert.model import Projection
-from lora.layers import Adapted, AdaptedNorm, LoRA, LoRALinear, OwnNorm
+from lora.kinds import make_adapter
+from lora.layers import Adapted, AdaptedNorm, LoRALinear, OwnNorm
 from lora.places import (
     TARGETS,
     adapted,
@@ -24,7 +25,7 @@ from lora.places import (
 
 
 def attach(bert, targets=("query", "value"), rank=8, adapters=("default",), alpha=None, dropout=0.0,
-           layernorms=False, kind=LoRA):
+           layernorms=False, kind="lora"):
     """Give a Bert new adapters, all of the same kind. What was pretrained is frozen, the new ones
     train, those attached before are left as they are. The first becomes the active one if none is.
 
@@ -32,7 +33,7 @@ def attach(bert, targets=("query", "value"), rank=8, adapters=("default",), alph
     where it differs, which then says by itself which matrices have an adapter; a matrix from which
     all heads were removed has none. alpha: ΔW is scaled
     by alpha/rank; None makes the scale 1. layernorms: each adapter also owns a copy of all
-    LayerNorms. kind(weight, rank, alpha, dropout) makes one matrix's adapter."""
+    LayerNorms. kind: a row's name in lora/kinds.py."""
     if isinstance(adapters, str) or isinstance(targets, str):
         raise UserError("adapters and targets are lists of names; write ('a',) for a single one")
     ranks = rank if isinstance(rank, dict) else {
@@ -50,8 +51,8 @@ def attach(bert, targets=("query", "value"), rank=8, adapters=("default",), alph
     new = {}
     for name in adapters:
         check_new(bert, name)
-        new[name] = {place: kind(pretrained(bert, place).weight, rank=rank, dropout=dropout,
-                                 alpha=rank if alpha is None else alpha)
+        new[name] = {place: make_adapter(kind, pretrained(bert, place).weight, rank,
+                                         rank if alpha is None else alpha, dropout)
                      for place, rank in places.items()}
         for place in norm_places(bert) if layernorms else ():
             new[name][place] = OwnNorm(pretrained(bert, place))

@@ -11,7 +11,6 @@ beside the encoder (heads) lies in files of its own next to these.
 
 import hashlib
 import warnings
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,10 +19,10 @@ from torch import nn
 from bert import UserError
 from bert.files import find_files, read_metadata, read_tensors, write_json, write_tensors
 from lora.adapters import detached, put
+from lora.kinds import KINDS, make_adapter
 from lora.layers import LoRALinear, OwnNorm
-from lora.peft import KINDS, MATRIX, PREFIX, alpha_of, config_of, ours, read_config, theirs
+from lora.peft import MERGE, PREFIX, config_of, ours, rank_and_alpha, read_config, theirs
 from lora.places import TARGETS, adapted, check_name, check_new, norm_places, pretrained
-from lora.xs import XS
 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -50,25 +49,27 @@ def save(bert, name, folder, base=None):
         elif adapter is not None:
             norms.append(theirs(place))
         for key, tensor in adapter.named_parameters() if adapter is not None else ():
-            key = f"lora_{key}.weight" if isinstance(module, LoRALinear) else key
+            key = KINDS[adapter.kind].tensors[key] if isinstance(module, LoRALinear) else key
             tensors[f"{PREFIX}{theirs(place)}.{key}"] = tensor
     write_tensors(folder / WEIGHTS[0], tensors, base=base or base_checksum(bert))
     write_json(folder / CONFIG, config_of(matrices, norms))
 
 
-def load(bert, folder, adapter=None):
+def load(bert, folder, adapter=None, pooler_read=False):
     """Attach the adapter in a folder (or of that name on the hub) → the name it has from now on:
-    `adapter`, or else the folder's own."""
+    `adapter`, or else the folder's own. No adapter acts on the pooler: a file's is left out with a
+    warning, or with `pooler_read` refused."""
     files = find_files(folder, [(CONFIG,), WEIGHTS])
     name = Path(str(folder)).resolve().name if adapter is None else adapter
     check_new(bert, name)
     path = next(files / file for file in WEIGHTS if (files / file).is_file())
-    config = read_config(files / CONFIG)
+    config, kind = read_config(files / CONFIG)
     if path.suffix == ".safetensors":
         check_base(bert, path)
-    modules = {place: build(bert, path, place, parts, config)
-               for place, parts in sort_out(bert, path, read_tensors(path)).items()}
-    put(bert, {name: modules})
+    found, others = group_by_module(bert, read_tensors(path), KINDS[kind].tensors)
+    check_others(bert, path, found, others, pooler_read)
+    put(bert, {name: {place: build(bert, path, place, module, parts, config, kind)
+                      for place, (module, parts) in found.items()}})
     return name
 
 
@@ -79,45 +80,57 @@ def check_base(bert, path):
                         f"model's is {base_checksum(bert)}); open the run it was trained in")
 
 
-def sort_out(bert, path, tensors):
-    """A file's tensors → {place: {parameter: tensor}} of the matrices and LayerNorms they adapt."""
-    layers = range(len(bert.layers))
-    matrices = {f"layers.{layer}.{inner}" for layer in layers for inner in TARGETS.values()}
-    norms, found, strange = set(norm_places(bert)), {}, []
+def group_by_module(bert, tensors, stored):
+    """A file's tensors → {place: (module, {parameter: tensor})} of the matrices and LayerNorms that
+    they adapt, `module` being the file's name for the place; and the keys of all others. `stored`
+    {parameter: its name in the file} is of the adapter's kind."""
+    matrices = {f"layers.{layer}.{inner}" for layer in range(len(bert.layers))
+                for inner in TARGETS.values()}
+    norms, found, others = set(norm_places(bert)), {}, []
     for key, tensor in tensors.items():
-        plain = key.removeprefix(PREFIX).removeprefix("bert.")
-        low_rank = MATRIX.fullmatch(plain)
-        module, last = low_rank.groups() if low_rank else plain.rpartition(".")[::2]
-        if ours(module) in (matrices if low_rank else norms):
-            found.setdefault(ours(module), {})[last] = tensor
+        plain = key.removeprefix(PREFIX)
+        own = next((own for own, name in stored.items() if plain.endswith(f".{name}")), None)
+        module, last = (plain.rpartition(".")[::2] if own is None else
+                        (plain.removesuffix(f".{stored[own]}"), own))
+        place = ours(module.removeprefix("bert."))
+        if place in (norms if own is None else matrices):
+            found.setdefault(place, (module, {}))[1][last] = tensor
         else:
-            strange.append(key)
-    if not matrices & set(found) or any("lora_" in key for key in strange):
+            others.append(key)
+    return (found if matrices & set(found) else {}), others
+
+
+def check_others(bert, path, found, keys, pooler_read):
+    """Refuse what a file adapts of the encoder beside `found`; warn of the rest (pooler, heads)."""
+    plain = {key: key.removeprefix(PREFIX).removeprefix("bert.") for key in keys}
+    wrong = [key for key in keys if plain[key].startswith(("embeddings.", "encoder."))]
+    if wrong or not found:
         inner = [theirs(f"layers.0.{place}").partition("0.")[2] for place in TARGETS.values()]
-        raise UserError(f"{path} adapts what this model has not: "
-                        f"{', '.join(strange[:3]) or 'no matrix at all'}; its {len(layers)} layers "
-                        f"have {', '.join(inner)}")
-    if strange:
-        warnings.warn(f"{path}: left out {', '.join(strange)}, which are not the encoder's",
-                      stacklevel=3)
-    return found
+        raise UserError(f"{path} adapts what no adapter here acts on: "
+                        f"{', '.join((wrong or keys)[:3]) or 'no matrix at all'}; the model's "
+                        f"{len(bert.layers)} layers have {', '.join(inner)}, beside LayerNorms")
+    pooler = [key for key in keys if plain[key].startswith("pooler.")]
+    if pooler and pooler_read:
+        raise UserError(f"{path} adapts the pooler, which the heads of this model read, and no "
+                        f"adapter here acts on it; train one without it (in peft, exclude_modules="
+                        f"['pooler.dense']), or {MERGE}")
+    if keys:
+        warnings.warn(f"{path}: left out {', '.join(keys)}, which no adapter here acts on"
+                      + (" (pooler_output is the base's)" if pooler else ""), stacklevel=3)
 
 
-def build(bert, path, place, parts, config):
-    """One matrix's or LayerNorm's adapter with its trained numbers."""
+def build(bert, path, place, module, parts, config, kind):
+    """One matrix's or LayerNorm's adapter with its trained numbers; `module` is the file's name for
+    the place."""
     base = pretrained(bert, place)
     if isinstance(base, nn.LayerNorm):
-        module = OwnNorm(base)
+        adapter = OwnNorm(base)
     else:
-        rank = len(parts.get("A", parts.get("R", ())))
-        kind = KINDS[config["peft_type"]]
-        if kind is XS:
-            kind = partial(XS, sigma=config.get("sigma", "in"), init=config.get("init", "svd"))
-        module = kind(base.weight, rank=rank, alpha=alpha_of(config, theirs(place), rank),
-                      dropout=config.get("lora_dropout", 0.0))
-    expected = {key: list(p.shape) for key, p in module.named_parameters()}
+        adapter = make_adapter(kind, base.weight, *rank_and_alpha(config, module),
+                               config.get("lora_dropout", 0.0))
+    expected = {key: list(p.shape) for key, p in adapter.named_parameters()}
     found = {key: list(tensor.shape) for key, tensor in parts.items()}
     if expected != found:
-        raise UserError(f"{path}: for {theirs(place)} it has {found}; the model needs {expected}")
-    module.load_state_dict(parts)
-    return module
+        raise UserError(f"{path}: for {module} it has {found}; the model needs {expected}")
+    adapter.load_state_dict(parts)
+    return adapter

@@ -62,6 +62,15 @@ def parameters(bert, name):
             for key, parameter in module.adapters[name].named_parameters()}
 
 
+def matrices(bert, name):
+    """One adapter's modules beside matrices, {(layer, target): module}; its LayerNorms left out."""
+    check_name(bert, name)
+    inner = {f"layers.{layer}.{inside}": (layer, target) for layer in range(len(bert.layers))
+             for target, inside in TARGETS.items()}
+    return {inner[place]: module.adapters[name] for place, module in adapted(bert).items()
+            if place in inner and module.adapters[name] is not None}
+
+
 def check_name(bert, name):
     if name not in names(bert):
         raise unknown(name, names(bert))

@@ -2,23 +2,17 @@
 
     W₀ = U Σ Vᵀ        ΔW = s · U_r R Σ_r V_rᵀ        R [r, r] ~ N(0, (1e-5)²), s = alpha/rank
 
-    attach(bert, ("query", "value", "output", "fc_out"), rank=16, kind=XS)
+    attach(bert, ("query", "value", "output", "fc_out"), rank=16, kind="xs")
 
 Only R trains and is stored: A = Σ_r V_rᵀ and B = U_r follow from W₀. `sigma` says which of the two
-carries Σ: "in" is A, as in the authors' code, and "out" is B. init="random" is the ablation: A and
-B are random instead, fixed by W₀ as well.
+carries Σ: "in" is A, as in the authors' code, and "out" is B (`kind="xs-out"`).
 """
-
-import zlib
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from bert import UserError
-
-SIGMA, INIT = ("in", "out"), ("svd", "random")
 
 
 def singular_factors(weight, rank, sigma="in"):
@@ -34,31 +28,15 @@ def singular_factors(weight, rank, sigma="in"):
     return a.to(weight), b.to(weight)
 
 
-def random_factors(weight, rank):
-    """→ A and B of the same shapes with entries like those of new linear layers (He et al. 2015).
-    W₀'s checksum is the seed: the same matrix gives the same factors."""
-    content = weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-    generator = torch.Generator().manual_seed(zlib.crc32(content))
-    out, width = weight.shape
-    a = torch.randn(rank, width, generator=generator) * (2 / width) ** 0.5
-    b = torch.randn(out, rank, generator=generator) * (2 / rank) ** 0.5
-    return a.to(weight), b.to(weight)
-
-
 class XS(nn.Module):
     """y + s·((x·Aᵀ)·Rᵀ)·Bᵀ, of which only R trains."""
 
-    def __init__(self, weight, rank, alpha, dropout=0.0, sigma="in", init="svd"):
+    def __init__(self, weight, rank, alpha, dropout=0.0, sigma="in"):
         super().__init__()
         if rank > min(weight.shape):
             raise UserError(f"rank {rank} is more than a matrix of {list(weight.shape)} has")
-        if sigma not in SIGMA or init not in INIT:
-            raise UserError(f"sigma {sigma!r}, init {init!r}: sigma is one of {', '.join(SIGMA)}, "
-                            f"init one of {', '.join(INIT)}")
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
-        self.sigma, self.init = sigma, init
-        a, b = (singular_factors(weight, rank, sigma) if init == "svd"
-                else random_factors(weight, rank))
+        a, b = singular_factors(weight, rank, sigma)
         self.register_buffer("A", a, persistent=False)
         self.register_buffer("B", b, persistent=False)
         self.R = nn.Parameter(weight.new_empty(rank, rank).normal_(std=1e-5))
@@ -74,6 +52,3 @@ class XS(nn.Module):
 
     def merge_into(self, base):
         base.weight += self.delta()
-
-
-RandomXS = partial(XS, init="random")                        # the ablation

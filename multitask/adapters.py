@@ -5,7 +5,6 @@
                   it), heads.safetensors: the heads of the tasks that b serves
 """
 
-from functools import partial
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -16,15 +15,12 @@ from bert import Layout, UserError
 from bert.checkpoint import check_names_and_shapes
 from bert.files import read_tensors, write_tensors
 from lora.files import base_checksum
+from lora.layers import AdaptedNorm
 from lora.places import adapted
 from multitask.data import Batch
 
 SHARED = "shared"                # the name of the one encoder, or adapter, that all tasks share
 HEADS = "heads.safetensors"
-
-
-KINDS = {"lora": lora.LoRA, "xs": lora.XS, "xs-out": partial(lora.XS, sigma="out"),
-         "xs-random": lora.RandomXS}
 
 
 def serving(bert):
@@ -41,6 +37,7 @@ def attach(model, settings, ranks=None):
     wanted = dict.fromkeys(serves.values())
     for name in lora.names(bert):
         if name not in wanted:
+            print(f"{name}: the run's adapter, which serves no task now, is left out")
             lora.detach(bert, name)
             continue
         if name in settings.units:
@@ -50,7 +47,7 @@ def attach(model, settings, ranks=None):
     if new:
         lora.attach(bert, settings.lora_targets.split(","), ranks or settings.lora, new,
                     settings.lora_alpha or None, settings.lora_dropout, settings.lora_norms,
-                    KINDS[settings.lora_kind])
+                    settings.lora_kind)
     lora.train_only(bert, settings.units)
     bert.edits = [edit for edit in bert.edits if edit["kind"] != "lora"]
     edit = {"kind": "lora", "adapters": serves}
@@ -61,25 +58,41 @@ def attach(model, settings, ranks=None):
 
 
 def check_goes_on(bert, name, settings):
-    """A run's adapter that is trained on is of the kind, rank and matrices that the flags say:
-    learning rate and weight decay follow them."""
-    adapters = {place: module.adapters[name] for place, module in adapted(bert).items()
-                if isinstance(module, lora.LoRALinear) and module.adapters[name] is not None}
-    first = next(iter(adapters.values()))
-    kind = "xs" if isinstance(first, lora.XS) else "lora"
-    ranks = sorted({adapter.rank for adapter in adapters.values()})
-    targets = [target for target, inner in lora.TARGETS.items()
-               if any(place.endswith(inner) for place in adapters)]
-    if (settings.lora_kind.split("-")[0] != kind or settings.lora not in ranks or
-            set(settings.lora_targets.split(",")) != set(targets)):
-        raise UserError(f"the run's adapter {name} is of kind {kind} and rank "
-                        f"{' and '.join(map(str, ranks))}, on {','.join(targets)}, and --lora-kind "
-                        f"{settings.lora_kind} --lora {settings.lora} --lora-targets "
-                        f"{settings.lora_targets} describe another; give it its own flags, or name "
-                        f"a new one with --adapters")
-    if settings.lora_top:
-        raise UserError(f"--lora-top chooses the ranks of new adapters, and the run's {name} goes "
-                        f"on as it is; leave it out, or merge the run first (python -m lora merge)")
+    """UserError where flags describe another adapter than this one of the run, which trains on."""
+    has = description(bert, name, settings)
+    differ = [field for field in has if has[field] != getattr(settings, field)]
+    if differ:
+        own, given = (" ".join(as_flag(field, values[field]) for field in differ)
+                      for values in (has, vars(settings)))
+        raise UserError(f"the run's adapter {name} goes on as it is, which {own} describes, and "
+                        f"not {given}; give it its own flags, or name a new one with --adapters")
+
+
+def as_flag(field, value):
+    flag = field.replace("_", "-")
+    return f"--{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f"--{flag} {value}"
+
+
+def description(bert, name, settings):
+    """{field of Settings: value} that describes an adapter. Of several ways to write the same, such
+    as the targets in another order, the one in `settings`."""
+    places = lora.matrices(bert, name)
+    modules, first = places.values(), next(iter(places.values()))
+    ranks = sorted({module.rank for module in modules})
+    if {settings.lora, settings.lora_top or settings.lora} == set(ranks):
+        ranks = [settings.lora, settings.lora_top]
+    targets = [target for target in lora.TARGETS if target in {target for _, target in places}]
+    if set(targets) == set(settings.lora_targets.split(",")):
+        targets = settings.lora_targets.split(",")
+    return {
+        "lora": ranks[0], "lora_top": ranks[-1] if len(ranks) > 1 else 0,
+        "lora_targets": ",".join(targets), "lora_kind": first.kind,
+        "lora_alpha": next((alpha for alpha in (settings.lora_alpha, 0)
+                            if all(module.alpha == (alpha or module.rank) for module in modules)),
+                           first.alpha),
+        "lora_dropout": first.dropout,
+        "lora_norms": any(isinstance(module, AdaptedNorm) and module.adapters[name] is not None
+                          for module in adapted(bert).values())}
 
 
 def refuse_left_over(model):
@@ -122,7 +135,8 @@ def swap(model, task, folder):
                         f"{', '.join(dict.fromkeys(key.partition('.')[0] for key in heads))}")
     if head:
         check_names_and_shapes(path, model.heads[task].state_dict(), head)
-    model.adapters[task] = lora.load(model.bert, folder, f"{task}-swapped")
+    model.adapters[task] = lora.load(model.bert, folder, f"{task}-swapped",
+                                     pooler_read=model.read == "pooler")
     if head:
         model.heads[task].load_state_dict(head)
     return bool(head)

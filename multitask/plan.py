@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from lora import KINDS
 from multitask.sampling import Batches, steps_in_epoch
 
 
@@ -21,9 +22,9 @@ class Plan:
 
 
 def default_lr(model, settings):
-    """Of the encoder, by its width. LoRA takes 20 times as much, and LoRA-XS 40 times."""
+    """Of the encoder, by its width; of adapters as much more as their kind says."""
     width = next(iter(model.encoders.values())).config.hidden_size
-    times = {"lora": 20}.get(settings.lora_kind, 40) if settings.lora else 1
+    times = KINDS[settings.lora_kind].lr_factor if settings.lora else 1
     return times * (3.84 / width) ** 2
 
 
@@ -45,9 +46,9 @@ def make_plan(settings, sizes, processes):
 
 def learning_parts(model, settings, plan, lr):
     """→ [(module, {"peak": its highest learning rate, "steps": until it is through})]. Each layer
-    below the top one learns slower by --layer-decay; the R of LoRA-XS, which is next to 0 and small
-    for its purpose, does not decay."""
-    parts, more = [], {"weight_decay": 0.0} if settings.lora_kind != "lora" else {}
+    below the top one learns slower by --layer-decay; adapters decay if their kind says so."""
+    decays = not settings.lora or KINDS[settings.lora_kind].decays
+    parts, more = [], {} if decays else {"weight_decay": 0.0}
     for unit, steps in plan.unit_steps.items():
         bert = model.encoder(unit)
         peak = settings.of_tasks("task_lr", float).get(plan.units[unit][0], lr)

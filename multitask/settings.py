@@ -2,13 +2,12 @@
 text."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from bert import UserError
 from bert.cli import did_you_mean
-from bert.settings import check, setting
-from lora import TARGETS
-from multitask.adapters import KINDS
+from bert.settings import check, flag_of, setting
+from lora import KINDS, TARGETS
 from multitask.heads import HEADS
 from multitask.model import READS, SHARED
 from multitask.sampling import SAMPLERS
@@ -30,8 +29,8 @@ class Settings:
                                         "(shared), or groups, as in sst=a,para=b,sts=b")
     lora_targets: str = setting("query,key,value,output", "matrices that are adapted, of "
                                 + ", ".join(TARGETS))
-    lora_kind: str = setting("lora", "LoRA, or LoRA-XS with Σ in A (xs) or in B (xs-out), or with "
-                                     "random A and B", tuple(KINDS))
+    lora_kind: str = setting("lora", "LoRA, or LoRA-XS with Σ in A (xs) or in B (xs-out); the "
+                                     "kinds of lora/kinds.py", KINDS)
     lora_alpha: float = setting(0, "the adapter is scaled by alpha/rank (0: by 1)", least=0)
     lora_dropout: float = setting(0, "dropout of what goes into an adapter", least=0, most=1)
     lora_norms: bool = setting(False, "train LayerNorms too; each adapter has its own")
@@ -67,7 +66,9 @@ class Settings:
     accumulate: int = setting(1, "batches of a task whose gradients add up to one step's", least=1)
     lr: float = setting(0, "highest learning rate of the encoder (0: (3.84 / hidden size)², "
                            "which is 2.5e-5 for bert-base and 1e-4 for half its width), or of "
-                           "its adapters (0: 20 times that, of LoRA-XS 40 times)", least=0)
+                           "its adapters (0: as much times "
+                           + ", ".join(f"{k.lr_factor:g} for {n}" for n, k in KINDS.items())
+                           + ")", least=0)
     head_lr: float = setting(1e-3, "highest learning rate of the heads", least=0)
     task_lr: str = setting("", "of a task's own encoder, as in sst=2e-5,sts=1e-4 (with --encoders "
                                "separate)")
@@ -107,8 +108,6 @@ class Settings:
         self.head_kinds, self.learnt  # noqa: B018  raise where a task or kind is unknown
         if self.lora:
             self._check_lora()
-        elif self.lora_top:
-            raise UserError("--lora-top is a rank of adapters; add --lora with the other layers'")
         if self.keep_heads and self.encoders == "separate":
             raise UserError("--keep-heads removes heads of one encoder; leave out --encoders "
                             "separate")
@@ -129,6 +128,13 @@ class Settings:
                 raise UserError(f"--lora-targets: there is no matrix {target!r}"
                                 f"{did_you_mean(target, TARGETS)}; a layer has "
                                 f"{', '.join(TARGETS)}")
+
+    def check_adapter_flags(self):
+        """UserError where flags describe adapters and there are none. Not asked of a saved run."""
+        idle = [flag_of(f) for f in adapter_fields() if getattr(self, f.name) != f.default]
+        if idle and not self.lora:
+            raise UserError(f"{', '.join(idle)}: without --lora there are no adapters, and all of "
+                            f"the encoder would be trained; add --lora RANK, or leave them out")
 
     def _check_surgery(self):
         if max(map(len, self.units.values())) < 2 or self.freeze:
@@ -213,3 +219,8 @@ class Settings:
                                 f"({', '.join(kinds)})")
             kinds.update({task: kind} if equals else dict.fromkeys(kinds, kind))
         return kinds
+
+
+def adapter_fields():
+    """The fields of Settings that describe adapters; --lora 0 is none."""
+    return [f for f in fields(Settings) if f.name.startswith(("lora", "adapters"))]

@@ -5,6 +5,7 @@ head reads by chance says nothing of what the task will need."""
 
 from math import ceil
 
+import lora
 from bert import UserError
 from multitask import parallel
 from pruning.measure import across_tasks, measure, of_all_tasks
@@ -39,7 +40,12 @@ def keep_heads(model, tokenizer, settings, device, edits=()):
 
 
 def lora_ranks(model, tokenizer, settings, device, edits=()):
-    """→ {(layer, matrix): rank}: --lora-top in the third of the layers whose heads matter most."""
+    """→ {(layer, matrix): rank}: --lora-top in the third of the layers whose heads matter most, or
+    the ranks of an adapter of the run that goes on."""
+    going_on = [name for name in settings.units if name in lora.names(model.bert)]
+    if going_on:
+        modules = lora.matrices(model.bert, going_on[0])
+        return {where: module.rank for where, module in modules.items()}
     before = [edit for edit in edits if edit["kind"] == "lora"]
     if before:
         return {(n, matrix): rank for n, matrix, rank in before[-1]["ranks"]}

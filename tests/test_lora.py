@@ -73,11 +73,11 @@ def close(a, b, atol=1e-5):
 
 # what an adapter does
 
-@pytest.mark.parametrize("kind", [lora.LoRA, lora.RandomXS])
+@pytest.mark.parametrize("kind", ["lora", "xs"])
 def test_lora_changes_nothing_at_the_start(bert, kind):
     before = states(bert)
     lora.attach(bert, ALL, 4, ("a",), layernorms=True, kind=kind)
-    if kind is lora.LoRA:                                    # B = 0
+    if kind == "lora":                                       # B = 0
         assert torch.equal(states(bert), before)
     else:                                                    # R = 1e-5 · noise
         close(states(bert), before, atol=1e-3)
@@ -128,7 +128,7 @@ def test_each_sequence_of_a_mixed_batch_has_its_own_adapter(adapted):
 
 @pytest.mark.parametrize("dtype, outputs, gradients", [(torch.float64, 1e-9, 1e-9),
                                                        (torch.float32, 1e-5, 1e-4)])
-@pytest.mark.parametrize("kind", [lora.LoRA, lora.XS])
+@pytest.mark.parametrize("kind", ["lora", "xs"])
 def test_a_mixed_batch_trains_as_the_batches_of_each_adapter_do(bert, dtype, outputs, gradients,
                                                                 kind):
     lora.attach(bert.to(dtype), ALL, 4, ("a", "b"), layernorms=True, kind=kind)
@@ -183,7 +183,7 @@ def test_frozen_weights_hold_no_gradient_and_nothing_below_the_first_adapter_is_
     assert having == set(lora.parameters(bert, "a"))
 
 
-@pytest.mark.parametrize("kind", [lora.LoRA, lora.XS])
+@pytest.mark.parametrize("kind", ["lora", "xs"])
 def test_an_adapter_idle_in_a_step_is_untouched_by_the_optimizer(bert, kind):
     lora.attach(bert, ALL, 4, ("a", "b"), layernorms=True, kind=kind)
     shake(bert, "a", "b")
@@ -232,7 +232,7 @@ def test_adapters_come_and_go_without_touching_the_others(adapted):
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-@pytest.mark.parametrize("kind", [lora.LoRA, lora.XS])
+@pytest.mark.parametrize("kind", ["lora", "xs"])
 def test_merging_is_explicit_the_same_thrice_as_once_and_undone_to_the_bit(bert, mode, kind):
     lora.attach(bert, ALL, 4, ("a", "b"), layernorms=True, kind=kind)
     shake(bert, "a", "b")
@@ -286,7 +286,9 @@ def test_a_merged_adapter_does_not_act_twice_nor_another_beside_it(adapted):
     (lambda bert: lora.attach(bert, rank={(3, "key"): 1}, adapters=("c",)), "layers 0 to 2"),
     (lambda bert: lora.attach(bert, rank=0, adapters=("c",)), "the rank of query in layer 0 is 0"),
     (lambda bert: lora.attach(bert, dropout=1.0, adapters=("c",)), "dropout is 1.0"),
-    (lambda bert: lora.attach(bert, rank=33, adapters=("c",), kind=lora.XS), "rank 33 is more"),
+    (lambda bert: lora.attach(bert, rank=33, adapters=("c",), kind="xs"), "rank 33 is more"),
+    (lambda bert: lora.attach(bert, adapters=("c",), kind="xs-uot"),
+     r"no kind of adapter 'xs-uot' \(did you mean xs-out\?\); there are lora, xs, xs-out"),
 ])
 def test_a_mistake_is_a_sentence_and_changes_nothing(adapted, wrong, says):
     before = list(adapted.state_dict())
@@ -309,11 +311,8 @@ def test_xs_factors_are_the_closest_matrix_with_fixed_signs():
         close((b.T if sigma == "in" else a).norm(dim=1), torch.ones(5))
 
 
-@pytest.mark.parametrize("init", ["svd", "random"])
-@pytest.mark.parametrize("sigma", ["in", "out"])
-def test_xs_stores_r_alone_and_is_rebuilt_exactly(bert, tmp_path, sigma, init):
-    def kind(weight, **rest):
-        return lora.XS(weight, sigma=sigma, init=init, **rest)
+@pytest.mark.parametrize("kind", ["xs", "xs-out"])
+def test_xs_stores_r_alone_and_is_rebuilt_exactly(bert, tmp_path, kind):
     shake(lora.attach(bert, ("query", "fc_out"), 4, ("a",), alpha=8, kind=kind), "a")
     trained = lora.parameters(bert, "a")
     assert [list(p.shape) for p in trained.values()] == [[4, 4]] * 6
@@ -376,13 +375,14 @@ KEY = "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"
 
 
 @pytest.mark.parametrize("change, says", [
-    ({"config": {"peft_type": "IA3"}}, "adapter of type 'IA3'; only LORA and LORA_XS"),
+    ({"config": {"peft_type": "IA3"}}, "of type 'IA3', and only LORA and LORA_XS are built"),
     ({"config": {"use_dora": True}}, "asks for use_dora, which is not built here"),
     ({"config": {"bias": "all"}}, "asks for trained biases"),
+    ({"config": {"use_rslora": True, "r": 2.5}}, r"is damaged, or describes no adapter .*ranks"),
     ({"tensors": lambda t: t.pop(KEY)}, "for encoder.layer.0.attention.self.query it has"),
     ({"tensors": lambda t: t.update({KEY: torch.ones(2, 7)})}, r"'A': \[2, 7\]"),
     ({"tensors": lambda t: t.update({KEY.replace("r.0", "r.9"): torch.ones(2, 2)})},
-     r"adapts what this model has not: .*layer.9.*; its 3 layers have attention.self.query"),
+     r"adapts what no adapter here acts on: .*layer.9.*; the model's 3 layers have attention.self"),
 ])
 def test_a_file_that_does_not_fit_is_refused_by_name(adapted, tmp_path, change, says):
     lora.save(adapted, "b", tmp_path / "b")
@@ -401,6 +401,69 @@ def test_what_is_not_the_encoders_is_left_out_with_a_note(adapted, tmp_path):
     with pytest.warns(UserWarning, match="left out base_model.model.classifier.weight"):
         lora.load(adapted, folder)
     assert torch.equal(states(adapted, "c"), expected)
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga",
+                                  "PiSSA", "of-next-year"])
+def test_an_initialisation_that_changes_the_base_is_refused_by_name(adapted, tmp_path, init):
+    lora.save(adapted, "b", tmp_path / "b")
+    folder = changed(tmp_path / "b", tmp_path / "c", {"init_lora_weights": init})
+    with pytest.raises(UserError, match=f"init_lora_weights '{init}'.*_conversion.*merge_and_un"):
+        lora.load(adapted, folder)
+
+
+@pytest.mark.parametrize("init", [True, False, None, "gaussian", "orthogonal", "eva", "mica"])
+def test_an_initialisation_that_leaves_the_base_as_it_is_opens(adapted, tmp_path, init):
+    lora.save(adapted, "b", tmp_path / "b")
+    lora.load(adapted, changed(tmp_path / "b", tmp_path / "c", {"init_lora_weights": init}))
+    assert torch.equal(states(adapted, "c"), states(adapted, "b"))
+
+
+@pytest.mark.parametrize("peft_type", ["LOHA", "LOKR", "IA3", "VERA", "OFT", "PREFIX_TUNING"])
+def test_an_adapter_of_another_kind_is_refused_for_what_it_is(bert, tmp_path, peft_type):
+    """The files of other kinds have no lora_alpha: that is not what is wrong with them."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": peft_type, "r": 8}))
+    save_file({"base_model.model.x": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=f"of type '{peft_type}', and only LORA and LORA_XS"):
+        lora.load(bert, tmp_path)
+
+
+def test_xs_with_random_factors_is_refused(adapted, tmp_path):
+    lora.attach(adapted, ("query",), 2, ("x",), kind="xs")
+    lora.save(adapted, "x", tmp_path / "x")
+    folder = changed(tmp_path / "x", tmp_path / "y", {"init": "random"})
+    with pytest.raises(UserError, match="'init': 'random'.*built here have .*'sigma': 'in'"):
+        lora.load(adapted, folder)
+
+
+@pytest.mark.parametrize("more", ["pooler.dense.lora_A.weight", "bert.pooler.dense.weight"])
+@pytest.mark.parametrize("pooling", ["cls", "pooler"])
+def test_an_adapter_of_the_pooler_is_left_out_unless_it_is_read(checkpoint, tmp_path, pooling,
+                                                                more):
+    model = build_model(Bert.from_pretrained(checkpoint), Settings(read=pooling))
+    lora.attach(model.bert, ("query",), 2, ("a",))
+    lora.save(shake(model.bert, "a"), "a", tmp_path / "a")
+    folder = changed(tmp_path / "a", tmp_path / "b", tensors=lambda t: t.update(
+        {f"base_model.model.{more}": torch.ones(2, 2)}))
+    if pooling == "pooler":
+        with pytest.raises(UserError, match="adapts the pooler, which the heads of this model rea"):
+            adapters.swap(model, "sst", folder)
+        return
+    with pytest.warns(UserWarning, match=f"left out base_model.model.{more}.*pooler_output is"):
+        adapters.swap(model, "sst", folder)
+    assert torch.equal(states(model.bert, "sst-swapped", IDS % 20),
+                       states(model.bert, "a", IDS % 20))
+
+
+@pytest.mark.parametrize("more", ["encoder.layer.0.intermediate.dense.weight",
+                                  "embeddings.word_embeddings.weight"])
+def test_weights_trained_whole_are_refused(adapted, tmp_path, more):
+    """peft's modules_to_save: left out, the encoder would be another."""
+    lora.save(adapted, "b", tmp_path / "b")
+    folder = changed(tmp_path / "b", tmp_path / "c", tensors=lambda t: t.update(
+        {f"base_model.model.bert.{more}": torch.ones(2, 2)}))
+    with pytest.raises(UserError, match=f"no adapter here acts on: base_model.model.bert.{more}"):
+        lora.load(adapted, folder)
 
 
 def test_an_adapter_loads_on_no_other_base(adapted, tmp_path):
@@ -439,7 +502,7 @@ def test_low_rank_and_all_layernorms_are_counted_together(bert_base):
 
 @pytest.mark.parametrize("rank", [4, 25])
 def test_xs_costs_its_rank_squared_a_matrix(bert_base, rank):
-    lora.attach(bert_base, ("query", "value", "output", "fc_out"), rank, ("a",), kind=lora.XS)
+    lora.attach(bert_base, ("query", "value", "output", "fc_out"), rank, ("a",), kind="xs")
     assert count(bert_base, torch.nn.Linear(2, 3)) == {
         "base": 109_482_240, "heads": 9, "adapters": {"a": rank ** 2 * 48},
         "incremental": rank ** 2 * 48 + 9, "bundled": 109_482_240 + rank ** 2 * 48 + 9}
@@ -478,6 +541,9 @@ def train(folder, checkpoint, data, *more):
                           "--batch-size", "8", "--epochs", "2", "--lora", "2", "--lora-norms",
                           "--adapters", "sst=a,para=b,sts=b", *map(str, more)])
     return folder
+
+
+GOES_ON = ("--lora", "2", "--lora-norms", "--adapters", "sst=a,para=b,sts=b")
 
 
 def predictions(folder):
@@ -621,15 +687,64 @@ def test_a_runs_adapters_are_not_dropped_without_a_word(run, data, script, tmp_p
 
 
 @pytest.mark.parametrize("flags, says", [
-    (("--lora", "16"), "the run's adapter a is of kind lora and rank 2, on query,key,value,output"),
-    (("--lora", "2", "--lora-kind", "xs"), "--lora-kind xs --lora 2"),
-    (("--lora", "2", "--lora-targets", "fc_in"), "name a new one with --adapters"),
-    (("--lora", "2", "--lora-top", "4"), "--lora-top chooses the ranks of new adapters"),
+    (("--lora", "16"), "the run's adapter a goes on as it is, which --lora 2 describes, and not "
+                       "--lora 16"),
+    (("--lora-kind", "xs"), "--lora-kind lora describes, and not --lora-kind xs"),
+    (("--lora-targets", "fc_in"), "--lora-targets query,key,value,output describes, and not"),
+    (("--lora-top", "4"), "--lora-top 0 describes, and not --lora-top 4"),
+    (("--lora-alpha", "4"), "--lora-alpha 0 describes, and not --lora-alpha 4.0"),
+    (("--lora-dropout", "0.5"), "--lora-dropout 0 describes, and not --lora-dropout 0.5"),
+    (("--no-lora-norms",), "--lora-norms describes, and not --no-lora-norms"),
 ])
 def test_an_adapter_goes_on_only_as_what_it_is(run, data, script, tmp_path, flags, says):
     code, _, err = script(train_multitask.main, "--from", run, "--data", data, "--steps", "1",
-                          "--adapters", "sst=a,para=b,sts=b", "--out", tmp_path / "x", *flags)
+                          *GOES_ON, "--out", tmp_path / "x", *flags)
     assert code == 2 and says in err and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("flags, wrong", [
+    (("--lora-kind", "xs-out", "--lora-alpha", "8"), ("--lora-kind", "xs", "--lora-alpha", "8")),
+    (("--lora-dropout", "0.1", "--lora-targets", "key,value"),
+     ("--lora-dropout", "0.1", "--lora-targets", "key,value,query")),
+    (("--lora-top", "4"), ()),
+])
+def test_an_adapter_goes_on_with_its_own_flags(checkpoint, data, script, tmp_path, flags, wrong):
+    """The same targets in another order are its own flags too, and --lora-top measures nothing."""
+    run = train(tmp_path / "run", checkpoint, data, "--steps", "1", *flags)
+    again = [",".join(reversed(flag.split(","))) for flag in flags]
+    for given, code in ((again, 0), (wrong, 2)):
+        done, _, err = script(train_multitask.main, "--from", run, "--data", data, "--steps", "1",
+                              *GOES_ON, "--out", tmp_path / f"code{code}", *given)
+        assert done == code, err
+    ranks = [[edit.get("ranks") for edit in runs.read_record(folder)[0]["edits"]]
+             for folder in (run, tmp_path / "code0")]
+    assert sorted(ranks[0][0] or ()) == sorted(ranks[1][0] or ())
+
+
+@pytest.mark.parametrize("flags", [
+    ("--lora-kind", "xs"), ("--lora-norms",), ("--adapters", "shared"), ("--lora-dropout", "0.1"),
+    ("--lora-alpha", "8"), ("--lora-targets", "query"), ("--lora-top", "4"),
+    ("--recipe", "lora-xs", "--lora", "0"),
+])
+def test_a_flag_of_adapters_without_lora_is_an_error(checkpoint, data, script, tmp_path, flags):
+    code, _, err = script(train_multitask.main, "--bert", checkpoint, "--data", data, "--steps", 1,
+                          "--out", tmp_path / "run", *flags)
+    assert code == 2 and f"{flags[0]}: without --lora there are no" in err.replace(
+        "--lora-targets, --lora-kind", "--recipe") and not (tmp_path / "run").exists()
+
+
+def test_defaults_of_adapters_may_be_given_without_lora(checkpoint, data, script, tmp_path):
+    code, _, err = script(train_multitask.main, "--bert", checkpoint, "--data", data, "--steps", 1,
+                          "--out", tmp_path / "run", "--lora-kind", "lora", "--no-lora-norms",
+                          "--lora-dropout", "0")
+    assert code == 0, err
+
+
+def test_a_merged_run_describes_no_adapters(run, script, tmp_path):
+    assert script(merge_main, "merge", run, "--task", "sts", "--out", tmp_path / "merged")[0] == 0
+    settings = runs.read_record(tmp_path / "merged")[1]
+    settings.check_adapter_flags()
+    assert (settings.lora, settings.adapters, settings.lora_norms) == (0, "separate", False)
 
 
 @pytest.mark.parametrize("apart", [("--lora", "2"), ("--encoders", "separate")])

@@ -438,7 +438,7 @@ def test_multiply_adds_are_those_torch_counts(bert, read):
     assert multiply_adds(bert, [7, 7, 7], read) == counter.get_total_flops() / 2
 
 
-@pytest.mark.parametrize("kind", [lora.LoRA, lora.XS])
+@pytest.mark.parametrize("kind", ["lora", "xs"])
 def test_multiply_adds_are_those_of_the_adapter_that_serves(bert, kind):
     lora.attach(bert, ("query", "fc_in"), 4, ("a",), kind=kind)
     lora.attach(bert, ("value",), 2, ("b",), kind=kind)
