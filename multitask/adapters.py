@@ -14,6 +14,7 @@ import lora
 from bert import Layout, UserError
 from bert.checkpoint import check_names_and_shapes
 from bert.files import read_tensors, write_tensors
+from bert.settings import command
 from lora.files import base_checksum
 from lora.layers import AdaptedNorm
 from lora.places import adapted
@@ -60,17 +61,11 @@ def attach(model, settings, ranks=None):
 def check_goes_on(bert, name, settings):
     """UserError where flags describe another adapter than this one of the run, which trains on."""
     has = description(bert, name, settings)
-    differ = [field for field in has if has[field] != getattr(settings, field)]
-    if differ:
-        own, given = (" ".join(as_flag(field, values[field]) for field in differ)
-                      for values in (has, vars(settings)))
-        raise UserError(f"the run's adapter {name} goes on as it is, which {own} describes, and "
-                        f"not {given}; give it its own flags, or name a new one with --adapters")
-
-
-def as_flag(field, value):
-    flag = field.replace("_", "-")
-    return f"--{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f"--{flag} {value}"
+    given = {field: getattr(settings, field) for field in has}
+    if has != given:
+        own, other = (command(type(settings)(**flags)) for flags in (has, given))
+        raise UserError(f"the run's adapter {name} goes on as it is, which is {own}, and the flags "
+                        f"say {other}; give it its own, or name a new adapter with --adapters")
 
 
 def description(bert, name, settings):

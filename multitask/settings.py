@@ -66,7 +66,7 @@ class Settings:
     accumulate: int = setting(1, "batches of a task whose gradients add up to one step's", least=1)
     lr: float = setting(0, "highest learning rate of the encoder (0: (3.84 / hidden size)², "
                            "which is 2.5e-5 for bert-base and 1e-4 for half its width), or of "
-                           "its adapters (0: as much times "
+                           "its adapters (0: that times "
                            + ", ".join(f"{k.lr_factor:g} for {n}" for n, k in KINDS.items())
                            + ")", least=0)
     head_lr: float = setting(1e-3, "highest learning rate of the heads", least=0)
@@ -133,8 +133,8 @@ class Settings:
         """UserError where flags describe adapters and there are none. Not asked of a saved run."""
         idle = [flag_of(f) for f in adapter_fields() if getattr(self, f.name) != f.default]
         if idle and not self.lora:
-            raise UserError(f"{', '.join(idle)}: without --lora there are no adapters, and all of "
-                            f"the encoder would be trained; add --lora RANK, or leave them out")
+            raise UserError(f"{', '.join(idle)}: without --lora there are no adapters; add --lora "
+                            f"RANK, or leave them out")
 
     def _check_surgery(self):
         if max(map(len, self.units.values())) < 2 or self.freeze:
