@@ -17,6 +17,8 @@ import evaluate
 import train_multitask
 from bert import Bert, UserError
 from bert.checkpoint import pretraining_heads
+from bert.masking import MaskedLM
+from bert.pretrain import save_checkpoint
 
 GELU = REFERENCE / "gelu"
 
@@ -218,6 +220,13 @@ def test_a_new_pooler_is_not_written(without_pooler, tmp_path):
     theirs = transformers.BertModel.from_pretrained(tmp_path / "saved").eval()(**batch)
     mask = batch["attention_mask"].bool()
     torch.testing.assert_close(theirs[0][mask], again(**batch)[0][mask], atol=2e-5, rtol=0)
+
+
+def test_pretraining_that_goes_on_writes_no_new_pooler(without_pooler, tmp_path):
+    bert, _ = opened(without_pooler)
+    save_checkpoint(tmp_path / "more", MaskedLM(bert), {}, {}, half=False)
+    names = load_file(tmp_path / "more" / "model.safetensors").keys()
+    assert names and not any("pooler" in name for name in names)
 
 
 def test_a_run_without_a_pooler_opens_again_and_none_may_read_it(without_pooler, data, tmp_path,
