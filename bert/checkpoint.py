@@ -1,18 +1,20 @@
 """Pretrained weights: the names of Hugging Face's files on one side, ours on the other, checked
-strictly.
+strictly. A task's head is left out and an absent pooler replaced by a new one, with a warning.
 
     their name                                           our name
     encoder.layer.3.attention.self.query.weight    ↔     layers.3.attention.query.weight
 """
 
 import re
+import warnings
+from functools import reduce
 from pathlib import Path
 
 import torch
 
 from bert.config import BertConfig
 from bert.errors import UserError
-from bert.files import find_files, read_tensors, write_json, write_tensors
+from bert.files import find_files, read_json, read_tensors, write_json, write_tensors
 
 RENAME = [                                                   # (theirs, ours)
     ("embeddings.word_embeddings", "word_embeddings"),
@@ -33,9 +35,13 @@ TO_OURS = dict(RENAME)
 TO_THEIRS = {ours: theirs for theirs, ours in RENAME}
 LEGACY = {"gamma": "weight", "beta": "bias"}             # LayerNorm's names in the first BERT files
 IGNORED = re.compile(r"embeddings\.position_ids")        # a buffer in older files: 0, 1, 2, …
-PRETRAINING = re.compile(r"cls\..+")                     # the heads of masked LM and next sentence
+PREFIXES = re.compile(r"((module|model|bert)\.)*")        # of modules that hold the encoder
+PRETRAINING, TASK = ("cls",), ("classifier", "qa_outputs")                        # names of heads
+SHARD = re.compile(r"[^/\\:]+\.(safetensors|bin)")       # a file beside the index, and no path
 
-CONFIG, WEIGHTS = ("config.json",), ("model.safetensors", "pytorch_model.bin")
+CONFIG = ("config.json",)
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json",
+           "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def rename(name, table):
@@ -49,29 +55,59 @@ def rename(name, table):
 
 
 def plain_name(name):
-    """Their name as it is today: without the `bert.` prefix, LayerNorms with weight and bias."""
-    name = name.removeprefix("bert.")
+    """Their name as it is today: without prefixes, LayerNorms with weight and bias."""
+    name = name[PREFIXES.match(name).end():]
     module, dot, last = name.rpartition(".")
     return f"{module}{dot}{LEGACY.get(last, last)}"
 
 
-def read_checkpoint(folder):
-    """→ (encoder's tensors under our names, pretraining heads' tensors `cls.*` under theirs)."""
+def read_weights(name, path):
+    """{name: tensor} of a file of weights, or of all shards that `path`, an index, lists. `name`
+    is the checkpoint's; shards on the hub are fetched."""
+    if path.suffix != ".json":
+        return read_tensors(path)
+    shards = read_json(path).get("weight_map")               # {tensor: its file}
+    if not isinstance(shards, dict) or not shards:
+        raise UserError(f"{path} holds no weight_map, which says in which file each weight lies")
+    for file in shards.values():
+        if not isinstance(file, str) or not SHARD.fullmatch(file):
+            raise UserError(f"{path} names the file {file!r}; it must be a .safetensors or .bin "
+                            f"file in the same folder")
+    files = sorted(set(shards.values()))
+    find_files(name, [(file,) for file in files])
+    tensors = {}
+    for file in files:
+        found = read_tensors(path.with_name(file))
+        wrong = found.keys() ^ {tensor for tensor, place in shards.items() if place == file}
+        if wrong:
+            tensor = min(wrong)
+            raise UserError(f"{path.with_name(file)} {'holds' if tensor in found else 'lacks'} "
+                            f"{tensor}, but {path.name} says that it is in "
+                            f"{shards.get(tensor, 'no file')}; fetch both again")
+        tensors |= found
+    return tensors
+
+
+def read_checkpoint(name):
+    """→ config, path of the weights, {name: tensor} of the encoder under our names, the same of the
+    heads under theirs."""
+    folder = find_files(name, [CONFIG, WEIGHTS])
+    config = BertConfig.load(folder / "config.json")
     path = next(folder / file for file in WEIGHTS if (folder / file).is_file())
     encoder, heads = {}, {}
-    for name, tensor in read_tensors(path).items():
-        plain = plain_name(name)
+    for given, tensor in read_weights(name, path).items():
+        plain = plain_name(given)
         if IGNORED.fullmatch(plain):
             continue
         if not tensor.is_floating_point():
-            raise UserError(f"{path} holds {name} as {tensor.dtype}; weights must be floats")
-        pretraining = PRETRAINING.fullmatch(plain)
-        to, key = (heads, plain) if pretraining else (encoder, rename(plain, TO_OURS))
+            raise UserError(f"{path} holds {given} as {tensor.dtype}; weights must be floats")
+        head = plain.partition(".")[0] in PRETRAINING + TASK
+        to, key = (heads, plain) if head else (encoder, rename(plain, TO_OURS))
         if key in to:
-            raise UserError(f"{path} holds {plain} twice (once as {name}); it must hold each "
+            raise UserError(f"{path} holds {plain} twice (once as {given}); it must hold each "
                             "weight once")
         to[key] = tensor.float()
-    return path, encoder, heads
+    return config, path, encoder, heads
 
 
 def check_names_and_shapes(path, expected, found):
@@ -96,22 +132,44 @@ def check_names_and_shapes(path, expected, found):
 def load_bert(cls, name, attention, reshape=None):
     """A `cls` (Bert) with the weights of the checkpoint `name`: a folder, "tiny" or a hub id.
     `reshape(bert)` does to the modules what had been done to those that were saved."""
-    folder = find_files(name, [CONFIG, WEIGHTS])
-    config = BertConfig.load(folder / "config.json")
-    path, encoder, _ = read_checkpoint(folder)
+    config, path, encoder, heads = read_checkpoint(name)
     with torch.device("meta"):                               # shapes only: the weights are at hand
         bert = cls(config, attention)
         if reshape is not None:
             reshape(bert)
+    bert.pooler_is_new = not any(key.startswith("pooler.") for key in encoder)
+    if bert.pooler_is_new:
+        encoder |= new_pooler(config)
     check_names_and_shapes(path, bert.state_dict(), encoder)
     bert.load_state_dict(encoder, assign=True)
+    if bert.pooler_is_new:
+        warnings.warn(f"{path} holds no pooler; the model has a new, untrained one, and reading "
+                      f"it is an error", stacklevel=3)
+    left_out = sorted({key.partition(".")[0] for key in heads} & set(TASK))
+    if left_out:
+        warnings.warn(f"{path} holds a task's head, {', '.join(f'{h}.*' for h in left_out)}; it is "
+                      f"left out", stacklevel=3)
     return bert.eval()
+
+
+def new_pooler(config):
+    """A pooler's tensors as a new model has them, always the same."""
+    weight, generator = torch.empty(config.hidden_size, config.hidden_size), torch.Generator()
+    weight.normal_(std=config.initializer_range, generator=generator.manual_seed(0))
+    return {"pooler.weight": weight, "pooler.bias": torch.zeros(config.hidden_size)}
 
 
 def pretraining_heads(name):
     """{name: tensor} of the pretraining heads `cls.*` in the checkpoint `name`; empty if it has
     none."""
-    return read_checkpoint(find_files(name, [CONFIG, WEIGHTS]))[2]
+    *_, heads = read_checkpoint(name)
+    return {key: tensor for key, tensor in heads.items() if key.partition(".")[0] in PRETRAINING}
+
+
+def tensors_to_save(bert):
+    """{their name: tensor}: all of the encoder, but no pooler that is new."""
+    return {rename(name, TO_THEIRS): tensor for name, tensor in bert.state_dict().items()
+            if not (bert.pooler_is_new and name.startswith("pooler."))}
 
 
 def save_bert(bert, folder, reshape=None):
@@ -125,8 +183,9 @@ def save_bert(bert, folder, reshape=None):
             reshape(plain)
     check_names_and_shapes(f"the model to be saved in {folder}", plain.state_dict(),
                            bert.state_dict())
-    tensors = {rename(name, TO_THEIRS): tensor for name, tensor in bert.state_dict().items()}
+    tensors = tensors_to_save(bert)
     write_tensors(folder / "model.safetensors", tensors)
-    fields = bert.config.to_dict() | {"dtype": "float32"}    # what is written, whatever was read
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
+    fields = bert.config.to_dict() | {"dtype": str(dtype).removeprefix("torch.")}
     fields.pop("torch_dtype", None)                          # its older name
     write_json(folder / "config.json", fields)

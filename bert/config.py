@@ -1,14 +1,13 @@
 """The numbers that fix a BERT's shape: config.json in the Hugging Face layout."""
 
-import json
 import math
 from dataclasses import dataclass, field, fields
 from functools import partial
-from pathlib import Path
 
 import torch.nn.functional as F
 
 from bert.errors import UserError
+from bert.files import read_json
 
 ACTIVATIONS = {
     "gelu": F.gelu,                                       # exact: x · Φ(x), Φ by the error function
@@ -121,16 +120,7 @@ class BertConfig:
     @classmethod
     def load(cls, path):
         """From the file config.json at `path`."""
-        path = Path(path)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from error
-        except ValueError as error:                          # bad JSON or bad UTF-8
-            raise UserError(f"{path} is not a JSON file: {error}") from error
-        if not isinstance(values, dict):
-            raise UserError(f"{path} holds {type(values).__name__}, not the fields of a "
-                            "configuration")
+        values = read_json(path)
         try:
             return cls.from_dict(values)
         except UserError as error:

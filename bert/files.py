@@ -100,9 +100,23 @@ def read_utf8(path):
                         f"save the file in UTF-8") from error
 
 
+def read_json(path):
+    """The object in a JSON file, as a dictionary."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:                              # bad JSON or bad UTF-8
+        raise UserError(f"{path} is not a JSON file: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds {type(values).__name__}; it must hold an object, "
+                        '{"name": value, …}')
+    return values
+
+
 def read_tensors(path):
-    """{name: tensor} from a .safetensors file, or from a .bin file that holds weights and no
-    code."""
+    """{name: tensor} from a .safetensors file, or from a .bin file that holds weights and no code:
+    a dictionary of tensors, or a training state with one under "state_dict"."""
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
@@ -121,6 +135,8 @@ def read_tensors(path):
     except (RuntimeError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
         reason = " ".join(str(error).split())[:150] or "it ends too soon"
         raise UserError(f"{path} is corrupt or cut short ({reason}); fetch it again") from error
+    if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
+        tensors = tensors["state_dict"]
     values = tensors.values() if isinstance(tensors, dict) else [None]
     if not all(isinstance(value, torch.Tensor) for value in values):
         raise UserError(f"{path} holds something other than a dictionary of tensors; it is no "

@@ -8,11 +8,21 @@ meet, puts them back on the grid:
     layout = Layout(attention_mask)          # [batch, tokens] of 0/1
     grid = layout.pad(rows)                  # [N, …] → [batch, tokens, …], zeros where no token is
     rows = layout.unpad(grid)                # and back
+
+DenseLayout has the same interface, with a row for every cell of the grid (docs/export.md).
 """
 
 import torch
 
 from bert.errors import UserError
+
+
+def check_shape(what, tensor, axes):
+    """UserError unless `tensor` is a tensor with these axes, such as "batch, tokens"."""
+    if not isinstance(tensor, torch.Tensor):
+        raise UserError(f"{what} is a {type(tensor).__name__}; it must be a tensor [{axes}]")
+    if tensor.dim() != axes.count(",") + 1:
+        raise UserError(f"{what} has the shape {list(tensor.shape)}; it must be [{axes}]")
 
 
 class Layout:
@@ -22,18 +32,25 @@ class Layout:
     wait."""
 
     def __init__(self, mask, rows=None):
-        mask = mask.bool()
-        self.batch, self.tokens = mask.shape
-        self.mask = mask                                     # [batch, tokens]
-        self.cell = mask.flatten().nonzero().squeeze(1)      # [N]
+        self._set_mask(mask, rows)
+        self.cell = self.mask.flatten().nonzero().squeeze(1)             # [N]
         self.full = len(self.cell) == mask.numel()
-        self.rows = rows                               # of a selection: its rows among its parent's
-        self.adapters = self.served = None             # see served_by
         if rows is None and not self.mask.any(dim=1).all():
             empty = (~self.mask.any(dim=1)).nonzero()[0].item()
             raise UserError(f"attention_mask hides every token of sequence {empty}; it must keep "
                             "one")
         self.groups = self._groups() if rows is None and mask.device.type == "cpu" else []
+
+    def _set_mask(self, mask, rows):
+        """What both kinds of layout have. UserError where the mask has the wrong shape."""
+        check_shape("attention_mask", mask, "batch, tokens")
+        if rows is None and 0 in mask.shape:
+            raise UserError(f"the batch is empty: attention_mask is {list(mask.shape)}, which is "
+                            f"[batch, tokens]; give at least one sequence of one token")
+        self.batch, self.tokens = mask.shape
+        self.mask = mask.bool()                              # [batch, tokens]
+        self.rows = rows                               # of a selection: its rows among its parent's
+        self.adapters = self.served = None             # see served_by
 
     def __len__(self):
         return len(self.cell)
@@ -107,11 +124,15 @@ class Layout:
             raise UserError(f"adapters {adapters} serve {sum(count for _, count in adapters)} "
                             f"sequences; the batch has {self.batch}")
         other = self._map(lambda tensor: tensor)
-        other.adapters, other.served = adapters, [(adapters[0][0], len(self))]
-        if len(adapters) > 1:
-            lengths = self.mask.sum(dim=1).split([count for _, count in adapters])
-            other.served = [(name, int(rows.sum())) for (name, _), rows in zip(adapters, lengths)]
+        other.adapters, other.served = adapters, self._count_rows(adapters)
         return other
+
+    def _count_rows(self, adapters):
+        """[(name, number of sequences), …] → [(name, number of rows), …]"""
+        if len(adapters) == 1:
+            return [(adapters[0][0], len(self))]
+        lengths = self.mask.sum(dim=1).split([count for _, count in adapters])
+        return [(name, int(rows.sum())) for (name, _), rows in zip(adapters, lengths)]
 
     def pin_memory(self):
         return self._map(torch.Tensor.pin_memory)
@@ -123,7 +144,51 @@ class Layout:
         return other
 
     def _map(self, function):
-        other = object.__new__(Layout)
+        other = object.__new__(type(self))
         vars(other).update({name: function(value) if isinstance(value, torch.Tensor) else value
                             for name, value in vars(self).items()})
         return other
+
+
+class DenseLayout(Layout):
+    """A layout whose rows are all cells of the grid, padding included: N = batch · tokens. All
+    shapes follow from the mask's shape, never from its values, so that graphs can be exported and
+    compiled with it. `pad` and `unpad` set padding to zero. A sequence without any token is
+    allowed, and its states are zero."""
+
+    def __init__(self, mask, rows=None):
+        self._set_mask(mask, rows)
+        self.cell = torch.arange(self.batch * self.tokens, device=mask.device)
+        self.full, self.groups = False, []
+
+    @property
+    def visible(self):
+        """Without any token to attend to softmax is NaN: such a sequence attends to its padding."""
+        return (self.mask | ~self.mask.any(dim=1, keepdim=True))[:, None, None, :]
+
+    @property
+    def sequence(self):
+        return torch.arange(self.batch, device=self.mask.device).repeat_interleave(self.tokens)
+
+    @property
+    def position(self):
+        return torch.arange(self.tokens, device=self.mask.device).repeat(self.batch)
+
+    def pad(self, rows):
+        return self._without_padding(rows.unflatten(0, (self.batch, self.tokens)))
+
+    def unpad(self, grid):
+        return self._without_padding(grid).flatten(0, 1)
+
+    def _without_padding(self, grid):
+        padding = ~self.mask.view(*self.mask.shape, *[1] * (grid.dim() - 2))
+        return grid.masked_fill(padding, 0)
+
+    def first(self):
+        column = self.mask.int().argmax(dim=1)               # [batch]
+        rows = torch.arange(self.batch, device=column.device) * self.tokens + column
+        selection = DenseLayout(torch.ones_like(self.mask[:, :1]), rows)
+        return selection if self.adapters is None else selection.served_by(self.adapters)
+
+    def _count_rows(self, adapters):
+        return [(name, count * self.tokens) for name, count in adapters]

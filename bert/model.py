@@ -17,11 +17,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import _register_namedtuple
 
 from bert.checkpoint import load_bert, save_bert
 from bert.config import ACTIVATIONS
 from bert.errors import UserError
-from bert.layout import Layout
+from bert.inputs import input_layout, unpad_ids
 
 
 def attention(query, key, value, visible=None, dropout=0.0, probabilities=torch.softmax):
@@ -85,9 +86,9 @@ class SelfAttention(nn.Module):
     def switch_off(self, config, heads):
         """Mask these heads in every pass: `head_mask` [num_attention_heads] is 0 for each of them,
         or None if there are none. It is part of the layer: every walk over the layers has it."""
-        device = self.output.weight.device                   # meta: about to be loaded
-        mask = torch.ones(config.num_attention_heads,
-                          device="cpu" if device.type == "meta" else device)
+        weight = self.output.weight                          # on meta: about to be loaded
+        mask = torch.ones(config.num_attention_heads, dtype=weight.dtype,
+                          device="cpu" if weight.is_meta else weight.device)
         mask[list(heads)] = 0
         self.head_mask = mask if heads else None
 
@@ -162,12 +163,16 @@ class BertLayer(nn.Module):
 
 
 class BertOutput(NamedTuple):
-    """last_hidden_state [B, T, H] (zeros where there is no token), pooler_output [B, H], and
-    hidden_states, on request: the embeddings and every layer's output, each [B, T, H]."""
+    """last_hidden_state [B, T, H] (zeros where there is no token), pooler_output [B, H] (None where
+    the checkpoint held no pooler), and hidden_states, on request: the embeddings and every layer's
+    output, each [B, T, H]."""
 
     last_hidden_state: torch.Tensor
-    pooler_output: torch.Tensor
+    pooler_output: torch.Tensor | None
     hidden_states: tuple | None = None
+
+
+_register_namedtuple(BertOutput, serialized_type_name="bert.BertOutput")     # for torch.export.save
 
 
 class Bert(nn.Module):
@@ -184,6 +189,7 @@ class Bert(nn.Module):
         self.layers = nn.ModuleList(BertLayer(config, number)
                                     for number in range(config.num_hidden_layers))
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.pooler_is_new = False                           # True: the checkpoint held none
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.apply(self._start)
         self.use_attention(attention)
@@ -196,7 +202,10 @@ class Bert(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name, attention="fused"):
-        """`name`: a folder in the Hugging Face layout, or a model's name on the hub."""
+        """`name`: a folder in the Hugging Face layout, or a model's name on the hub. A task's head
+        is left out, with a warning. Without a pooler the model gets a new one, with a warning, and
+        `pooler_is_new` is True: forward's pooler_output is then None, `pool` is an error, and
+        save_pretrained leaves the pooler out. Set `pooler_is_new = False` to train it."""
         return load_bert(cls, name, attention)
 
     def save_pretrained(self, folder):
@@ -211,28 +220,16 @@ class Bert(nn.Module):
         for layer in self.layers:
             layer.attention.attend = ATTENTIONS[name]
 
-    def embed(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None):
+    def embed(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None,
+              dense=False):
         """→ hidden [N, H], layout.  input_ids, attention_mask (1 keeps a token) and token_type_ids
         are [B, T]; inputs_embeds [B, T, H] takes the place of input_ids. attention_mask may also be
-        a Layout."""
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        if given is None or (input_ids is not None and inputs_embeds is not None):
-            raise UserError("give either input_ids or inputs_embeds")
-        if given.size(1) > self.config.max_position_embeddings:
-            raise UserError(f"a sequence of {given.size(1)} tokens is longer than the model's "
-                            f"{self.config.max_position_embeddings} positions; truncate it")
-        layout = attention_mask
-        if not isinstance(layout, Layout):
-            mask = torch.ones_like(given[..., :1].flatten(1) if given.dim() == 3 else given)
-            layout = Layout(mask if attention_mask is None else attention_mask)
-        for what, x in (("input", given), ("token_type_ids", token_type_ids)):
-            if x is not None and x.shape[:2] != (layout.batch, layout.tokens):
-                raise UserError(f"{what} is {list(x.shape[:2])} but attention_mask is "
-                                f"{[layout.batch, layout.tokens]}; both are [batch, tokens]")
-        words = (self.word_embeddings(layout.unpad(input_ids)) if inputs_embeds is None
-                 else layout.unpad(inputs_embeds))                       # [N, H]
-        types = (torch.zeros_like(layout.cell) if token_type_ids is None
-                 else layout.unpad(token_type_ids))                      # [N]
+        a Layout; `dense` makes a DenseLayout of a mask."""
+        layout = input_layout(self.config, input_ids, attention_mask, inputs_embeds, dense)
+        words = (layout.unpad(inputs_embeds) if input_ids is None else self.word_embeddings(
+            unpad_ids("input_ids", input_ids, layout, self.config.vocab_size)))          # [N, H]
+        types = (torch.zeros_like(layout.cell) if token_type_ids is None else
+                 unpad_ids("token_type_ids", token_type_ids, layout, self.config.type_vocab_size))
         positions = self.position_embeddings(layout.position)            # [N, H]
         hidden = words + self.token_type_embeddings(types) + positions
         return self.dropout(self.embedding_norm(hidden, layout)), layout
@@ -267,17 +264,26 @@ class Bert(nn.Module):
                             f"{layers} layers, {heads} heads]")
         return head_mask
 
+    def check_pooler(self):
+        """UserError where the pooler is new, so that what it computes is random."""
+        if self.pooler_is_new:
+            raise UserError("the checkpoint holds no pooler, so this model's is random and cannot "
+                            "be read; read [CLS] or the mean (--read cls, --read mean), or set "
+                            "bert.pooler_is_new = False to train it")
+
     def pool(self, first):
         """tanh(W·h + b): [B, H] at [CLS] → [B, H], what BERT's next-sentence task read."""
+        self.check_pooler()
         return torch.tanh(self.pooler(first))
 
     def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None,
-                head_mask=None, output_hidden_states=False):
+                head_mask=None, output_hidden_states=False, dense=False):
         """Everything of every token, padded: a BertOutput. Callers that need less use embed and
-        encode, of which this is made."""
-        hidden, layout = self.embed(input_ids, attention_mask, token_type_ids, inputs_embeds)
+        encode, of which this is made. `dense` computes padding too, so that no shape depends on a
+        value: for torch.export, ONNX, torch.func and torch.compile (docs/export.md)."""
+        hidden, layout = self.embed(input_ids, attention_mask, token_type_ids, inputs_embeds, dense)
         states = [hidden] if output_hidden_states else None
         hidden = self.encode(hidden, layout, head_mask, states=states)
         first = hidden.index_select(0, layout.first().rows)
-        return BertOutput(layout.pad(hidden), self.pool(first),
+        return BertOutput(layout.pad(hidden), None if self.pooler_is_new else self.pool(first),
                           tuple(map(layout.pad, states)) if output_hidden_states else None)

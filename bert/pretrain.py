@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bert.checkpoint import TO_THEIRS, check_names_and_shapes, pretraining_heads, rename
+from bert.checkpoint import check_names_and_shapes, pretraining_heads, tensors_to_save
 from bert.cli import Parser, StopSignal, UserStop, pick_device, run_script
 from bert.config import BertConfig
 from bert.errors import UserError
@@ -370,8 +370,7 @@ def prepare_folder(folder, settings, parts, record):
 
 def save_checkpoint(folder, model, kept, scores, half):
     """The encoder and its masked-LM head in the Hugging Face layout, and their scores."""
-    tensors = {"bert." + rename(name, TO_THEIRS): tensor
-               for name, tensor in model.bert.state_dict().items()}
+    tensors = {"bert." + name: tensor for name, tensor in tensors_to_save(model.bert).items()}
     tensors |= {HEAD + name: tensor for name, tensor in model.head.state_dict().items()} | kept
     if half:
         tensors = {name: tensor.half() for name, tensor in tensors.items()}

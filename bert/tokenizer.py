@@ -5,7 +5,6 @@
     ids, types = tokenizer.encode(texts)                    # a whole file at once, not padded
 """
 
-import json
 import warnings
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
 from bert.errors import UserError
-from bert.files import find_files, writing
+from bert.files import find_files, read_json, writing
 
 VOCABULARY = ("tokenizer.json", "vocab.txt")
 OPTIONAL = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "config.json")
@@ -56,9 +55,9 @@ class Tokenizer:
         files = {name: (folder / name).read_bytes() for name in (*VOCABULARY, *OPTIONAL[1:3])
                  if (folder / name).is_file()}
         settings = _json(folder / "tokenizer_config.json")
-        limits = (settings.get("model_max_length"),          # 10³⁰ there means: none
-                  _json(folder / "config.json").get("max_position_embeddings"))
-        limit = min((n for n in limits if isinstance(n, int) and 2 < n < 10 ** 9), default=512)
+        limits = [_limit(folder / "tokenizer_config.json", "model_max_length"),
+                  _limit(folder / "config.json", "max_position_embeddings")]
+        limit = min((n for n in limits if n is not None), default=512)
         if (folder / "tokenizer.json").is_file():
             backend = _from_json(folder / "tokenizer.json", settings)
         else:
@@ -80,21 +79,38 @@ class Tokenizer:
         `[CLS]` and `[SEP]` among them. What is longer than `max_length` (default: the model's
         limit) loses tokens from the end of its longer text; one warning counts how many texts were
         cut."""
+        for given in (texts,) if pairs is None else (texts, pairs):
+            if isinstance(given, (str, bytes)) or not hasattr(given, "__len__"):
+                raise UserError(f"{given!r:.60} is no list of texts; give a list of str")
         if pairs is not None and len(pairs) != len(texts):
             raise UserError(f"{len(texts)} texts but {len(pairs)} pairs; every text needs its "
                             "partner")
         if not len(texts):
             raise UserError("there is no text to encode; give one or more")
-        limit = min(max_length or self.limit, self.limit)
+        limit = self._checked_limit(max_length, 2 + any(b is not None for b in pairs or ()))
         self.backend.enable_truncation(limit, strategy="longest_first")
         rows = zip(texts, pairs or [None] * len(texts))
-        encodings = self.backend.encode_batch([a if b is None else (a, b) for a, b in rows])
+        try:
+            encodings = self.backend.encode_batch([a if b is None else (a, b) for a, b in rows])
+        except (TypeError, UnicodeError):
+            check_texts(texts)
+            check_texts([text for text in pairs or [] if text is not None])
+            raise
         self.backend.no_truncation()                         # its checksum stays what it was
         cut = sum(bool(encoding.overflowing) for encoding in encodings)
         if cut:
             warnings.warn(f"{cut:,} of {len(encodings):,} texts were longer than {limit} tokens "
                           f"and were cut to that length", stacklevel=2)
         return [e.ids for e in encodings], [e.type_ids for e in encodings]
+
+    def _checked_limit(self, max_length, special):
+        """The most tokens of a sequence; UserError where special tokens leave no room for text."""
+        limit = self.limit if max_length is None else max_length
+        if type(limit) is not int or min(limit, self.limit) <= special:
+            raise UserError(f"a sequence may have {limit!r} tokens (the model's limit: "
+                            f"{self.limit}), of which [CLS] and [SEP] take {special}; allow a "
+                            f"whole number of tokens, {special + 1} or more")
+        return min(limit, self.limit)
 
     def __call__(self, texts, pairs=None, max_length=None):
         """→ {input_ids, attention_mask, token_type_ids}, each [batch, tokens] of the longest
@@ -105,6 +121,8 @@ class Tokenizer:
 
     def pad(self, ids, types):
         """Lists of token ids and token types → {input_ids, attention_mask, token_type_ids}."""
+        if not ids:
+            raise UserError("the batch is empty; give one or more lists of token ids")
         lengths = torch.tensor([len(row) for row in ids])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]       # [batch, tokens]
         input_ids = torch.full(mask.shape, self.pad_token_id)
@@ -115,15 +133,33 @@ class Tokenizer:
                 "token_type_ids": token_types}
 
 
+def check_texts(texts):
+    """UserError that names the first of the texts that is no Unicode text."""
+    for number, text in enumerate(texts):
+        try:
+            text.encode("utf-8")
+        except (AttributeError, UnicodeEncodeError) as error:
+            why = ("holds half a character (a lone surrogate), which is no Unicode"
+                   if isinstance(text, str) else f"is of the type {type(text).__name__}")
+            raise UserError(f"text {number}, {text!r:.60}, {why}; give a str of whole characters "
+                            f"(bytes: decode them as UTF-8 first)") from error
+
+
 def _json(path):
     """The object in a JSON file; {} where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable JSON file: {error}") from error
-    return values if isinstance(values, dict) else {}
+    return read_json(path) if path.is_file() else {}
+
+
+def _limit(path, field):
+    """The most tokens a sequence may have, as this file says; None where it sets no limit, for
+    which transformers writes 10³⁰."""
+    limit = _json(path).get(field)
+    if limit is None or (isinstance(limit, (int, float)) and limit >= 10 ** 9):
+        return None
+    if type(limit) is not int or limit < 3:
+        raise UserError(f"{path}: {field} is {limit!r}; it must be a whole number, 3 or more: "
+                        f"[CLS], [SEP] and a token of text")
+    return limit
 
 
 def _normalizer(settings, now=None):

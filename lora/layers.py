@@ -82,7 +82,7 @@ class Adapted(nn.Module):
     def serving(self, rows, layout):
         """→ adapters (None: nothing beside the base), and how many of the rows each is for."""
         served = None if layout is None else layout.served
-        names, sizes = zip(*(served or [(self.active, len(rows))]))
+        names, sizes = zip(*(served or [(self.active, rows.size(0))]))
         return [self.adapter(name) for name in names], sizes
 
     @torch.no_grad()

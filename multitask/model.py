@@ -24,6 +24,8 @@ class MultitaskModel(nn.Module):
         self.encoders, self.heads = nn.ModuleDict(encoders), nn.ModuleDict(heads)
         self.pairs, self.read = pairs, read
         self.adapters = dict(adapters)
+        for bert in encoders.values() if read == "pooler" else ():
+            bert.check_pooler()
 
     @property
     def bert(self):

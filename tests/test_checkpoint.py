@@ -73,7 +73,7 @@ def rename_one(old, new):
 
 @pytest.mark.parametrize("change, says", [
     (lambda w: w.pop("pooler.dense.bias"), "missing pooler.dense.bias"),
-    (lambda w: w.update({"classifier.weight": torch.ones(2)}), "unexpected classifier.weight"),
+    (lambda w: w.update({"crf.weight": torch.ones(2)}), "unexpected crf.weight"),
     (rename_one("embeddings.LayerNorm.bias", "embeddings.LayerNorm.betas"),
      "missing embeddings.LayerNorm.bias"),
     (lambda w: w.update({"pooler.dense.bias": torch.ones(3)}),
@@ -111,6 +111,21 @@ def test_half_precision_weights_are_read_as_fp32(tmp_path):
 
     bert = Bert.from_pretrained(copy_of(REFERENCE / "gelu", tmp_path, halve))
     assert {p.dtype for p in bert.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.float32])
+def test_the_configuration_names_the_dtype_that_the_file_holds(tmp_path, dtype):
+    bert = Bert.from_pretrained(REFERENCE / "gelu").to(dtype)
+    bert.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {dtype}
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields["dtype"] == str(dtype).removeprefix("torch.")
+    bert.embedding_norm.float()                              # mixed: what holds all of it
+    bert.save_pretrained(tmp_path)
+    wide = torch.promote_types(dtype, torch.float32)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields["dtype"] == str(wide).removeprefix("torch.")
 
 
 def test_what_transformers_could_not_open_is_not_written(tmp_path):

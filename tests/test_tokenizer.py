@@ -1,6 +1,7 @@
 """Text to ids: the checkpoint's vocabulary and casing, pairs, truncation, batches."""
 
 import json
+import re
 import warnings
 
 import pytest
@@ -66,6 +67,52 @@ def test_the_limit_is_the_least_that_any_file_says(tmp_path):
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 40}')
     assert tokenizer_in(tmp_path, model_max_length=64).limit == 40
     assert tokenizer_in(tmp_path, model_max_length=16).limit == 16
+
+
+@pytest.mark.parametrize("limit", [2, 1, 0, -1, 2.5, "64", True])
+def test_a_limit_without_room_for_text_is_refused(tmp_path, limit):
+    with pytest.raises(UserError, match="tokenizer_config.json: model_max_length is"):
+        tokenizer_in(tmp_path, model_max_length=limit)
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": limit}))
+    with pytest.raises(UserError, match="config.json: max_position_embeddings is"):
+        Tokenizer.from_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    tokenizer = Tokenizer.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match=re.escape(f"may have {limit!r} tokens")):
+        tokenizer(["a"], max_length=limit)
+    with pytest.raises(UserError, match="take 2; allow"):
+        Tokenizer(tokenizer.backend, limit=2)(["a"])
+
+
+def test_a_pair_needs_room_for_three_special_tokens_and_one_of_text(tmp_path):
+    tokenizer = tokenizer_in(tmp_path, model_max_length=3)
+    with pytest.warns(UserWarning, match="1 of 1 texts were longer than 3 tokens"):
+        assert tokenizer(["a b"])["input_ids"].shape == (1, 3)
+    with pytest.raises(UserError, match="take 3; allow a whole number of tokens, 4 or more"):
+        tokenizer(["a"], pairs=["b"])
+
+
+@pytest.mark.parametrize("text, says", [
+    ("bad\udcff", "surrogate"), ("\ud83d", "surrogate"), (b"bytes", "bytes"), (None, "NoneType"),
+    (3, "int"), (float("nan"), "float")])
+def test_what_is_no_unicode_text_is_a_sentence(tmp_path, text, says):
+    tokenizer = tokenizer_in(tmp_path)
+    with pytest.raises(UserError, match=f"text 1, .*{says}") as refusal:
+        tokenizer(["a", text])
+    str(refusal.value).encode()                              # can be printed
+    if text is not None:                                     # which means: no partner
+        with pytest.raises(UserError, match=f"text 1, .*{says}"):
+            tokenizer(["a", "b"], pairs=["c", text])
+
+
+@pytest.mark.parametrize("texts, pairs", [
+    (None, None), (3, None), (b"bytes", None), (["a", "b"], "cd"), ("a", ["b"])])
+def test_what_is_no_list_of_texts_is_a_sentence(tmp_path, texts, pairs):
+    with pytest.raises(UserError, match="no list of texts|is of the type"):
+        tokenizer_in(tmp_path)(texts, pairs)
+    with pytest.raises(UserError, match="'abc' is no list"):
+        tokenizer_in(tmp_path).encode("abc")
 
 
 def test_short_texts_warn_of_nothing(tmp_path):

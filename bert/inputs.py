@@ -1,0 +1,53 @@
+"""Checks of what a caller gives the encoder: each mistake is a sentence, and neither an error of
+torch nor a wrong result."""
+
+import torch
+
+from bert.errors import UserError
+from bert.layout import DenseLayout, Layout, check_shape
+
+
+def input_layout(config, input_ids, attention_mask, inputs_embeds, dense=False):
+    """→ the layout of input_ids [B, T] or inputs_embeds [B, T, H]. attention_mask [B, T] may be
+    None (no padding) or be a Layout already; `dense` makes a DenseLayout of a mask."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise UserError("give either input_ids or inputs_embeds")
+    given = input_ids if inputs_embeds is None else inputs_embeds
+    if inputs_embeds is None:
+        check_shape("input_ids", given, "batch, tokens")
+    else:
+        check_shape("inputs_embeds", given, "batch, tokens, hidden size")
+        if given.size(2) != config.hidden_size or not given.is_floating_point():
+            raise UserError(f"inputs_embeds is {given.dtype} of the shape {list(given.shape)}; it "
+                            f"must hold floats [batch, tokens, {config.hidden_size}]")
+    batch, tokens = given.shape[:2]
+    if tokens > config.max_position_embeddings:
+        raise UserError(f"a sequence of {tokens} tokens is longer than the model's "
+                        f"{config.max_position_embeddings} positions; truncate it")
+    layout = attention_mask
+    if not isinstance(layout, Layout):
+        mask = given.new_ones(batch, tokens) if attention_mask is None else attention_mask
+        layout = DenseLayout(mask) if dense else Layout(mask)
+    if (batch, tokens) != (layout.batch, layout.tokens):
+        raise UserError(f"input is {[batch, tokens]} but attention_mask is "
+                        f"{[layout.batch, layout.tokens]}; both are [batch, tokens]")
+    return layout
+
+
+def unpad_ids(what, ids, layout, count):
+    """ids [B, T] → [N], each from 0 to count - 1. Values are checked on the CPU only, because a GPU
+    would have to wait, and not for a DenseLayout, whose graph must not depend on them."""
+    check_shape(what, ids, "batch, tokens")
+    if ids.shape != (layout.batch, layout.tokens):
+        raise UserError(f"{what} is {list(ids.shape)} but attention_mask is "
+                        f"{[layout.batch, layout.tokens]}; both are [batch, tokens]")
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise UserError(f"{what} is {ids.dtype}; it must hold whole numbers: convert it with "
+                        f".long()")
+    rows = layout.unpad(ids)
+    if rows.device.type == "cpu" and not isinstance(layout, DenseLayout):
+        wrong = rows[(rows < 0) | (rows >= count)]
+        if len(wrong):
+            raise UserError(f"{what} holds {wrong[0].item()}; this model has only 0 to "
+                            f"{count - 1}, so the tokenizer must be the model's own")
+    return rows
