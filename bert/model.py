@@ -85,7 +85,7 @@ class SelfAttention(nn.Module):
     def switch_off(self, config, heads):
         """Mask these heads in every pass: `head_mask` [num_attention_heads] is 0 for each of them,
         or None if there are none. It is part of the layer: every walk over the layers has it."""
-        device = self.output.weight.device                   # meta: about to be loaded
+        device = next(self.parameters()).device              # meta: about to be loaded
         mask = torch.ones(config.num_attention_heads,
                           device="cpu" if device.type == "meta" else device)
         mask[list(heads)] = 0
