@@ -21,9 +21,7 @@ from multitask.metrics import summary
 from multitask.tasks import TASKS
 
 SAVE_SECONDS = 30
-
-
-PLAIN = (str, int, float, list, tuple, dict, set, BertConfig, type(None))
+PLAIN = (str, int, float, list, tuple, dict, BertConfig, type(None))     # types of settings
 
 
 def fingerprint(model, splits, precision):
@@ -37,7 +35,7 @@ def fingerprint(model, splits, precision):
         digest.update(f"{name} {type(module).__name__} {plain}".encode())
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         digest.update(f"{name} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
     for task, split in splits.items():
         labels = None if split.labels is None else split.labels.tolist()
         digest.update(json.dumps([task, split.ids, split.sides, labels]).encode())

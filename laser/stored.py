@@ -81,7 +81,7 @@ class Compressed:
 
 def groups(shapes, method):
     """{(layer, matrix): [n, m]} → (prefix of the stored names, places that are stored together):
-    rows of one length m. Layers of which unlike many heads or neurons were removed differ in m."""
+    rows of one length m, in which unevenly pruned layers differ."""
     if not CODECS[method].shared:
         return [(f"{matrix}.{layer}", [(layer, matrix)]) for layer, matrix in shapes]
     kinds = dict.fromkeys((matrix, shape[1]) for (_, matrix), shape in shapes.items())
