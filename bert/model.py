@@ -86,7 +86,7 @@ class SelfAttention(nn.Module):
     def switch_off(self, config, heads):
         """Mask these heads in every pass: `head_mask` [num_attention_heads] is 0 for each of them,
         or None if there are none. It is part of the layer: every walk over the layers has it."""
-        weight = self.output.weight                          # on meta: about to be loaded
+        weight = next(self.parameters())                     # on meta: about to be loaded
         mask = torch.ones(config.num_attention_heads, dtype=weight.dtype,
                           device="cpu" if weight.is_meta else weight.device)
         mask[list(heads)] = 0
@@ -147,7 +147,8 @@ class BertLayer(nn.Module):
     def forward(self, hidden, layout, head_mask=None, read=None):
         """hidden [N, H] → [N, H], or [M, H] where `read` selects M rows of `layout`."""
         hidden = self.mix_tokens(hidden, layout, head_mask, read)
-        return self.feed_forward(hidden, layout if read is None else read)
+        layout = layout if read is None else read
+        return self.ffn_out(hidden, self.ffn_in(hidden, layout), layout)
 
     def mix_tokens(self, hidden, layout, head_mask=None, read=None):
         """The first half: attention, residual, LayerNorm."""
@@ -156,9 +157,12 @@ class BertLayer(nn.Module):
             hidden, layout = hidden.index_select(0, read.rows), read
         return self.attention_norm(hidden + self.dropout(context), layout)
 
-    def feed_forward(self, hidden, layout):
-        """The second half: W₂·GELU(W₁x + b₁) + b₂, residual, LayerNorm."""
-        inner = self.activation(self.fc_in(hidden, layout))              # [N, intermediate]
+    def ffn_in(self, hidden, layout):
+        """The feed-forward network's activations: GELU(W₁x + b₁), [N, H] → [N, intermediate]."""
+        return self.activation(self.fc_in(hidden, layout))
+
+    def ffn_out(self, hidden, inner, layout):
+        """W₂·inner + b₂, residual `hidden` [N, H], LayerNorm: [N, intermediate] → [N, H]."""
         return self.output_norm(hidden + self.dropout(self.fc_out(inner, layout)), layout)
 
 

@@ -11,7 +11,8 @@ A row w [m] goes through an encoder to x numbers and back; the encoder is thrown
     loss      10/11 · (1 − cos(ŵ, w)) + 1/11 · RMSE
 
 x is the largest whole number with  10x² + x·(n + 6 + 4m) + m + n  numbers within the room.
-`shared` stacks the matrices of all layers and gives them one decoder, whose cost they share.
+`shared` stacks the matrices of all layers and gives them one decoder, whose cost they share; where
+layers differ in m (uneven pruning), those of equal m have one.
 
 Of embeddings:  z = We + b,  ê = Vz + c,  loss  0.1995 · (1 − cos) + 0.0025 · mean|ê − e|^α,  α from
 1 down to 0.1. It starts at the centred SVD, which is the best such pair for the squared error.

@@ -28,7 +28,7 @@ from laser import pictures
 from laser.codecs import FLOAT
 from laser.interventions import MATRICES
 from laser.report import comparison, flat, parameters, stored
-from laser.stored import CODECS, EMBEDDINGS, FILE, Compressed, places_of, take_out, weight_of
+from laser.stored import CODECS, EMBEDDINGS, FILE, Compressed, places_of, weight_of
 from laser.sweep import write_csv
 from laser.workplace import Checkpoint, Workplace, add_run_flags, results_folder
 from multitask import runs
@@ -143,7 +143,6 @@ def save(args, place, names, method, ratio):
     for p, weight in compressed.decode().items():
         weight_of(bert, p).data = weight.to(place.device)
     new_scores, predictions, _ = place.evaluate()
-    take_out(bert, names)
     bert.edits = [*bert.edits, {"kind": "compressed", "method": method, "ratio": ratio,
                                 "matrices": names}]
     runs.save_edited(folder, args.run, place.settings, place.model, place.tokenizer, place.splits,

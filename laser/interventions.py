@@ -92,13 +92,22 @@ def spot(bert, layer, matrix):
     return bert.layers[layer].get_submodule(before), name
 
 
+def is_empty(bert, layer, matrix):
+    """Whether this matrix has lost all its rows or columns, with its layer's heads or neurons."""
+    weight = getattr(getattr(*spot(bert, layer, matrix)), "weight", None)
+    return weight is not None and not weight.numel()
+
+
 def locate(bert, layer, matrix):
     """→ the module that holds it, its attribute's name, the Projection itself; UserError where
-    another module has taken its place."""
+    another module has taken its place, or where it is empty."""
     parent, name = spot(bert, layer, matrix)
     found = getattr(parent, name)
     if not isinstance(found, Projection):
         raise UserError(f"{layer}:{matrix} is no single matrix any more but a "
-                        f"{type(found).__name__}; merge adapters first (python -m lora merge), or "
-                        f"take the run it was made of")
+                        f"{type(found).__name__}; choose other matrices, merge adapters first "
+                        f"(python -m lora merge), or take the run it was made of")
+    if not found.weight.numel():
+        raise UserError(f"{layer}:{matrix} is empty, because all heads or neurons of its layer "
+                        f"were removed; choose another matrix")
     return parent, name, found

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bert import UserError
+from bert import BertConfig, UserError
 from bert.cli import StopSignal, UserStop
 from bert.files import read_metadata, read_tensors, write_tensors
 from bert.training import progress_bar
@@ -21,15 +21,24 @@ from multitask.metrics import summary
 from multitask.tasks import TASKS
 
 SAVE_SECONDS = 30
+PLAIN = (str, int, float, list, tuple, dict, BertConfig, type(None))     # types of settings
 
 
 def fingerprint(model, splits, precision):
-    """What the outputs depend on beside the stack, as 16 hex digits."""
+    """What the outputs and their scores depend on beside the stack, as 16 hex digits: every
+    module's type and plain attributes (which adapter serves which task, pooling, a LoRA's alpha),
+    every parameter and buffer (masks too, though files leave them out), the rows and labels."""
     digest = hashlib.sha256(precision.encode())
-    for tensor in model.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    digest.update(json.dumps([[task, split.ids, split.sides] for task, split in splits.items()])
-                  .encode())
+    for name, module in model.named_modules():
+        plain = {key: value for key, value in vars(module).items()
+                 if not key.startswith("_") and key != "training" and isinstance(value, PLAIN)}
+        digest.update(f"{name} {type(module).__name__} {plain}".encode())
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        digest.update(f"{name} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+    for task, split in splits.items():
+        labels = None if split.labels is None else split.labels.tolist()
+        digest.update(json.dumps([task, split.ids, split.sides, labels]).encode())
     return digest.hexdigest()[:16]
 
 

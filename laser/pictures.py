@@ -34,7 +34,7 @@ def heat_maps(rows, path):
                     values[layers.index(row["layer"]), keeps.index(row["keep"])] = \
                         100 * (row[name] - base[name])
             axes.imshow(values, cmap="RdBu", vmin=-3, vmax=3, aspect="auto")
-            for y, x in np.ndindex(values.shape):
+            for y, x in np.argwhere(~np.isnan(values)):      # an empty matrix has no gain
                 axes.text(x, y, f"{values[y, x]:+.1f}", ha="center", va="center", fontsize=6,
                           color="white" if abs(values[y, x]) > 2 else "black")
             axes.set_title(f"{name} ({base[name]:.3f}), {matrix}", fontsize=9)

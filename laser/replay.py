@@ -90,10 +90,11 @@ class Replay:
         """→ [stacks, B, outputs]; a stack is a tuple of interventions, () is the model itself."""
         for intervention in {i for stack in stacks for i in stack}:
             self.module(intervention)                        # an unknown place is an error here
+        batch = self.model.with_adapter(task, batch)
         hidden, layout = self.bert.embed(batch.input_ids, batch.layout, batch.token_type_ids)
         read, found = self.model.rows_read(batch), [None] * len(stacks)
         for numbers, last in self.walk(0, hidden, layout, read, list(enumerate(stacks))):
-            answer = self.model.answer(task, self.model.read_out(self.model.bert, last, layout))
+            answer = self.model.answer(task, self.model.read_out(self.bert, last, layout))
             for number in numbers:
                 found[number] = answer
         return torch.stack(found)
@@ -113,10 +114,10 @@ class Replay:
                 mixed = layer.mix_tokens(hidden, layout, read=rows)
             for edits, these in branches(those, number, ("fc_in",)):
                 with self.edited(edits):
-                    inner = layer.activation(layer.fc_in(mixed, lie))
+                    inner = layer.ffn_in(mixed, lie)
                 for edits, alike in branches(these, number, ("fc_out",)):
                     with self.edited(edits):
-                        after = layer.output_norm(mixed + layer.fc_out(inner, lie))
+                        after = layer.ffn_out(mixed, inner, lie)
                     yield from self.walk(number + 1, after, layout, read, alike)
 
     @contextmanager

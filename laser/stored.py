@@ -6,6 +6,8 @@ their stored tensors, named {matrix}.{layer}.{tensor}, or {matrix}.{tensor} wher
 all layers.
 """
 
+from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,7 +18,7 @@ from bert.files import read_tensors
 from laser.autoencoder import LEARNT
 from laser.codecs import FLOAT, PLAIN, bytes_of
 from laser.edit import dense
-from laser.interventions import MATRICES, locate, spot
+from laser.interventions import MATRICES, is_empty, locate, spot
 
 CODECS = PLAIN | LEARNT
 EMBEDDINGS = "embeddings"
@@ -35,9 +37,10 @@ def weight_of(bert, place):
 
 
 def places_of(bert, matrices):
-    """All (layer, matrix) of these matrices."""
+    """All (layer, matrix) of these matrices that are not empty."""
     return [(layer, matrix) for matrix in matrices
-            for layer in range(1 if matrix == EMBEDDINGS else len(bert.layers))]
+            for layer in range(1 if matrix == EMBEDDINGS else len(bert.layers))
+            if matrix == EMBEDDINGS or not is_empty(bert, layer, matrix)]
 
 
 class Compressed:
@@ -51,7 +54,7 @@ class Compressed:
         """`importance` {(layer, matrix): [n]}, of rows, is for the method `weighted`."""
         weights = {p: weight_of(bert, p).detach().cpu() for p in places_of(bert, matrices)}
         stored, importance = {}, importance or {}
-        for prefix, group in groups(weights, method):
+        for prefix, group in groups({p: w.shape for p, w in weights.items()}, method):
             whole = torch.cat([weights[p] for p in group])
             rows = torch.cat([importance[p] for p in group]) if importance else None
             found = CODECS[method].fit(whole, whole.numel() * FLOAT / ratio, rows)
@@ -76,12 +79,16 @@ class Compressed:
         return weights
 
 
-def groups(places, method):
-    """(prefix of the stored names, places that are stored together)"""
+def groups(shapes, method):
+    """{(layer, matrix): [n, m]} → (prefix of the stored names, places that are stored together):
+    rows of one length m, in which unevenly pruned layers differ."""
     if not CODECS[method].shared:
-        return [(f"{matrix}.{layer}", [(layer, matrix)]) for layer, matrix in places]
-    matrices = dict.fromkeys(matrix for _, matrix in places)
-    return [(matrix, [p for p in places if p[1] == matrix]) for matrix in matrices]
+        return [(f"{matrix}.{layer}", [(layer, matrix)]) for layer, matrix in shapes]
+    kinds = dict.fromkeys((matrix, shape[1]) for (_, matrix), shape in shapes.items())
+    alone = Counter(matrix for matrix, _ in kinds)
+    return [(matrix if alone[matrix] == 1 else f"{matrix}.{m}",
+             [p for p, shape in shapes.items() if (p[1], shape[1]) == (matrix, m)])
+            for matrix, m in kinds]
 
 
 class Absent(nn.Module):
@@ -89,7 +96,8 @@ class Absent(nn.Module):
 
     def __init__(self, old):
         super().__init__()
-        self.shape, self.bias = old.weight.shape, getattr(old, "bias", None)
+        self.weight = old.weight.detach().to("meta")         # its shape: no parameter, not saved
+        self.bias = getattr(old, "bias", None)
 
 
 def take_out(bert, matrices):
@@ -102,6 +110,20 @@ def take_out(bert, matrices):
     return taken
 
 
+@contextmanager
+def left_out(bert):
+    """Within this context the matrices that bert.edits says are compressed are left out of the
+    model, as in its files."""
+    taken = take_out(bert, [matrix for edit in bert.edits if edit["kind"] == "compressed"
+                            for matrix in edit["matrices"]])
+    try:
+        yield
+    finally:
+        for place, module in taken.items():
+            parent, name = spot_of(bert, place)
+            setattr(parent, name, module)
+
+
 def reshape(bert, edit):
     """Before a saved run's weights are loaded."""
     if edit["method"] not in CODECS or set(edit["matrices"]) - {*MATRICES, EMBEDDINGS}:
@@ -112,7 +134,7 @@ def reshape(bert, edit):
 def restore(bert, edit, folder):
     """After: decode the stored matrices and put them in."""
     spots = {p: spot_of(bert, p) for p in places_of(bert, edit["matrices"])}
-    shapes = {p: getattr(parent, name).shape for p, (parent, name) in spots.items()}
+    shapes = {p: getattr(parent, name).weight.shape for p, (parent, name) in spots.items()}
     path = Path(folder) / FILE
     try:
         decoded = Compressed(edit["method"], edit["ratio"], shapes, read_tensors(path)).decode()

@@ -16,7 +16,7 @@ from bert import UserError
 from bert.cli import did_you_mean
 from bert.files import writing
 from laser.edit import reduced_weight
-from laser.interventions import MATRICES, Intervention, locate, spell
+from laser.interventions import MATRICES, Intervention, is_empty, locate, spell
 from laser.outputs import scores_of
 from laser.reduce import rank_of
 from laser.report import flat
@@ -60,9 +60,13 @@ def choose_keeps(text):
 
 
 def grid(bert, layers, matrices, keeps, variant="svd", seed=0):
-    """All interventions of a sweep; UserError where one is impossible."""
-    found = [Intervention(layer, matrix, keep, variant, seed)
-             for layer in layers for matrix in matrices for keep in keeps]
+    """All interventions of a sweep, without those on empty matrices; UserError where one is
+    impossible, or where none is left."""
+    found = [Intervention(layer, matrix, keep, variant, seed) for layer in layers
+             for matrix in matrices if not is_empty(bert, layer, matrix) for keep in keeps]
+    if not found:
+        raise UserError("every matrix that --layers and --matrices name is empty, because all "
+                        "heads or neurons of its layer were removed; choose others")
     for intervention in found:
         locate(bert, *intervention.place)
     return found

@@ -85,14 +85,17 @@ class Workplace:
 
     def importance(self, matrices):
         """{(layer, matrix): [n]}: how much each row matters, Σ (∂loss/∂w)² over its weights and
-        batches of training examples (Hsu et al. 2022, Fisher-weighted SVD)."""
-        weights = {p: weight_of(self.model.bert, p) for p in places_of(self.model.bert, matrices)}
+        batches of training examples (Hsu et al. 2022, Fisher-weighted SVD). The loss is the one
+        that the run was trained with; frozen weights get gradients from here on."""
+        self.model.eval()
+        weights = {p: weight_of(self.model.bert, p).requires_grad_()
+                   for p in places_of(self.model.bert, matrices)}
         found = {p: torch.zeros(len(w)) for p, w in weights.items()}
         for task in self.model.heads:
             split = load_split(task, "train", self.data, self.tokenizer, self.settings, SAMPLE)
             for rows in torch.arange(len(split)).split(16):
                 batch = split.batch(rows.tolist()).to(self.device)
-                loss = TASKS[task].loss(self.model(task, batch), batch.labels)
+                loss = self.settings.loss_of(task)(self.model(task, batch), batch.labels)
                 for p, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values()))):
                     found[p] += gradient.square().sum(dim=1).cpu()
         return found

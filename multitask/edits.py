@@ -44,7 +44,7 @@ def reshape(bert, edits):
 
 
 def restore(bert, edits, folder):
-    for edit in edits:
+    for edit in sorted(edits, key=lambda edit: edit["kind"] == "lora"):  # adapters last
         if EDITS[edit["kind"]].restore is not None:
             EDITS[edit["kind"]].restore(bert, edit, Path(folder))
     bert.edits = [edit for edit in edits if EDITS[edit["kind"]].lasting]

@@ -23,6 +23,7 @@ from bert.checkpoint import check_names_and_shapes, load_bert, save_bert
 from bert.cli import pick_device
 from bert.files import read_metadata, read_tensors, write_json, write_tensors
 from bert.settings import anchored
+from laser.stored import left_out
 from lora import detached
 from multitask import adapters, edits, parallel
 from multitask.data import checksum, find_file
@@ -112,7 +113,7 @@ def save_best(folder, model, tokenizer, tasks, scores, splits, predictions):
         bert, place = model.encoders[name], encoder_folder(folder, name)
         if model.adapters and (place / "model.safetensors").is_file():
             continue                                         # it is frozen, only adapters change
-        with detached(bert):
+        with detached(bert), left_out(bert):
             save_bert(bert, place, lambda plain, done=bert.edits: edits.reshape(plain, done))
         tokenizer.save_pretrained(place)
     adapters.save(model, tasks, folder)
@@ -135,7 +136,8 @@ def save_edited(folder, source, settings, model, tokenizer, splits, scores, pred
     model.requires_grad_(False)                              # nothing was trained
     settings = replace(settings, out=str(folder), from_run=str(Path(source).resolve()))
     files = [TASKS[task].files[name] for task, named in splits.items() for name in named]
-    record = new_record(settings, old["recipe"], checksums(settings.data, files), model)
+    with left_out(next(iter(model.encoders.values()))):
+        record = new_record(settings, old["recipe"], checksums(settings.data, files), model)
     record |= {"complete": True, "best_step": {SHARED: 0}}
     record["times"]["train_seconds"] = 0.0
     start(folder, record)

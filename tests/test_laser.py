@@ -5,6 +5,8 @@ import json
 import os
 import signal
 from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 
 import evaluate as evaluate_script
 import laser
+import lora
 import train_multitask
 from bert import Bert, Tokenizer, UserError
 from bert.cli import UserStop
@@ -21,7 +24,7 @@ from laser.additive import best_stack, posterior, prior
 from laser.edit import apply
 from laser.heldout import bootstrap, gain_with_interval, halves
 from laser.interventions import MATRICES, Intervention, parse, spell
-from laser.outputs import Outputs
+from laser.outputs import Outputs, fingerprint
 from laser.reduce import Decomposition, keep_largest, keep_random, low_rank, rank_of
 from laser.replay import Replay
 from laser.search import SEARCHES, Trial
@@ -30,6 +33,8 @@ from multitask.data import Example, tokenise
 from multitask.evaluation import load_split, run_split
 from multitask.model import build_model
 from multitask.settings import Settings
+from multitask.tasks import TASKS
+from pruning import mask_heads, remove_heads, remove_layers, remove_neurons
 
 CPU = torch.device("cpu")
 PAIRS = [Example(str(n), ("the film is good .", text), 1.0)
@@ -187,6 +192,59 @@ def test_replay_equals_evaluating_every_edited_model_whole(bert, checkpoint, set
     assert (found[1:] - found[0]).abs().amax(dim=(1, 2)).min() > 1e-4        # every stack shows
 
 
+FFN_STACKS = [stack for stack in STACKS if {i.matrix for i in stack} <= {"fc_in", "fc_out"}]
+EVERY_TASK = Settings(tasks="sst,para,sts")
+
+
+def adapted(bert, targets=("query", "key", "value", "output"), norms=False, **options):
+    """An adapter for each task, in every one of which all numbers are random."""
+    lora.attach(bert, targets, 4, ("sst", "para", "sts"), layernorms=norms, **options)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in bert.named_parameters():
+            if ".adapters." in name:
+                parameter += 0.5 * torch.randn(parameter.shape, generator=generator)
+    bert.edits.append({"kind": "lora", "adapters": {t: t for t in ("sst", "para", "sts")}})
+
+
+CHANGES = {                                  # what is done to a Bert, and stacks it can take
+    "plain": (lambda bert: None, STACKS),
+    "adapters": (adapted, FFN_STACKS),
+    "adapters with norms": (lambda bert: adapted(bert, norms=True), FFN_STACKS),
+    "adapters everywhere": (lambda bert: adapted(bert, lora.TARGETS, norms=True), [()]),
+    "LoRA-XS": (lambda bert: adapted(bert, kind=lora.XS, alpha=8), FFN_STACKS),
+    "masked heads": (lambda bert: mask_heads(bert, {0: [1], 1: [0, 3]}), STACKS),
+    "a layer without heads": (lambda bert: remove_heads(bert, {1: [0, 1, 2, 3], 0: [2]}),
+                              FFN_STACKS),
+    "unlike many neurons": (lambda bert: remove_neurons(bert, {0: [*range(40)], 1: [3]}), STACKS),
+    "a layer less": (lambda bert: remove_layers(bert, [0]), [(), tuple(parse("0:fc_in:0.3"))]),
+    "factored": (lambda bert: apply(bert, parse("0:query:0.2,1:key:0.2"), factored=True),
+                 FFN_STACKS),
+}
+
+
+@pytest.mark.parametrize("read", ["cls", "mean"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_replay_of_a_changed_model_equals_it_in_every_task(bert, checkpoint, change, read):
+    """The unedited stack bit for bit; sentences of unlike lengths, so that layouts have groups."""
+    work, stacks = CHANGES[change]
+    work(bert)
+    model = build_model(bert, replace(EVERY_TASK, read=read)).eval()
+    texts = ["a dog"] * 3 + [" ".join(["the film is good"] * 6)]
+    for task in model.heads:
+        examples = [Example(str(n), (text, "a cat")[:1 + TASKS[task].pair], 1.0)
+                    for n, text in enumerate(texts)]
+        batch = tokenise(examples, Tokenizer.from_pretrained(checkpoint)).batch(range(4))
+        assert batch.layout.groups
+        found = Replay(model).outputs(task, batch, stacks)
+        with torch.inference_mode():
+            assert torch.equal(found[0], model(task, batch))
+            for stack, outputs in zip(stacks[1:], found[1:]):
+                undo = apply(bert, stack)
+                torch.testing.assert_close(outputs, model(task, batch), rtol=0, atol=1e-4)
+                undo()
+
+
 def test_replay_runs_what_is_below_an_edit_once(bert, checkpoint):
     model = build_model(bert, Settings(tasks="sts"))
     split = tokenise(PAIRS, Tokenizer.from_pretrained(checkpoint))
@@ -263,6 +321,26 @@ def test_outputs_of_another_model_are_refused(run, tmp_path):
         model.bert.layers[0].fc_in.weight[0, 0] += 1
     with pytest.raises(UserError, match="another model"):
         Outputs(model, outputs.splits, CPU, nullcontext, tmp_path / "o.safetensors")
+
+
+@pytest.mark.parametrize("change", [
+    lambda model, splits: mask_heads(model.bert, {1: [2]}),
+    lambda model, splits: model.adapters.update(sts="sst"),
+    lambda model, splits: setattr(model, "read", "mean"),
+    lambda model, splits: setattr(model, "pairs", "separate"),
+    lambda model, splits: splits["sts"].labels.add_(1),
+    lambda model, splits: setattr(model.bert.layers[0].attention.query.adapters["sts"], "alpha", 2),
+    lambda model, splits: setattr(model.bert.layers[0].output_norm.base, "eps", 1e-3),
+], ids=["mask", "adapter", "pooling", "pairs", "labels", "alpha", "eps"])
+def test_the_fingerprint_holds_what_scores_depend_on(bert, checkpoint, change):
+    adapted(bert, norms=True)
+    model = build_model(bert, EVERY_TASK)
+    splits = {"sts": tokenise(PAIRS, Tokenizer.from_pretrained(checkpoint))}
+    before = fingerprint(model, splits, "fp32")
+    assert fingerprint(deepcopy(model), deepcopy(splits), "fp32") == before
+    assert fingerprint(model.train(), splits, "fp32") == before
+    change(model, splits)
+    assert fingerprint(model, splits, "fp32") != before
 
 
 def test_sweep_leaves_csv_and_pictures_and_scores_as_evaluate_does(run, script, tmp_path):
