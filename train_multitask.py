@@ -75,25 +75,16 @@ def load_model(settings, device, edits=()):
         model = build_model(bert, settings)
     else:
         saved, tokenizer, *_ = runs.open_run(settings.from_run)
-        if SHARED in saved.encoders or settings.encoders == "shared":
-            model = build_model(saved.bert, settings)
-        else:
-            model = with_heads(saved.encoders, settings)
-        for bert in model.encoders.values():
-            bert.use_attention(settings.attention)
-        for task, head in model.heads.items():
-            new = head.state_dict()
-            old = saved.heads[task].state_dict() if task in saved.heads else {}
-            fits = ((saved.pairs, saved.read) == (settings.pairs, settings.read) and
-                    {k: v.shape for k, v in old.items()} == {k: v.shape for k, v in new.items()})
-            head.load_state_dict(old if fits else new)
-            print(f"{task}: {'its head in the run' if fits else 'a new head'}")
+        model = model_from(saved, settings)
     config = next(iter(model.encoders.values())).config
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"{settings.from_run or settings.bert}: the tokenizer knows "
                         f"{tokenizer.vocab_size:,} tokens but the encoder embeds only "
                         f"{config.vocab_size:,}; they are of different checkpoints")
     model.encoders.requires_grad_(not settings.freeze)
+    if settings.read in ("cls", "mean"):                     # then nothing reads the pooler
+        for bert in model.encoders.values():
+            bert.pooler.requires_grad_(False)
     if settings.mask_heads:
         switch_off(model, settings)
     if settings.keep_heads:
@@ -103,10 +94,44 @@ def load_model(settings, device, edits=()):
         adapters.attach(model, settings, ranks)
     else:
         adapters.refuse_left_over(model)
-    model.heads.requires_grad_(False)
-    for task in settings.learnt:
-        model.heads[task].requires_grad_()
+    for name, parameter in model.named_parameters():
+        if model.part(name)[1] not in (None, *settings.learnt):
+            parameter.requires_grad_(False)
     return model, tokenizer
+
+
+def model_from(saved, settings):
+    """What the settings say, made of a saved run's model: its encoder or encoders, and every head
+    and further module of it that reads the same and has the same shapes."""
+    lacking = [task for task in settings.task_names if task not in saved.encoders]
+    if SHARED in saved.encoders:
+        model = build_model(saved.bert, settings)
+    elif settings.encoders == "shared":
+        raise UserError(f"{settings.from_run} has an encoder for each task, and this run is to "
+                        f"have one for all; add --encoders separate, or start from one of them: "
+                        f"--bert {settings.from_run}/model/{next(iter(saved.encoders))}")
+    elif lacking:
+        raise UserError(f"{settings.from_run} has encoders for {', '.join(saved.encoders)} and "
+                        f"none for {', '.join(lacking)}; leave that out of --tasks")
+    else:
+        model = with_heads({task: saved.encoders[task] for task in settings.task_names}, settings)
+    for bert in model.encoders.values():
+        bert.use_attention(settings.attention)
+    old, new = {}, {}
+    for source, parts in ((saved, old), (model, new)):
+        for name, tensor in source.state_dict().items():
+            if not name.startswith("encoders."):
+                parts.setdefault(source.part(name)[0], {})[name] = tensor
+    for part, tensors in new.items():
+        before = old.get(part, {})
+        fits = ((saved.pairs, saved.read) == (settings.pairs, settings.read) and
+                {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in tensors.items()})
+        for name, tensor in tensors.items() if fits else ():
+            tensor.copy_(before[name])
+        what = "head" if part.startswith("heads.") else "module"
+        print(f"{part.removeprefix('heads.')}: "
+              f"{f'its {what} in the run' if fits else f'a new {what}'}")
+    return model
 
 
 def train(settings, folder, recipe="", record=None, state=None):
@@ -119,8 +144,12 @@ def train(settings, folder, recipe="", record=None, state=None):
     plan = make_plan(settings, sizes, parallel.world())
     lr = settings.lr or default_lr(model, settings)
     optimizer = adamw(learning_parts(model, settings, plan, lr), settings.weight_decay)
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    shared = [p for p in model.encoders.parameters() if p.requires_grad]
+    units = {unit: [p for group in optimizer.param_groups if group["unit"] == unit
+                    for p in group["params"]] for unit in plan.units}
+    trained = sum(units.values(), [])
+    shared = [p for name, p in model.named_parameters()
+              if p.requires_grad and model.part(name)[1] is None]
+    runs.check_nothing_lost(model, trained)
     torch.manual_seed(settings.seed + parallel.rank())       # of dropout
     record = prepare_folder(folder, settings, recipe, checksums, record, model)
     record["resolved"] = {"lr": lr, "steps": plan.steps, "device": str(device)}
@@ -170,8 +199,9 @@ def train(settings, folder, recipe="", record=None, state=None):
                                                  settings.surgery_mean, reuse=True)
                 surgery.put(shared, combined)
                 surgery.note(log, grams, tasks)
-            if settings.clip:
-                nn.utils.clip_grad_norm_(trained, settings.clip)
+            if settings.clip:                                # units share nothing, the norm either
+                for parameters in units.values():
+                    nn.utils.clip_grad_norm_(parameters, settings.clip)
             if settings.l2:
                 add_l2(trained, settings.l2)
             optimizer.step()
