@@ -38,16 +38,17 @@ from multitask import adapters, parallel, runs, surgery
 from multitask.data import checksum
 from multitask.evaluation import evaluate, load_split
 from multitask.metrics import choose_by, summary
-from multitask.model import SHARED, build_model, with_heads
+from multitask.model import SHARED, build_model, model_from
 from multitask.plan import default_lr, learning_parts, make_plan
 from multitask.recipes import RECIPES, listing
 from multitask.report import draw_curves, score_line, score_table
 from multitask.sampling import SAMPLERS
-from multitask.settings import Settings
+from multitask.settings import NEEDS, Settings, without_effect
 from multitask.tasks import TASKS
 from pruning.start import keep_heads, lora_ranks, switch_off
 
 LAST = Path("last", "state.pt")                              # in the run: the state to resume from
+SAMPLE = Path(__file__).resolve().parent / "data"            # the default of --data
 
 
 def load_data(settings, tokenizer):
@@ -98,40 +99,6 @@ def load_model(settings, device, edits=()):
         if model.part(name)[1] not in (None, *settings.learnt):
             parameter.requires_grad_(False)
     return model, tokenizer
-
-
-def model_from(saved, settings):
-    """What the settings say, made of a saved run's model: its encoder or encoders, and every head
-    and further module of it that reads the same and has the same shapes."""
-    lacking = [task for task in settings.task_names if task not in saved.encoders]
-    if SHARED in saved.encoders:
-        model = build_model(saved.bert, settings)
-    elif settings.encoders == "shared":
-        raise UserError(f"{settings.from_run} has an encoder for each task, and this run is to "
-                        f"have one for all; add --encoders separate, or start from one of them: "
-                        f"--bert {settings.from_run}/model/{next(iter(saved.encoders))}")
-    elif lacking:
-        raise UserError(f"{settings.from_run} has encoders for {', '.join(saved.encoders)} and "
-                        f"none for {', '.join(lacking)}; leave that out of --tasks")
-    else:
-        model = with_heads({task: saved.encoders[task] for task in settings.task_names}, settings)
-    for bert in model.encoders.values():
-        bert.use_attention(settings.attention)
-    old, new = {}, {}
-    for source, parts in ((saved, old), (model, new)):
-        for name, tensor in source.state_dict().items():
-            if not name.startswith("encoders."):
-                parts.setdefault(source.part(name)[0], {})[name] = tensor
-    for part, tensors in new.items():
-        before = old.get(part, {})
-        fits = ((saved.pairs, saved.read) == (settings.pairs, settings.read) and
-                {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in tensors.items()})
-        for name, tensor in tensors.items() if fits else ():
-            tensor.copy_(before[name])
-        what = "head" if part.startswith("heads.") else "module"
-        print(f"{part.removeprefix('heads.')}: "
-              f"{f'its {what} in the run' if fits else f'a new {what}'}")
-    return model
 
 
 def train(settings, folder, recipe="", record=None, state=None):
@@ -326,14 +293,23 @@ def parse(arguments):
 
 
 def new_settings(given, recipe):
-    """The settings of a recipe ("": of none) and the flags beside it."""
+    """The settings of a recipe ("": of none) and the flags beside it. A flag that would have no
+    effect is an error; what the recipe says in vain is left out."""
     if recipe and recipe not in RECIPES:
         raise UserError(f"--recipe: there is no recipe {recipe!r}{did_you_mean(recipe, RECIPES)}; "
                         f"--recipes lists them")
     if {"bert", "from_run"} <= set(given):
         warnings.warn("--from brings its own encoder; --bert is not read", stacklevel=2)
         del given["bert"]
-    return Settings(**((RECIPES[recipe].settings if recipe else {}) | given))
+    if given.get("data") == Settings.data:                   # the default means another folder
+        given["data"] = f"./{Settings.data}"
+    settings = Settings(**((RECIPES[recipe].settings if recipe else {}) | given))
+    idle = without_effect(settings)
+    for name in idle:
+        if name in given:
+            raise UserError(f"--{name.replace('_', '-')} has no effect here: it needs "
+                            f"{NEEDS[name][0]}; leave it out, or change that")
+    return replace(settings, **{name: getattr(Settings, name) for name in idle})
 
 
 def main(arguments=None):
@@ -347,6 +323,8 @@ def main(arguments=None):
     with parallel.processes(settings.device):
         folder = parallel.from_first(runs.choose_folder(settings))
         print(f"python train_multitask.py {command(settings)}\n")
+        if settings.data == Settings.data:
+            settings = replace(settings, data=str(SAMPLE))
         return train(anchored(settings, "bert", "data", "from_run"), folder, recipe)
 
 
@@ -359,6 +337,10 @@ def resume(folder, given, recipe):
     record, settings = runs.read_record(folder)
     if record["complete"]:
         return print(f"{folder} is complete: nothing is left to do\n{report(folder, record)}")
+    if unknown := runs.unknown_settings(record):
+        raise UserError(f"{folder} was begun with {', '.join(unknown)}, which this version does "
+                        f"not know, so it cannot go on as it was set; resume it with the version "
+                        f"that began it")
     state = read_state(folder / LAST)
     settings = replace(settings, **given)
     with parallel.processes(settings.device):

@@ -106,6 +106,42 @@ def build_model(bert, settings):
     return with_heads({task: copy.deepcopy(bert) for task in settings.task_names}, settings)
 
 
+def model_from(saved, settings):
+    """What the settings say, made of a saved run's model: its encoder or encoders, and every head
+    and further module of it that reads the same and has the same shapes."""
+    lacking = [task for task in settings.task_names if task not in saved.encoders]
+    if SHARED in saved.encoders:
+        model = build_model(saved.bert, settings)
+    elif settings.encoders == "shared":
+        raise UserError(f"{settings.from_run} has an encoder for each task, and this run is to "
+                        f"have one for all; add --encoders separate, or start from one of them: "
+                        f"--bert {settings.from_run}/model/{next(iter(saved.encoders))}")
+    elif lacking:
+        raise UserError(f"{settings.from_run} has encoders for {', '.join(saved.encoders)} and "
+                        f"none for {', '.join(lacking)}; leave that out of --tasks")
+    else:
+        model = with_heads({task: saved.encoders[task] for task in settings.task_names}, settings)
+    for bert in model.encoders.values():
+        bert.use_attention(settings.attention)
+    old, new = {}, {}
+    for source, parts in ((saved, old), (model, new)):
+        for name, tensor in source.state_dict().items():
+            if not name.startswith("encoders."):
+                parts.setdefault(source.part(name)[0], {})[name] = tensor
+    for part, tensors in new.items():
+        before = old.get(part, {})
+        task = model.part(next(iter(tensors)))[1]
+        single = task is not None and not TASKS[task].pair
+        fits = (saved.read == model.read and (single or saved.pairs == model.pairs) and
+                {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in tensors.items()})
+        for name, tensor in tensors.items() if fits else ():
+            tensor.copy_(before[name])
+        what = "head" if part.startswith("heads.") else "module"
+        print(f"{part.removeprefix('heads.')}: "
+              f"{f'its {what} in the run' if fits else f'a new {what}'}")
+    return model
+
+
 def with_heads(encoders, settings):
     """{"shared": bert} or {task: bert} with a new head for each task."""
     width = next(iter(encoders.values())).config.hidden_size

@@ -12,7 +12,8 @@ Where each task has an encoder of its own, they lie in model/<task>/.
 import json
 import platform
 import shutil
-from dataclasses import asdict, replace
+import warnings
+from dataclasses import asdict, fields, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -184,22 +185,37 @@ def is_run(folder):
     return (Path(folder) / "run.json").is_file()
 
 
-def read_record(folder):
-    """→ run.json's fields and its Settings."""
+def read_fields(folder, needed):
+    """run.json's fields; UserError unless those that are needed are among them."""
     path = Path(folder) / "run.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a saved run: it has no run.json")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        absent = {"settings", "recipe", "edits", "complete", "data", "times", "versions",
-                  "parameters"} - set(record)
-        if absent:
+        if absent := set(needed) - set(record):
             raise KeyError(*sorted(absent))
-        return record, Settings(**record["settings"])
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        return record | {"settings": dict(record["settings"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged, or made by another version ({error!r})") from error
+
+
+def unknown_settings(record):
+    return sorted(set(record["settings"]) - {field.name for field in fields(Settings)})
+
+
+def read_record(folder):
+    """→ run.json's fields and its Settings, without those that this version does not know."""
+    record = read_fields(folder, ("settings", "recipe", "edits", "complete", "data", "times",
+                                  "versions", "parameters"))
+    unknown, path = unknown_settings(record), Path(folder) / "run.json"
+    if unknown:
+        warnings.warn(f"{path} has settings that this version does not know, and does without: "
+                      f"{', '.join(unknown)}", stacklevel=2)
+    try:
+        return record, Settings(**{name: value for name, value in record["settings"].items()
+                                   if name not in unknown})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def open_run(folder):
