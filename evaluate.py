@@ -38,7 +38,8 @@ def score(args, model, tokenizer, settings, device, autocast):
         splits[task] = {name: load_split(task, name, folder, tokenizer, settings, limit or 0)
                         for name in names}
     scores, predictions = evaluate(model, splits, device, autocast)
-    to = args.predictions or ("" if args.adapter or args.limit else Path(args.run, "predictions"))
+    own = not args.adapter and not args.limit and folder.resolve() == Path(settings.data).resolve()
+    to = args.predictions or own and Path(args.run, "laser" if args.laser else "", "predictions")
     if to:
         write_predictions(Path(to), splits, predictions)
     if args.json:
@@ -50,7 +51,8 @@ def score(args, model, tokenizer, settings, device, autocast):
         if limit and as_trained else ""))
     print(score_table(scores, args.split) if scores else "these files hold no labels, so no scores")
     print(f"predictions: {to}" if to else
-          "another adapter, or not all rows: predictions go only to a --predictions FOLDER")
+          "another adapter, other data or not all rows: predictions go only to a --predictions "
+          "FOLDER")
     return scores
 
 
@@ -83,7 +85,8 @@ def parse(arguments):
     parser.add_argument("--split", default="dev", choices=("dev", "test"), help="default: dev")
     parser.add_argument("--tasks", help="only these of the run's tasks, as in sst,sts")
     parser.add_argument("--limit", type=int, help="only the first N rows of each file")
-    parser.add_argument("--predictions", metavar="FOLDER", help="default: RUN/predictions")
+    parser.add_argument("--predictions", metavar="FOLDER", help="default: RUN/predictions, if "
+                        "model, data and rows are the run's; with --laser RUN/laser/predictions")
     parser.add_argument("--adapter", metavar="TASK=FOLDER", action="append", default=[],
                         help="serve a task by the adapter in another folder (peft's layout), and "
                              "by the head in it, if any; the other tasks stay as they are")
@@ -101,8 +104,6 @@ def parse(arguments):
         raise UserError("--pair needs the --text that it is compared with")
     if args.limit is not None and args.limit < 0:
         raise UserError(f"--limit is {args.limit}; it must be 0 (all rows) or more")
-    if args.laser and not args.predictions:                  # the run's own stay what they are
-        args.predictions = f"{args.run}/laser/predictions"
     return args
 
 

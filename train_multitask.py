@@ -38,16 +38,17 @@ from multitask import adapters, parallel, runs, surgery
 from multitask.data import checksum
 from multitask.evaluation import evaluate, load_split
 from multitask.metrics import choose_by, summary
-from multitask.model import SHARED, build_model, with_heads
+from multitask.model import SHARED, build_model, model_from
 from multitask.plan import default_lr, learning_parts, make_plan
 from multitask.recipes import RECIPES, listing
 from multitask.report import draw_curves, score_line, score_table
 from multitask.sampling import SAMPLERS
-from multitask.settings import Settings
+from multitask.settings import NEEDS, Settings, without_effect
 from multitask.tasks import TASKS
 from pruning.start import keep_heads, lora_ranks, switch_off
 
 LAST = Path("last", "state.pt")                              # in the run: the state to resume from
+SAMPLE = Path(__file__).resolve().parent / "data"            # the default of --data
 
 
 def load_data(settings, tokenizer):
@@ -75,25 +76,16 @@ def load_model(settings, device, edits=()):
         model = build_model(bert, settings)
     else:
         saved, tokenizer, *_ = runs.open_run(settings.from_run)
-        if SHARED in saved.encoders or settings.encoders == "shared":
-            model = build_model(saved.bert, settings)
-        else:
-            model = with_heads(saved.encoders, settings)
-        for bert in model.encoders.values():
-            bert.use_attention(settings.attention)
-        for task, head in model.heads.items():
-            new = head.state_dict()
-            old = saved.heads[task].state_dict() if task in saved.heads else {}
-            fits = ((saved.pairs, saved.read) == (settings.pairs, settings.read) and
-                    {k: v.shape for k, v in old.items()} == {k: v.shape for k, v in new.items()})
-            head.load_state_dict(old if fits else new)
-            print(f"{task}: {'its head in the run' if fits else 'a new head'}")
+        model = model_from(saved, settings)
     config = next(iter(model.encoders.values())).config
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"{settings.from_run or settings.bert}: the tokenizer knows "
                         f"{tokenizer.vocab_size:,} tokens but the encoder embeds only "
                         f"{config.vocab_size:,}; they are of different checkpoints")
     model.encoders.requires_grad_(not settings.freeze)
+    if settings.read in ("cls", "mean"):                     # then nothing reads the pooler
+        for bert in model.encoders.values():
+            bert.pooler.requires_grad_(False)
     if settings.mask_heads:
         switch_off(model, settings)
     if settings.keep_heads:
@@ -103,9 +95,9 @@ def load_model(settings, device, edits=()):
         adapters.attach(model, settings, ranks)
     else:
         adapters.refuse_left_over(model)
-    model.heads.requires_grad_(False)
-    for task in settings.learnt:
-        model.heads[task].requires_grad_()
+    for name, parameter in model.named_parameters():
+        if model.part(name)[1] not in (None, *settings.learnt):
+            parameter.requires_grad_(False)
     return model, tokenizer
 
 
@@ -119,8 +111,12 @@ def train(settings, folder, recipe="", record=None, state=None):
     plan = make_plan(settings, sizes, parallel.world())
     lr = settings.lr or default_lr(model, settings)
     optimizer = adamw(learning_parts(model, settings, plan, lr), settings.weight_decay)
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    shared = [p for p in model.encoders.parameters() if p.requires_grad]
+    units = {unit: [p for group in optimizer.param_groups if group["unit"] == unit
+                    for p in group["params"]] for unit in plan.units}
+    trained = sum(units.values(), [])
+    shared = [p for name, p in model.named_parameters()
+              if p.requires_grad and model.part(name)[1] is None]
+    runs.check_nothing_lost(model, trained)
     torch.manual_seed(settings.seed + parallel.rank())       # of dropout
     record = prepare_folder(folder, settings, recipe, checksums, record, model)
     record["resolved"] = {"lr": lr, "steps": plan.steps, "device": str(device)}
@@ -170,8 +166,9 @@ def train(settings, folder, recipe="", record=None, state=None):
                                                  settings.surgery_mean, reuse=True)
                 surgery.put(shared, combined)
                 surgery.note(log, grams, tasks)
-            if settings.clip:
-                nn.utils.clip_grad_norm_(trained, settings.clip)
+            if settings.clip:                                # units share nothing, the norm either
+                for parameters in units.values():
+                    nn.utils.clip_grad_norm_(parameters, settings.clip)
             if settings.l2:
                 add_l2(trained, settings.l2)
             optimizer.step()
@@ -296,16 +293,24 @@ def parse(arguments):
 
 
 def new_settings(given, recipe):
-    """The settings of a recipe ("": of none) and the flags beside it."""
+    """The settings of a recipe ("": of none) and the flags beside it. A flag that would have no
+    effect is an error; what the recipe says in vain is left out."""
     if recipe and recipe not in RECIPES:
         raise UserError(f"--recipe: there is no recipe {recipe!r}{did_you_mean(recipe, RECIPES)}; "
                         f"--recipes lists them")
     if {"bert", "from_run"} <= set(given):
         warnings.warn("--from brings its own encoder; --bert is not read", stacklevel=2)
         del given["bert"]
+    if given.get("data") == Settings.data:                   # the default means another folder
+        given["data"] = f"./{Settings.data}"
     settings = Settings(**((RECIPES[recipe].settings if recipe else {}) | given))
     settings.check_adapter_flags()
-    return settings
+    idle = without_effect(settings)
+    for name in idle:
+        if name in given:
+            raise UserError(f"--{name.replace('_', '-')} has no effect here: it needs "
+                            f"{NEEDS[name][0]}; leave it out, or change that")
+    return replace(settings, **{name: getattr(Settings, name) for name in idle})
 
 
 def main(arguments=None):
@@ -319,6 +324,8 @@ def main(arguments=None):
     with parallel.processes(settings.device):
         folder = parallel.from_first(runs.choose_folder(settings))
         print(f"python train_multitask.py {command(settings)}\n")
+        if settings.data == Settings.data:
+            settings = replace(settings, data=str(SAMPLE))
         return train(anchored(settings, "bert", "data", "from_run"), folder, recipe)
 
 
@@ -331,6 +338,10 @@ def resume(folder, given, recipe):
     record, settings = runs.read_record(folder)
     if record["complete"]:
         return print(f"{folder} is complete: nothing is left to do\n{report(folder, record)}")
+    if unknown := runs.unknown_settings(record):
+        raise UserError(f"{folder} was begun with {', '.join(unknown)}, which this version does "
+                        f"not know, so it cannot go on as it was set; resume it with the version "
+                        f"that began it")
     state = read_state(folder / LAST)
     settings = replace(settings, **given)
     with parallel.processes(settings.device):

@@ -2,15 +2,14 @@
 picture."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from bert import UserError
 from bert.files import writing
-from bert.settings import command
 from multitask.recipes import RECIPES
-from multitask.runs import read_record
+from multitask.runs import read_fields
+from multitask.settings import Settings
 from multitask.tasks import TASKS
 
 
@@ -25,14 +24,17 @@ class Row(NamedTuple):
 
 
 def read_rows(folders):
-    """→ [Row]. Runs of equal settings but for the seed make one row."""
+    """→ [Row]. Runs of equal settings but for the seed make one row; settings of other versions
+    count too."""
     groups = {}
     for folder in map(Path, folders):
-        record, settings = read_record(folder)
+        record = read_fields(folder, ("settings", "recipe", "complete", "times", "parameters"))
         if not record["complete"]:
             raise UserError(f"{folder} is not complete; python train_multitask.py --resume "
                             f"{folder} goes on with it")
-        same = command(replace(settings, seed=0, out="", overwrite=False, device="auto"))
+        same = repr(sorted((name, value) for name, value in record["settings"].items()
+                           if name not in ("seed", "out", "overwrite", "device")
+                           and value != getattr(Settings, name, None)))
         groups.setdefault((record["recipe"], same), []).append((folder, record))
     rows = []
     for (recipe, _), members in groups.items():
@@ -60,9 +62,11 @@ def mean_and_spread(values):
 
 
 def score_names(rows):
-    """Of the columns: tasks in the order of their table, and the course's overall score."""
-    return [name for name in (*TASKS, "overall") if any(name in s for row in rows
-                                                        for s in row.scores)]
+    """Of the columns: tasks in the order of their table, then those that it has not, and the
+    course's overall score."""
+    found = {name: None for row in rows for s in row.scores for name in s if name != "mean"}
+    order = [*TASKS, *(name for name in found if name not in TASKS and name != "overall")]
+    return [name for name in (*order, "overall") if name in found]
 
 
 def cells(rows):

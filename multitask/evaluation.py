@@ -18,8 +18,11 @@ def read_split(task, split, folder, strict_rows=False):
     """→ the examples of one file of a task's."""
     path = find_file(folder, TASKS[task].files[split])
     if not path.exists():
-        raise UserError(f"{path} does not exist; --data must be the folder with this file, and "
-                        f"--tasks may leave a task out")
+        other = Path(folder, f"{task}-{split}.txt")
+        raise UserError(f"{path} does not exist; " + (
+            f"{other} is of CMU's course (label ||| sentence), whose files are not read: README "
+            f"has a line that makes one of the other" if other.is_file() else
+            "--data must be the folder with this file, and --tasks may leave a task out"))
     examples = TASKS[task].read(path, TASKS[task], strict_rows)
     if not split.startswith("test") and examples[0].label is None:
         raise UserError(f"{path} has no column {TASKS[task].label}, the label that {split} data "

@@ -2,6 +2,7 @@
 
 import copy
 
+import torch
 from torch import nn
 
 from bert import UserError
@@ -17,7 +18,11 @@ class MultitaskModel(nn.Module):
     """`encoders` is {"shared": bert} or {task: bert}, `heads` {task: module}; `read` says what is
     read of the encoder: the last layer at [CLS], BERT's pooler on top of it, or the mean of all
     tokens. A pair is one vector if encoded jointly, or two. `adapters` is {task: the adapter of
-    lora/ that serves it}, or empty."""
+    lora/ that serves it}, or empty.
+
+    A further module made in __init__, and used in read_out, say, is trained at the heads' learning
+    rate, saved and opened with them. One module for each task: an nn.ModuleDict by task, as `heads`
+    is."""
 
     def __init__(self, encoders, heads, pairs="joint", read="cls", adapters=()):
         super().__init__()
@@ -37,6 +42,19 @@ class MultitaskModel(nn.Module):
 
     def encoder(self, task):
         return self.encoders[task if task in self.encoders else SHARED]
+
+    def part(self, name):
+        """A tensor's name in state_dict() → the part of the model that it belongs to, and the task
+        that alone uses that part (None: all do), as "heads.sst.out.weight" → ("heads.sst",
+        "sst")."""
+        first, second = (name.split(".") + [""])[:2]
+        return (f"{first}.{second}", second) if second in self.heads else (first, None)
+
+    def own_state(self, tasks=None):
+        """{name: tensor} of all but the encoders, or of what these tasks alone use. A head's names
+        begin with its task."""
+        return {name.removeprefix("heads."): tensor for name, tensor in self.state_dict().items()
+                if not name.startswith("encoders.") and (not tasks or self.part(name)[1] in tasks)}
 
     def with_adapter(self, task, batch):
         """The batch with a layout that names the task's adapter, unless it names some already."""
@@ -66,9 +84,11 @@ class MultitaskModel(nn.Module):
         return self.answer(task, self.vectors(task, batch))
 
     def answer(self, task, vectors):
-        """What the task's head makes of the encoder's vectors [sequences, H]."""
-        both = vectors.chunk(2) if TASKS[task].pair and self.pairs == "separate" else (vectors,)
-        return self.heads[task](*both).float()
+        """What the task's head makes of the encoder's vectors [sequences, H], in float32."""
+        separate = TASKS[task].pair and self.pairs == "separate"
+        with torch.autocast(vectors.device.type, enabled=False):
+            vectors = vectors.float()
+            return self.heads[task](*(vectors.chunk(2) if separate else (vectors,)))
 
 
 def chosen_tasks(model, text, flag="--tasks"):
@@ -86,6 +106,42 @@ def build_model(bert, settings):
     if settings.encoders == "shared":
         return with_heads({SHARED: bert}, settings)
     return with_heads({task: copy.deepcopy(bert) for task in settings.task_names}, settings)
+
+
+def model_from(saved, settings):
+    """What the settings say, made of a saved run's model: its encoder or encoders, and every head
+    and further module of it that reads the same and has the same shapes."""
+    lacking = [task for task in settings.task_names if task not in saved.encoders]
+    if SHARED in saved.encoders:
+        model = build_model(saved.bert, settings)
+    elif settings.encoders == "shared":
+        raise UserError(f"{settings.from_run} has an encoder for each task, and this run is to "
+                        f"have one for all; add --encoders separate, or start from one of them: "
+                        f"--bert {settings.from_run}/model/{next(iter(saved.encoders))}")
+    elif lacking:
+        raise UserError(f"{settings.from_run} has encoders for {', '.join(saved.encoders)} and "
+                        f"none for {', '.join(lacking)}; leave that out of --tasks")
+    else:
+        model = with_heads({task: saved.encoders[task] for task in settings.task_names}, settings)
+    for bert in model.encoders.values():
+        bert.use_attention(settings.attention)
+    old, new = {}, {}
+    for source, parts in ((saved, old), (model, new)):
+        for name, tensor in source.state_dict().items():
+            if not name.startswith("encoders."):
+                parts.setdefault(source.part(name)[0], {})[name] = tensor
+    for part, tensors in new.items():
+        before = old.get(part, {})
+        task = model.part(next(iter(tensors)))[1]
+        single = task is not None and not TASKS[task].pair
+        fits = (saved.read == model.read and (single or saved.pairs == model.pairs) and
+                {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in tensors.items()})
+        for name, tensor in tensors.items() if fits else ():
+            tensor.copy_(before[name])
+        what = "head" if part.startswith("heads.") else "module"
+        print(f"{part.removeprefix('heads.')}: "
+              f"{f'its {what} in the run' if fits else f'a new {what}'}")
+    return model
 
 
 def with_heads(encoders, settings):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from bert import UserError
 from lora import KINDS
 from multitask.sampling import Batches, steps_in_epoch
 
@@ -45,10 +46,12 @@ def make_plan(settings, sizes, processes):
 
 
 def learning_parts(model, settings, plan, lr):
-    """→ [(module, {"peak": its highest learning rate, "steps": until it is through})]. Each layer
-    below the top one learns slower by --layer-decay; adapters decay if their kind says so."""
+    """→ [(module, {"unit": the unit it is of, "peak": its highest learning rate, "steps": until it
+    is through})]. Each layer below the top one learns slower by --layer-decay; adapters decay if
+    their kind says so."""
     decays = not settings.lora or KINDS[settings.lora_kind].decays
     parts, more = [], {} if decays else {"weight_decay": 0.0}
+    beside = beside_encoders(model, plan)
     for unit, steps in plan.unit_steps.items():
         bert = model.encoder(unit)
         peak = settings.of_tasks("task_lr", float).get(plan.units[unit][0], lr)
@@ -58,10 +61,27 @@ def learning_parts(model, settings, plan, lr):
         if settings.lora:
             levels = [of_adapter(level, unit) for level in levels]
         parts += [(module, {"peak": peak * settings.layer_decay ** max(depth - 1, 0),
-                            "steps": steps} | more) for depth, module in enumerate(levels)]
-        parts += [(model.heads[task], {"peak": settings.head_lr, "steps": steps})
-                  for task in plan.units[unit]]
+                            "steps": steps, "unit": unit} | more)
+                  for depth, module in enumerate(levels)]
+        parts += [(module, {"peak": settings.head_lr, "steps": steps, "unit": unit})
+                  for task in (*plan.units[unit], None) for module in beside.get(task, {}).values()]
     return parts
+
+
+def beside_encoders(model, plan):
+    """→ {task, or None for all tasks: {part of the model: its parameters}}: what is trained of
+    heads and further modules."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        part, task = model.part(name)
+        if parameter.requires_grad and not name.startswith("encoders."):
+            found.setdefault(task, {}).setdefault(part, nn.ParameterList()).append(parameter)
+    if len(plan.units) > 1 and None in found:
+        raise UserError(f"all tasks use {', '.join(found[None])}, but {', '.join(plan.units)} are "
+                        f"trained and kept apart, each at its own best step; make one for each "
+                        f"task (an nn.ModuleDict by task), or let the tasks share one encoder or "
+                        f"adapter")
+    return found
 
 
 def of_adapter(module, name):

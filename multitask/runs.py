@@ -1,7 +1,7 @@
 """A run's folder: what training leaves behind and any script opens again.
 
     model/             the best encoder, in the Hugging Face layout   metrics.json  its dev scores
-    heads.safetensors  the best heads                                 predictions/  the course's
+    heads.safetensors  the best heads, and further modules            predictions/  the course's
     adapters/<name>/   each adapter, in peft's layout, and its heads  log.jsonl     what happened
     last/              the state to resume from
     run.json           settings, data, edits, versions, times         curves.png    the log drawn
@@ -12,7 +12,8 @@ Where each task has an encoder of its own, they lie in model/<task>/.
 import json
 import platform
 import shutil
-from dataclasses import asdict, replace
+import warnings
+from dataclasses import asdict, fields, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -107,6 +108,27 @@ def encoders_checksum(folder, names):
                              for file in files + adapters.weight_files(folder)))
 
 
+def check_nothing_lost(model, trained):
+    """UserError that names what training would change and not keep, or not change at all: of the
+    parameters to learn, those that are not among `trained`; of the encoders' tensors, those that no
+    saved file holds."""
+    trained = {id(parameter) for parameter in trained}
+    lost = [name for name, parameter in model.named_parameters()
+            if parameter.requires_grad and id(parameter) not in trained]
+    for key, bert in model.encoders.items():
+        with torch.device("meta"):
+            plain = type(bert)(bert.config)
+            edits.reshape(plain, bert.edits)
+        with detached(bert):
+            shapes = {name: tensor.shape for name, tensor in plain.state_dict().items()}
+            lost += [f"encoders.{key}.{name}" for name, tensor in bert.state_dict().items()
+                     if shapes.get(name) != tensor.shape]
+    if lost:
+        raise UserError(f"{', '.join(dict.fromkeys(lost))} would not be trained and saved: the "
+                        f"encoder holds a Bert's own weights only; make a further module in "
+                        f"MultitaskModel's __init__, beside the heads")
+
+
 def save_best(folder, model, tokenizer, tasks, scores, splits, predictions):
     """Write the model of these tasks and what it scores; what is there of other tasks stays."""
     for name in {task if task in model.encoders else SHARED: None for task in tasks}:
@@ -118,10 +140,9 @@ def save_best(folder, model, tokenizer, tasks, scores, splits, predictions):
         tokenizer.save_pretrained(place)
     adapters.save(model, tasks, folder)
     heads_file = folder / "heads.safetensors"
-    heads = model.heads.state_dict()
+    heads = model.own_state()
     if set(tasks) < set(model.heads) and heads_file.is_file():
-        new = {name: head for name, head in heads.items() if name.split(".")[0] in tasks}
-        heads = read_tensors(heads_file) | new
+        heads = read_tensors(heads_file) | model.own_state(tasks)
     write_tensors(heads_file, heads, encoder=encoders_checksum(folder, model.encoders))
     write_predictions(folder / "predictions", splits,
                       {key: value for key, value in predictions.items() if key[0] in tasks})
@@ -166,22 +187,37 @@ def is_run(folder):
     return (Path(folder) / "run.json").is_file()
 
 
-def read_record(folder):
-    """→ run.json's fields and its Settings."""
+def read_fields(folder, needed):
+    """run.json's fields; UserError unless those that are needed are among them."""
     path = Path(folder) / "run.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a saved run: it has no run.json")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        absent = {"settings", "recipe", "edits", "complete", "data", "times", "versions",
-                  "parameters"} - set(record)
-        if absent:
+        if absent := set(needed) - set(record):
             raise KeyError(*sorted(absent))
-        return record, Settings(**record["settings"])
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        return record | {"settings": dict(record["settings"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged, or made by another version ({error!r})") from error
+
+
+def unknown_settings(record):
+    return sorted(set(record["settings"]) - {field.name for field in fields(Settings)})
+
+
+def read_record(folder):
+    """→ run.json's fields and its Settings, without those that this version does not know."""
+    record = read_fields(folder, ("settings", "recipe", "edits", "complete", "data", "times",
+                                  "versions", "parameters"))
+    unknown, path = unknown_settings(record), Path(folder) / "run.json"
+    if unknown:
+        warnings.warn(f"{path} has settings that this version does not know, and does without: "
+                      f"{', '.join(unknown)}", stacklevel=2)
+    try:
+        return record, Settings(**{name: value for name, value in record["settings"].items()
+                                   if name not in unknown})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def open_run(folder):
@@ -206,6 +242,7 @@ def open_run(folder):
     tokenizer = Tokenizer.from_pretrained(encoder_folder(folder, names[0]))
     model = with_heads(encoders, settings)
     heads = read_tensors(heads_file)
-    check_names_and_shapes(heads_file, model.heads.state_dict(), heads)
-    model.heads.load_state_dict(heads)
+    check_names_and_shapes(heads_file, model.own_state(), heads)
+    for name, tensor in model.own_state().items():
+        tensor.copy_(heads[name])
     return model, tokenizer, settings, record

@@ -14,10 +14,40 @@ from multitask.sampling import SAMPLERS
 from multitask.tasks import TASKS
 
 
+def encoder_learns(settings):
+    return not settings.freeze
+
+
+NEEDS = {              # setting → what it has an effect with, (settings) → whether that is so
+    "sampling": ("two tasks or more that are trained", lambda s: len(s.learnt) > 1),
+    "annealing": ("--sampling annealed", lambda s: s.sampling == "annealed"),
+    "surgery_mean": ("--surgery", lambda s: s.surgery != "none"),
+    "pairs": ("a task of pairs", lambda s: any(TASKS[task].pair for task in s.task_names)),
+    "head_dropout": ("an mlp head that is trained", lambda s: not {
+        s.head_kinds[task] for task in s.learnt} <= {"linear", "cosine", "relu-cosine"}),
+    "loss": ("a graded task that is trained", lambda s: any(
+        s.loss in TASKS[task].other_losses for task in s.learnt)),
+    "lr": ("an encoder that is trained (no --freeze) at no --task-lr of its own", lambda s:
+           encoder_learns(s) and not {tasks[0] for tasks in s.units.values()} <= set(
+               s.of_tasks("task_lr", float))),
+    "task_lr": ("an encoder that is trained (no --freeze)", encoder_learns),
+    "layer_decay": ("an encoder that is trained (no --freeze)", encoder_learns),
+    "patience": ("more epochs than it waits for", lambda s: not 0 < s.epochs <= s.patience),
+    "overwrite": ("--out", lambda s: s.out),
+}
+
+
+def without_effect(settings):
+    """[setting]: those that are not at their default and change nothing beside the others."""
+    return [name for name, (_, met) in NEEDS.items()
+            if getattr(settings, name) != getattr(Settings, name) and not met(settings)]
+
+
 @dataclass
 class Settings:
     bert: str = setting("tiny", "checkpoint to start from: a folder, a name on the hub, or tiny")
-    data: str = setting("data", "folder with the course's files (ids-sst-train.csv, …)")
+    data: str = setting("data", "folder with the course's files (ids-sst-train.csv, …); the "
+                                "default is the sample beside the code")
     tasks: str = setting("sst,para,sts", f"tasks to learn together, of {', '.join(TASKS)}")
     learn: str = setting("", "train only these of --tasks; the others are only scored")
     encoders: str = setting("shared", "one encoder for all tasks, or one for each",

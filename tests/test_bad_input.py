@@ -155,6 +155,12 @@ def test_missing_data_file_is_named(refused_training, data, tmp_path, split):
     refused_training("--data", folder, says=(TASKS["sst"].files[split], "does not exist", "--data"))
 
 
+def test_files_of_cmus_course_are_named_as_such(refused_training, tmp_path):
+    (tmp_path / "cmu").mkdir()
+    (tmp_path / "cmu" / "sst-train.txt").write_text("3 ||| the film is good .\n")
+    refused_training("--data", tmp_path / "cmu", says=("sst-train.txt", "CMU", "README"))
+
+
 def test_folder_in_a_data_files_place_is_named(refused_training, tmp_path):
     (tmp_path / "course" / "ids-sst-train.csv").mkdir(parents=True)
     refused_training("--data", tmp_path / "course", says=("ids-sst-train.csv", "cannot be read"))
@@ -452,7 +458,6 @@ RECORDS = {
     "record of a list": (content("run.json", b"[]"), "run.json", "damaged"),
     "record of nothing": (content("run.json", b"{}"), "run.json", "damaged"),
     "settings alone": (content("run.json", b'{"settings": {}}'), "run.json", "damaged"),
-    "a setting unknown": (with_setting(depth=3), "run.json", "depth"),
     "a setting of text": (with_setting(epochs="3"), "run.json", "--epochs"),
 }
 
@@ -465,6 +470,21 @@ def test_folder_that_is_no_run_is_refused(refused, flags, runs, case, way):
     main = evaluate.main if way == "evaluate" else train_multitask.main
     arguments = {"resume": ("--resume",), "from": (*flags, "--from"), "evaluate": ()}[way]
     refused(main, *arguments, runs / "sst", says=(str(runs / "sst"), *words))
+
+
+def test_run_with_a_setting_of_another_version_opens_with_a_note_that_names_it(script, flags, runs):
+    with_setting(depth=3)(runs / "sst")
+    for main, arguments in ((evaluate.main, ()), (train_multitask.main, (*flags, "--from"))):
+        with pytest.warns(UserWarning, match="run.json .* does not know.*: depth"):
+            assert script(main, *arguments, runs / "sst")[0] == 0
+
+
+def test_run_begun_with_a_setting_of_another_version_is_not_resumed_without_it(refused, runs):
+    with_setting(depth=3)(runs / "sst")
+    record = runs / "sst" / "run.json"
+    record.write_text(record.read_text().replace('"complete": true', '"complete": false'))
+    with pytest.warns(UserWarning):
+        refused(train_multitask.main, "--resume", runs / "sst", says=("depth", "version"))
 
 
 def test_run_whose_state_is_damaged_is_not_resumed(refused, runs):

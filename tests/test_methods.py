@@ -180,7 +180,7 @@ def test_l2_is_added_to_the_gradient_of_the_loss():
 def train(checkpoint, data, out, *more):
     train_multitask.main([str(a) for a in (
         "--bert", checkpoint, "--data", data, "--out", out, "--device", "cpu", "--batch-size", 8,
-        "--steps", 5, "--lr", 0.01, *more)])
+        "--steps", 5, *(() if "--freeze" in more else ("--lr", 0.01)), *more)])
     return runs.open_run(out)[0]
 
 
