@@ -15,11 +15,17 @@ from pathlib import Path
 
 import laser
 from bert import UserError
-from bert.cli import Parser, pick_device, run_script
+from common.cli import Parser, pick_device, run_script
 from multitask import adapters, runs
 from multitask.compare import compare
-from multitask.data import Example, tokenise
-from multitask.evaluation import evaluate, in_words, load_split, run_split, write_predictions
+from multitask.data import Example, tokenize
+from multitask.evaluation import (
+    describe_prediction,
+    evaluate,
+    load_split,
+    run_split,
+    write_predictions,
+)
 from multitask.model import chosen_tasks
 from multitask.report import score_table
 from multitask.tasks import TASKS
@@ -65,8 +71,8 @@ def answer(args, model, tokenizer, settings, device, autocast):
     if not tasks:
         judged = "pairs of texts: add" if args.pair is None else "single texts: leave out"
         raise UserError(f"this run's tasks ({', '.join(model.heads)}) judge {judged} --pair")
-    split = tokenise([Example("", texts, None)], tokenizer, settings.pairs)
-    answers = {task: in_words(task, run_split(model, task, split, device, autocast)[0])
+    split = tokenize([Example("", texts, None)], tokenizer, settings.pairs)
+    answers = {task: describe_prediction(task, run_split(model, task, split, device, autocast)[0])
                for task in tasks}
     if not args.json:
         for task, said in answers.items():

@@ -19,35 +19,36 @@ import torch
 from torch import nn
 
 from bert import Bert, Tokenizer, UserError
-from bert.cli import Parser, StopSignal, UserStop, did_you_mean, pick_device, run_script
 from bert.files import write_json
-from bert.log import Log
-from bert.settings import add_flags, anchored, command
-from bert.training import (
+from common.cli import Parser, StopSignal, UserStop, did_you_mean, pick_device, run_script
+from common.flags import add_flags, command, with_absolute_paths
+from common.log import Log
+from common.training import (
     adamw,
     peak_memory,
     progress_bar,
-    random_state,
     read_state,
     restore,
+    rng_state,
     save_state,
     warmup_then_decay,
 )
 from lora import accounting
-from multitask import adapters, parallel, runs, surgery
+from multitask import adapters, distributed, pcgrad, runs
+from multitask.adapters import SHARED
 from multitask.data import checksum
 from multitask.evaluation import evaluate, load_split
 from multitask.metrics import choose_by, summary
-from multitask.model import SHARED, build_model, model_from
-from multitask.plan import default_lr, learning_parts, make_plan
+from multitask.model import build_model, model_from
 from multitask.recipes import RECIPES, listing
 from multitask.report import draw_curves, score_line, score_table
 from multitask.sampling import SAMPLERS
+from multitask.schedule import default_lr, make_schedule, parameter_groups
 from multitask.settings import NEEDS, Settings, without_effect
 from multitask.tasks import TASKS
-from pruning.start import keep_heads, lora_ranks, switch_off
+from pruning.before_training import keep_heads, lora_ranks, switch_off
 
-LAST = Path("last", "state.pt")                              # in the run: the state to resume from
+STATE_FILE = Path("last", "state.pt")                              # in the run: the state to resume from
 SAMPLE = Path(__file__).resolve().parent / "data"            # the default of --data
 
 
@@ -56,13 +57,13 @@ def load_data(settings, tokenizer):
     if not Path(settings.data).is_dir():
         raise UserError(f"--data {settings.data} is not a folder; it must hold the data files, "
                         f"{TASKS[settings.task_names[0]].files['train']} for one")
-    splits, read = {}, {"tokenizer": checksum(tokenizer.backend.to_str().encode())}
+    splits, file_checksums = {}, {"tokenizer": checksum(tokenizer.backend.to_str().encode())}
     for task in settings.task_names:
         names = ("train", *TASKS[task].dev_sets)
         splits[task] = {name: load_split(task, name, settings.data, tokenizer, settings,
                                          settings.limit) for name in names}
-        read |= runs.checksums(settings.data, [TASKS[task].files[name] for name in names])
-    return splits, read
+        file_checksums |= runs.checksums(settings.data, [TASKS[task].files[name] for name in names])
+    return splits, file_checksums
 
 
 def load_model(settings, device, edits=()):
@@ -83,7 +84,7 @@ def load_model(settings, device, edits=()):
                         f"{tokenizer.vocab_size:,} tokens but the encoder embeds only "
                         f"{config.vocab_size:,}; they are of different checkpoints")
     model.encoders.requires_grad_(not settings.freeze)
-    if settings.read in ("cls", "mean"):                     # then nothing reads the pooler
+    if settings.pooling in ("cls", "mean"):                     # then nothing reads the pooler
         for bert in model.encoders.values():
             bert.pooler.requires_grad_(False)
     if settings.mask_heads:
@@ -96,7 +97,7 @@ def load_model(settings, device, edits=()):
     else:
         adapters.refuse_left_over(model)
     for name, parameter in model.named_parameters():
-        if model.part(name)[1] not in (None, *settings.learnt):
+        if model.part(name)[1] not in (None, *settings.trained_tasks):
             parameter.requires_grad_(False)
     return model, tokenizer
 
@@ -107,48 +108,48 @@ def train(settings, folder, recipe="", record=None, state=None):
     model, tokenizer = load_model(settings, device, record["edits"] if record else ())
     data, checksums = load_data(settings, tokenizer)
     model.to(device)
-    sizes = {task: len(data[task]["train"]) for task in settings.learnt}
-    plan = make_plan(settings, sizes, parallel.world())
+    sizes = {task: len(data[task]["train"]) for task in settings.trained_tasks}
+    schedule = make_schedule(settings, sizes, distributed.world())
     lr = settings.lr or default_lr(model, settings)
-    optimizer = adamw(learning_parts(model, settings, plan, lr), settings.weight_decay)
+    optimizer = adamw(parameter_groups(model, settings, schedule, lr), settings.weight_decay)
     units = {unit: [p for group in optimizer.param_groups if group["unit"] == unit
-                    for p in group["params"]] for unit in plan.units}
+                    for p in group["params"]] for unit in schedule.units}
     trained = sum(units.values(), [])
     shared = [p for name, p in model.named_parameters()
               if p.requires_grad and model.part(name)[1] is None]
     runs.check_nothing_lost(model, trained)
-    torch.manual_seed(settings.seed + parallel.rank())       # of dropout
+    torch.manual_seed(settings.seed + distributed.rank())       # of dropout
     record = prepare_folder(folder, settings, recipe, checksums, record, model)
-    record["resolved"] = {"lr": lr, "steps": plan.steps, "device": str(device)}
+    record["resolved"] = {"lr": lr, "steps": schedule.steps, "device": str(device)}
     if settings.lora:
         print(accounting.table(accounting.count(model.bert, model.heads)) + "\n")
-    print(f"{record['parameters']['trained']:,} weights learn in {plan.steps:,} steps, "
-          f"{plan.epoch_steps:,} an epoch; learning rate {lr:g}; on {device}\n")
-    now = {"step": 0, "seconds": 0.0, "scores": {}, "running": list(plan.units),
-           "best": dict.fromkeys(plan.units, -math.inf), "best_step": dict.fromkeys(plan.units, 0)}
+    print(f"{record['parameters']['trained']:,} weights learn in {schedule.steps:,} steps, "
+          f"{schedule.epoch_steps:,} an epoch; learning rate {lr:g}; on {device}\n")
+    now = {"step": 0, "seconds": 0.0, "scores": {}, "running": list(schedule.units),
+           "best": dict.fromkeys(schedule.units, -math.inf), "best_step": dict.fromkeys(schedule.units, 0)}
     if state is not None:
-        restore(state, model, optimizer, device, parallel.rank())
+        restore(state, model, optimizer, device, distributed.rank())
         now = state["now"]
-        for task, stream in plan.batches.items():
+        for task, stream in schedule.batches.items():
             stream.load_state_dict(state["batches"][task])
-    first = parallel.rank() == 0                             # of several processes
+    first = distributed.rank() == 0                             # of several processes
     log = Log(folder / "log.jsonl" if first else None, now["step"])
     began = time.perf_counter() - now["seconds"]
-    steps = range(now["step"] + 1, plan.steps + 1) if now["running"] else ()
+    steps = range(now["step"] + 1, schedule.steps + 1) if now["running"] else ()
 
-    bar = progress_bar("train", plan.steps, "step", now["step"], silent=not first)
+    bar = progress_bar("train", schedule.steps, "step", now["step"], silent=not first)
     with StopSignal() as stop, bar:
         for step in steps:
             model.train()
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * warmup_then_decay(step, group["steps"],
+                group["lr"] = group["max_lr"] * warmup_then_decay(step, group["steps"],
                                                                 settings.warmup, settings.decay)
-            running = {task: sizes[task] for unit in now["running"] for task in plan.units[unit]}
-            epoch = -(-step // plan.epoch_steps)
-            tasks = SAMPLERS[settings.sampling](running, step, epoch, plan.epochs, settings)
+            running = {task: sizes[task] for unit in now["running"] for task in schedule.units[unit]}
+            epoch = -(-step // schedule.epoch_steps)
+            tasks = SAMPLERS[settings.sampling](running, step, epoch, schedule.epochs, settings)
             gradients = []
             for task in tasks:
-                for indices, weight in parallel.shares(next(plan.batches[task]),
+                for indices, weight in distributed.shard_batch(next(schedule.batches[task]),
                                                        settings.accumulate):
                     batch = data[task]["train"].batch(indices).to(device)
                     with autocast():
@@ -157,15 +158,15 @@ def train(settings, folder, recipe="", record=None, state=None):
                     loss.backward()                          # gradients add up
                     log.add("loss", task, loss, weight)
                 if settings.surgery != "none":               # each task's apart
-                    gradients.append(surgery.take(shared))
-                    parallel.add_up(gradients[-1])
-            parallel.add_up([p.grad for p in trained])       # over the processes
+                    gradients.append(pcgrad.pop_grads(shared))
+                    distributed.all_reduce(gradients[-1])
+            distributed.all_reduce([p.grad for p in trained])       # over the processes
             if gradients:
-                orders = surgery.draw_orders(len(tasks), settings.seed, step)
-                combined, grams = surgery.pcgrad(gradients, orders, settings.surgery == "weight",
+                orders = pcgrad.draw_orders(len(tasks), settings.seed, step)
+                combined, grams = pcgrad.pcgrad(gradients, orders, settings.surgery == "pcgrad-tensor",
                                                  settings.surgery_mean, reuse=True)
-                surgery.put(shared, combined)
-                surgery.note(log, grams, tasks)
+                pcgrad.set_grads(shared, combined)
+                pcgrad.log_conflicts(log, grams, tasks)
             if settings.clip:                                # units share nothing, the norm either
                 for parameters in units.values():
                     nn.utils.clip_grad_norm_(parameters, settings.clip)
@@ -176,25 +177,25 @@ def train(settings, folder, recipe="", record=None, state=None):
 
             bar.update()
             now |= {"step": step, "seconds": time.perf_counter() - began}
-            if step % settings.log_every == 0 or step == plan.steps:
-                bar.set_postfix(log.write_means(step, now["seconds"], parallel.total),
+            if step % settings.log_every == 0 or step == schedule.steps:
+                bar.set_postfix(log.write_means(step, now["seconds"], distributed.total),
                                 refresh=False)
-            at_end = step % plan.epoch_steps == 0 or step == plan.steps
+            at_end = step % schedule.epoch_steps == 0 or step == schedule.steps
             if at_end:
                 if first:
-                    bar.write(look(model, tokenizer, data, plan, now, folder, log, autocast))
-                now |= parallel.from_first({name: now[name] for name in ("best", "best_step")})
-                now["running"] = still_running(plan, now, settings.patience)
-            stopping = parallel.agreed(stop.asked, step % settings.log_every == 0)
+                    bar.write(evaluate_and_keep_best(model, tokenizer, data, schedule, now, folder, log, autocast))
+                now |= distributed.broadcast({name: now[name] for name in ("best", "best_step")})
+                now["running"] = still_running(schedule, now, settings.patience)
+            stopping = distributed.any_rank(stop.asked, step % settings.log_every == 0)
             if at_end or stopping or (settings.save_every and step % settings.save_every == 0):
-                randoms = parallel.gather(random_state(device))
+                rng_states = distributed.gather(rng_state(device))
                 if first:
-                    save_state(folder / LAST, model, optimizer, randoms, now=now, batches={
-                        task: stream.state_dict() for task, stream in plan.batches.items()})
+                    save_state(folder / STATE_FILE, model, optimizer, rng_states, now=now, batches={
+                        task: stream.state_dict() for task, stream in schedule.batches.items()})
             if not now["running"]:
                 break
-            if stopping and step < plan.steps:
-                raise UserStop(f"stopped after step {step} of {plan.steps}; go on with: "
+            if stopping and step < schedule.steps:
+                raise UserStop(f"stopped after step {step} of {schedule.steps}; go on with: "
                                f"python train_multitask.py --resume {folder}")
     if first:
         finish(folder, record, now, log)
@@ -208,43 +209,43 @@ def add_l2(parameters, strength):
             parameter.grad.add_(parameter.detach(), alpha=strength)
 
 
-def look(model, tokenizer, data, plan, now, folder, log, autocast):
+def evaluate_and_keep_best(model, tokenizer, data, schedule, now, folder, log, autocast):
     """Evaluate; keep each unit that is better than before → a line for the screen. `now` holds
     every unit's best score and step, and the scores of what is kept."""
     dev = {task: {n: s for n, s in splits.items() if n != "train"} for task, splits in data.items()}
     device = next(model.parameters()).device
     scores, predictions = evaluate(model, dev, device, autocast)
     log.write(step=now["step"], dev=scores, seconds=round(now["seconds"], 1))
-    better = []
+    improved_tasks = []
     for unit in now["running"]:
-        value = choose_by(summary({task: scores[task] for task in plan.units[unit]}))
+        value = choose_by(summary({task: scores[task] for task in schedule.units[unit]}))
         if not math.isfinite(value):
             raise UserError(f"a dev score of step {now['step']} is not finite; lower --lr")
         if value > now["best"][unit]:
             now["best"][unit], now["best_step"][unit] = value, now["step"]
-            better += plan.units[unit] if len(plan.units) > 1 else list(data)
-    if better:
+            improved_tasks += schedule.units[unit] if len(schedule.units) > 1 else list(data)
+    if improved_tasks:
         kept = {task: value for task, value in now["scores"].items() if isinstance(value, dict)}
-        learnt = sum(plan.units.values(), [])                # the others are kept with the first
-        better += [task for task in data if task not in (*kept, *learnt, *better)]
-        now["scores"] = summary({task: scores[task] if task in better or task not in kept
+        trained_tasks = sum(schedule.units.values(), [])                # the others are kept with the first
+        improved_tasks += [task for task in data if task not in (*kept, *trained_tasks, *improved_tasks)]
+        now["scores"] = summary({task: scores[task] if task in improved_tasks or task not in kept
                                  else kept[task] for task in data})
-        runs.save_best(folder, model, tokenizer, better, now["scores"], dev, predictions)
-    return score_line(now["step"] / plan.epoch_steps, scores, better)
+        runs.save_best(folder, model, tokenizer, improved_tasks, now["scores"], dev, predictions)
+    return score_line(now["step"] / schedule.epoch_steps, scores, improved_tasks)
 
 
-def still_running(plan, now, patience):
+def still_running(schedule, now, patience):
     """The units that have steps left and, with patience, were better not too long ago."""
-    return [unit for unit in now["running"] if now["step"] < plan.unit_steps[unit] and not (
-        patience and now["step"] - now["best_step"][unit] >= patience * plan.epoch_steps)]
+    return [unit for unit in now["running"] if now["step"] < schedule.unit_steps[unit] and not (
+        patience and now["step"] - now["best_step"][unit] >= patience * schedule.epoch_steps)]
 
 
 def prepare_folder(folder, settings, recipe, checksums, record, model):
     """Check that a resumed run sees the same files, or begin a new run's folder → its record."""
     new = runs.new_record(settings, recipe, checksums, model)
     if record is None:
-        if parallel.rank() == 0:
-            runs.start(folder, new)
+        if distributed.rank() == 0:
+            runs.init_run_folder(folder, new)
         return new
     if record["data"] != checksums:
         changed = [name for name in checksums if record["data"].get(name) != checksums[name]]
@@ -321,12 +322,12 @@ def main(arguments=None):
     if resumed is not None:
         return resume(Path(resumed), given, recipe)
     settings = new_settings(given, recipe)
-    with parallel.processes(settings.device):
-        folder = parallel.from_first(runs.choose_folder(settings))
+    with distributed.processes(settings.device):
+        folder = distributed.broadcast(runs.choose_folder(settings))
         print(f"python train_multitask.py {command(settings)}\n")
         if settings.data == Settings.data:
             settings = replace(settings, data=str(SAMPLE))
-        return train(anchored(settings, "bert", "data", "from_run"), folder, recipe)
+        return train(with_absolute_paths(settings, "bert", "data", "from_run"), folder, recipe)
 
 
 def resume(folder, given, recipe):
@@ -342,9 +343,9 @@ def resume(folder, given, recipe):
         raise UserError(f"{folder} was begun with {', '.join(unknown)}, which this version does "
                         f"not know, so it cannot go on as it was set; resume it with the version "
                         f"that began it")
-    state = read_state(folder / LAST)
+    state = read_state(folder / STATE_FILE)
     settings = replace(settings, **given)
-    with parallel.processes(settings.device):
+    with distributed.processes(settings.device):
         if state is None:                                 # killed before the first save: begin anew
             return train(settings, folder, record["recipe"])
         return train(settings, folder, record["recipe"], record, state)

@@ -4,7 +4,7 @@
     python benchmarks/glue.py                            # five tasks, seeds 0, 1 and 2
     python benchmarks/glue.py --tasks rte --seeds 0 --rows glue-lora,recovered
 
-    glue-prune-lora     heads of the checkpoint go, before anything was learnt, as in the paper
+    glue-prune-lora     heads of the checkpoint go, before anything was learned, as in the paper
     recovered           heads of the run of glue-full go, then adapters learn for one epoch
     recovered-random    the same, but random heads go
     recovered-lora      the same as recovered, after the run of glue-lora, merged first
@@ -28,7 +28,7 @@ from recipes import ROOT, train_run  # noqa: E402
 from multitask.compare import main_scores, mean_and_spread  # noqa: E402
 from multitask.recipes import RECIPES  # noqa: E402
 
-BUDGET = "--limit 4000 --lr 0 --head-lr 1e-3 --warmup 0.1 --read cls --precision bf16"
+BUDGET = "--limit 4000 --lr 0 --head-lr 1e-3 --warmup 0.1 --pooling cls --precision bf16"
 EPOCHS = {"rte": 4, "wnli": 5}                               # of small tasks; else 3
 ROWS = ("glue-full", "glue-lora", "glue-prune-lora", "recovered", "recovered-random",
         "recovered-lora")

@@ -29,7 +29,7 @@ from bert.files import write_json  # noqa: E402
 from multitask import runs  # noqa: E402
 from multitask.evaluation import load_split, run_split  # noqa: E402
 from multitask.tasks import TASKS  # noqa: E402
-from pruning import choose, normalise, remove_heads  # noqa: E402
+from pruning import choose, normalize, remove_heads  # noqa: E402
 from pruning.measure import measure  # noqa: E402
 
 ORDERS = {"importance": 1, "importance, norm by layer": 1,   # how many draws
@@ -55,7 +55,7 @@ def sweep(task, seed, folder, examples):
     for removed in FRACTIONS:
         keep = round((1 - removed) * raw.numel())
         for order, draws in ORDERS.items():
-            scores = normalise(raw, "layer" if "layer" in order else "global")
+            scores = normalize(raw, "layer" if "layer" in order else "global")
             for draw in range(draws):
                 bert = copy.deepcopy(whole)
                 remove_heads(bert, choose(scores, keep, order.split(",")[0], seed=draw))

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.side_by_side import Peer
 from benchmarks.speed import evaluate_padded
 from laser import Intervention, apply
-from laser.interventions import spell
-from laser.outputs import Outputs
+from laser.interventions import format_stack
+from laser.output_cache import OutputCache
 from laser.report import parameters
 from laser.sweep import KEEPS, choose_layers, grid
 from multitask import runs
@@ -47,7 +47,7 @@ def evaluate_whole(model, splits):
 
 def margin(task, outputs):
     """[n] how far each example's outputs are from another prediction; 0 where all are graded."""
-    if TASKS[task].graded:
+    if TASKS[task].is_regression:
         return torch.zeros(len(outputs))
     if outputs.size(1) == 1:
         return outputs.abs().squeeze(1)
@@ -59,7 +59,7 @@ def compare(outputs, stack, whole):
     """→ the largest difference of outputs; fails where a clear prediction differs."""
     worst = 0.0
     for task, expected in whole.items():
-        found = outputs.tables[task][outputs.stacks[spell(stack)]]
+        found = outputs.tables[task][outputs.stacks[format_stack(stack)]]
         difference, clear = float((found - expected).abs().max()), margin(task, expected) > 2e-4
         predict = TASKS[task].predict
         assert torch.equal(predict(found)[clear], predict(expected)[clear])
@@ -72,7 +72,7 @@ def compare_sweep(run, model, splits):
     stacks = [(i,) for i in grid(model.bert, layers, ("fc_in", "fc_out"), KEEPS)]
     evaluate_whole(model, splits)                            # warm
     with tempfile.TemporaryDirectory() as folder:
-        outputs = Outputs(model, splits, CPU, nullcontext, Path(folder) / "outputs.safetensors")
+        outputs = OutputCache(model, splits, CPU, nullcontext, Path(folder) / "outputs.safetensors")
         _, sweep = timed(outputs.add, stacks)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
     ours, worst = [], 0.0

@@ -26,11 +26,11 @@ from benchmarks.side_by_side import Peer, Side, in_turn, padded, ratio
 from bert import Bert, Tokenizer
 from multitask.evaluation import load_split
 from multitask.model import build_model
-from multitask.sampling import Batches
+from multitask.sampling import BatchSampler
 from multitask.settings import Settings
 
 SIZE, STEPS, WARM, RANK = 32, 40, 4, 8
-TARGETS = ("query", "key", "value", "output")
+TARGETS = ("query", "key", "value", "attention_output")
 THEIR_TARGETS = ["query", "key", "value", "attention.output.dense"]
 MIXED = [("one", 11), ("two", 11), ("three", 10)]            # adapters of the rows of a batch
 NAMES = [name for name, _ in MIXED]
@@ -62,7 +62,7 @@ def sides_of(weights, split, full):
     rows = [name for name, count in MIXED for _ in range(count)]
     return {FULL: Side(full, split, split.batch),
             LORA: Side(one, split, split.batch),
-            MIX: Side(three, split, lambda indices: split.batch(indices).served_by(MIXED)),
+            MIX: Side(three, split, lambda indices: split.batch(indices).with_adapters(MIXED)),
             PEFT: Side(peer, split, partial(padded, split)),
             PEFT_MIX: Side(peer, split, lambda indices: {**padded(split, indices),
                                                          "adapter_names": rows})}
@@ -73,7 +73,7 @@ def round_trip(bert, tokenizer, weights):
     hidden state."""
     batch = tokenizer(["A dull, dull film .", "the story was never boring , and the end is good"])
     bert = lora.attach(copy.deepcopy(bert), TARGETS, RANK, ("one",), alpha=16, layernorms=True)
-    for parameter in lora.parameters(bert.eval(), "one").values():
+    for parameter in lora.adapter_parameters(bert.eval(), "one").values():
         parameter.data += 0.05 * torch.randn_like(parameter)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         lora.save(bert, "one", folder)
@@ -101,9 +101,9 @@ def main():
     full = build_model(Bert.from_pretrained(weights), settings)
     round_trip(full.bert, tokenizer, weights)
 
-    sides, order = sides_of(weights, split, full), Batches(len(split), SIZE, seed=0)
+    segments, order = sides_of(weights, split, full), BatchSampler(len(split), SIZE, seed=0)
     batches = [next(order) for _ in range(WARM + STEPS)]
-    training = {name: side for name, side in sides.items() if name != PEFT_MIX}
+    training = {name: side for name, side in segments.items() if name != PEFT_MIX}
     times = in_turn("training step", "step", training, batches, WARM)
     ratio("speed of LoRA / of peft", times[PEFT], times[LORA])
     ratio("time of LoRA / of the full", times[LORA], times[FULL])
@@ -112,7 +112,7 @@ def main():
     for name, side in training.items():
         print(f"  {name:30} {megabytes(side, batches[0]):7.2f} MB, "
               f"{sum(p.numel() for p in side.trained):,} numbers train")
-    inferring = {name: side for name, side in sides.items() if name != FULL}
+    inferring = {name: side for name, side in segments.items() if name != FULL}
     times = in_turn("inference", "infer", inferring, batches, WARM)
     ratio("time of three / of one", times[MIX], times[LORA])
     ratio("peft's of three / of one", times[PEFT_MIX], times[PEFT])

@@ -28,7 +28,7 @@ from benchmarks.side_by_side import Peer, Side, in_turn, padded, ratio
 from bert import Bert, BertConfig, Tokenizer
 from multitask.evaluation import load_split
 from multitask.model import MultitaskModel, build_head
-from multitask.sampling import Batches
+from multitask.sampling import BatchSampler
 from multitask.settings import Settings
 from pruning import choose, multiply_adds, remove_heads
 
@@ -36,7 +36,7 @@ SHAPES = {"base": {}, "minilm": {"hidden_size": 384, "num_hidden_layers": 6,
                                  "intermediate_size": 1536}}
 FEW, MANY = "44 of 144 heads gone", "72 of 144 heads gone"
 FULL, ADAPTED, PRUNED, BY_HAND = "whole", "LoRA", "Prune-LoRA", "Prune-LoRA on peft"
-TARGETS = ("query", "key", "value", "output")
+TARGETS = ("query", "key", "value", "attention_output")
 WARM = 1
 
 
@@ -100,7 +100,7 @@ def main():
     data = Path(os.environ["PLAINBERT_DATA"]) / "cs224n"
     tokenizer = Tokenizer.from_pretrained(os.environ["PLAINBERT_WEIGHTS"])
     split = load_split("sst", "train", data, tokenizer, Settings(), 100 * args.size)
-    order = Batches(len(split), args.size, seed=0)
+    order = BatchSampler(len(split), args.size, seed=0)
     batches = [next(order) for _ in range(args.pairs + WARM)]
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, peft "
           f"{peft.__version__}, {torch.get_num_threads()} CPU threads, {args.shape} shape, batches "
@@ -116,11 +116,11 @@ def main():
     for name in (PRUNED, BY_HAND):
         print(f"{name}: {sum(p.numel() for p in training[name].trained):,} numbers train")
 
-    lengths = [len(ids) for ids in split.sides[0][0]]
+    lengths = [len(ids) for ids in split.segments[0][0]]
     work = {name: multiply_adds(model.bert, lengths) for name, model in models.items()}
     for what, kind in (("inference", "infer"), ("training step", "step")):
-        sides = training if kind == "step" else {name: training[name] for name in models}
-        times = in_turn(what, kind, sides, batches, WARM)
+        segments = training if kind == "step" else {name: training[name] for name in models}
+        times = in_turn(what, kind, segments, batches, WARM)
         for name in (FEW, MANY):
             less = 1 - work[name] / work[FULL]
             share = ratio(f"time of {name} / of whole", times[name], times[FULL])

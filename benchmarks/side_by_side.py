@@ -32,8 +32,8 @@ class Peer(nn.Module):
 
 def padded(split, indices):
     """A batch as transformers takes it."""
-    return split.tokenizer.pad([split.sides[0][0][i] for i in indices],
-                               [split.sides[0][1][i] for i in indices])
+    return split.tokenizer.pad([split.segments[0][0][i] for i in indices],
+                               [split.segments[0][1][i] for i in indices])
 
 
 class Side:
@@ -68,12 +68,12 @@ def seconds(function, *arguments):
     return time.perf_counter() - begin
 
 
-def in_turn(what, work, sides, batches, warm):
+def in_turn(what, work, segments, batches, warm):
     """Time `work` of every side on each batch, one side after the other → {name: [seconds]}. The
     first `warm` batches do not count."""
-    times = {name: [] for name in sides}
+    times = {name: [] for name in segments}
     for indices in tqdm(batches, what, leave=False):
-        for name, side in sides.items():
+        for name, side in segments.items():
             times[name].append(seconds(getattr(side, work), indices))
     times = {name: values[warm:] for name, values in times.items()}
     print(f"\n{what}")

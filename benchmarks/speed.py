@@ -24,7 +24,7 @@ from benchmarks.side_by_side import Peer, Side, in_turn, padded, ratio, seconds
 from bert import Bert, Tokenizer
 from multitask.evaluation import load_split, run_split
 from multitask.model import build_model
-from multitask.sampling import Batches
+from multitask.sampling import BatchSampler
 from multitask.settings import Settings
 
 STEPS, WARM, REPEATS, SIZE = 30, 3, 3, 32
@@ -74,10 +74,10 @@ def main():
     compare_evaluation(ours, peer, {task: load_split(task, "dev", data, tokenizer, settings)
                                     for task in settings.task_names})
     split = load_split("sst", "train", data, tokenizer, settings)
-    order, sides = Batches(len(split), SIZE, seed=0), (
+    order, segments = BatchSampler(len(split), SIZE, seed=0), (
         Side(ours, split, split.batch), Side(peer, split, partial(padded, split)))
     times = in_turn("training step, SST batches of 32 in random order", "step",
-                    dict(zip(NAMES, sides)), [next(order) for _ in range(STEPS)], WARM)
+                    dict(zip(NAMES, segments)), [next(order) for _ in range(STEPS)], WARM)
     ratio("speed of ours / of theirs", times[NAMES[1]], times[NAMES[0]])
 
 

@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch  # noqa: E402
 
 from bert import Bert, Tokenizer  # noqa: E402
-from bert.training import adamw  # noqa: E402
-from multitask import surgery  # noqa: E402
+from common.training import adamw  # noqa: E402
+from multitask import pcgrad  # noqa: E402
 from multitask.adapters import mixed  # noqa: E402
 from multitask.evaluation import load_split  # noqa: E402
 from multitask.model import build_model  # noqa: E402
-from multitask.sampling import Batches  # noqa: E402
+from multitask.sampling import BatchSampler  # noqa: E402
 from multitask.settings import Settings  # noqa: E402
 from multitask.tasks import TASKS  # noqa: E402
 
@@ -40,12 +40,12 @@ def apart(model, batches, shared, mode):
     for task, batch in batches.items():
         TASKS[task].loss(model(task, batch), batch.labels).backward()
         if mode != "plain":
-            gradients.append(surgery.take(shared))
+            gradients.append(pcgrad.pop_grads(shared))
     if gradients:
-        orders = surgery.draw_orders(len(gradients), 0, 1)
-        combined, grams = surgery.pcgrad(gradients, orders, mode == "weight", reuse=True)
-        surgery.put(shared, combined)
-        surgery.cosines(grams, list(batches))
+        orders = pcgrad.draw_orders(len(gradients), 0, 1)
+        combined, grams = pcgrad.pcgrad(gradients, orders, mode == "weight", reuse=True)
+        pcgrad.set_grads(shared, combined)
+        pcgrad.cosines(grams, list(batches))
 
 
 def merged(model, batches):
@@ -62,10 +62,10 @@ class Bench:
         tokenizer = Tokenizer.from_pretrained(weights)
         self.model = build_model(Bert.from_pretrained(weights), settings).train()
         self.shared = list(self.model.encoders.parameters())
-        self.optimizer = adamw([(self.model, {"peak": 0.0})], 0.01)
+        self.optimizer = adamw([(self.model, {"max_lr": 0.0})], 0.01)
         self.splits = {task: load_split(task, "train", data, tokenizer, settings, 2000)
                        for task in settings.task_names}
-        self.orders = {task: Batches(2000, SIZE, 0) for task in self.splits}
+        self.orders = {task: BatchSampler(2000, SIZE, 0) for task in self.splits}
 
     def next_batches(self):
         return {task: split.batch(next(self.orders[task])) for task, split in self.splits.items()}

@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_multitask
 from bert import Bert, Tokenizer
 from bert.checkpoint import pretraining_heads
-from bert.masking import MaskedLM, Masking
-from bert.pretrain import HeldOut, load_head
-from bert.text import Text
 from multitask.data import read_course_file
 from multitask.tasks import TASKS
+from pretraining.__main__ import HeldOut, load_head
+from pretraining.corpus import Corpus
+from pretraining.masking import MaskedLM, Masking
 
 DATA = Path(os.environ.get("PLAINBERT_DATA", ".")) / "cs224n"
 SEEDS = (0, 1, 2)
@@ -54,7 +54,7 @@ def masked_accuracy():
                                for text in example.texts))
     tokenizer, model = Tokenizer.from_pretrained("tiny"), MaskedLM(Bert.from_pretrained("tiny"))
     load_head(model.head, pretraining_heads("tiny"), "tiny")
-    text, numbers = Text(tokenizer, lines, 128), torch.arange(len(lines))
+    text, numbers = Corpus(tokenizer, lines, 128), torch.arange(len(lines))
     held_out = HeldOut(text, numbers, numbers, Masking(tokenizer))
     scores = held_out.scores(model, None, torch.device("cpu"), nullcontext)
     return scores["masked_accuracy"], scores["commonest_token_accuracy"]

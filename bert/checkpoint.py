@@ -14,7 +14,7 @@ import torch
 
 from bert.config import BertConfig
 from bert.errors import UserError
-from bert.files import find_files, read_json, read_tensors, write_json, write_tensors
+from bert.files import read_json, read_tensors, resolve_checkpoint, write_json, write_tensors
 
 RENAME = [                                                   # (theirs, ours)
     ("embeddings.word_embeddings", "word_embeddings"),
@@ -31,8 +31,8 @@ RENAME = [                                                   # (theirs, ours)
     ("encoder.layer.#.output.LayerNorm", "layers.#.output_norm"),
     ("pooler.dense", "pooler"),
 ]
-TO_OURS = dict(RENAME)
-TO_THEIRS = {ours: theirs for theirs, ours in RENAME}
+FROM_HF = dict(RENAME)
+TO_HF = {ours: theirs for theirs, ours in RENAME}
 LEGACY = {"gamma": "weight", "beta": "bias"}             # LayerNorm's names in the first BERT files
 IGNORED = re.compile(r"embeddings\.position_ids")        # a buffer in older files: 0, 1, 2, …
 PREFIXES = re.compile(r"((module|model|bert)\.)*")        # of modules that hold the encoder
@@ -74,7 +74,7 @@ def read_weights(name, path):
             raise UserError(f"{path} names the file {file!r}; it must be a .safetensors or .bin "
                             f"file in the same folder")
     files = sorted(set(shards.values()))
-    find_files(name, [(file,) for file in files])
+    resolve_checkpoint(name, [(file,) for file in files])
     tensors = {}
     for file in files:
         found = read_tensors(path.with_name(file))
@@ -91,7 +91,7 @@ def read_weights(name, path):
 def read_checkpoint(name):
     """→ config, path of the weights, {name: tensor} of the encoder under our names, the same of the
     heads under theirs."""
-    folder = find_files(name, [CONFIG, WEIGHTS])
+    folder = resolve_checkpoint(name, [CONFIG, WEIGHTS])
     config = BertConfig.load(folder / "config.json")
     path = next(folder / file for file in WEIGHTS if (folder / file).is_file())
     encoder, heads = {}, {}
@@ -102,7 +102,7 @@ def read_checkpoint(name):
         if not tensor.is_floating_point():
             raise UserError(f"{path} holds {given} as {tensor.dtype}; weights must be floats")
         head = plain.partition(".")[0] in PRETRAINING + TASK
-        to, key = (heads, plain) if head else (encoder, rename(plain, TO_OURS))
+        to, key = (heads, plain) if head else (encoder, rename(plain, FROM_HF))
         if key in to:
             raise UserError(f"{path} holds {plain} twice (once as {given}); it must hold each "
                             "weight once")
@@ -112,7 +112,7 @@ def read_checkpoint(name):
 
 def check_names_and_shapes(path, expected, found):
     """UserError that names what is missing, unexpected or of another shape; {name: tensor} both."""
-    expected, found = ({rename(name, TO_THEIRS): list(t.shape) for name, t in side.items()}
+    expected, found = ({rename(name, TO_HF): list(t.shape) for name, t in side.items()}
                        for side in (expected, found))
     wrong = {
         "missing": [name for name in expected if name not in found],
@@ -129,14 +129,14 @@ def check_names_and_shapes(path, expected, found):
                         f"Compare config.json with the weights")
 
 
-def load_bert(cls, name, attention, reshape=None):
+def load_bert(cls, name, attention, rebuild=None):
     """A `cls` (Bert) with the weights of the checkpoint `name`: a folder, "tiny" or a hub id.
     `reshape(bert)` does to the modules what had been done to those that were saved."""
     config, path, encoder, heads = read_checkpoint(name)
     with torch.device("meta"):                               # shapes only: the weights are at hand
         bert = cls(config, attention)
-        if reshape is not None:
-            reshape(bert)
+        if rebuild is not None:
+            rebuild(bert)
     bert.pooler_is_new = not any(key.startswith("pooler.") for key in encoder)
     if bert.pooler_is_new:
         encoder |= new_pooler(config)
@@ -168,19 +168,19 @@ def pretraining_heads(name):
 
 def tensors_to_save(bert):
     """{their name: tensor}: all of the encoder, but no pooler that is new."""
-    return {rename(name, TO_THEIRS): tensor for name, tensor in bert.state_dict().items()
+    return {rename(name, TO_HF): tensor for name, tensor in bert.state_dict().items()
             if not (bert.pooler_is_new and name.startswith("pooler."))}
 
 
-def save_bert(bert, folder, reshape=None):
+def save_bert(bert, folder, rebuild=None):
     """Write the Hugging Face layout. A model whose weights are no longer those its configuration
     says is refused, unless `reshape` (see load_bert) accounts for it: nobody could open the
     file."""
     folder = Path(folder)
     with torch.device("meta"):
         plain = type(bert)(bert.config)
-        if reshape is not None:
-            reshape(plain)
+        if rebuild is not None:
+            rebuild(plain)
     check_names_and_shapes(f"the model to be saved in {folder}", plain.state_dict(),
                            bert.state_dict())
     tensors = tensors_to_save(bert)

@@ -101,12 +101,12 @@ class BertConfig:
             raise ValueError
         return count
 
-    def heads_of(self, layer):
+    def remaining_heads(self, layer):
         """The numbers of the heads that this layer still has."""
         gone = self.pruned_heads.get(layer, ())
         return [head for head in range(self.num_attention_heads) if head not in gone]
 
-    def neurons_of(self, layer):
+    def ffn_size(self, layer):
         """How many neurons the feed-forward network of this layer still has."""
         return self.intermediate_size - self.pruned_neurons.get(layer, 0)
 

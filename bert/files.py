@@ -17,7 +17,7 @@ from bert.errors import UserError
 TINY = Path(__file__).parent / "tiny"                      # the checkpoint that comes with the code
 
 
-def find_files(name, required, optional=()):
+def resolve_checkpoint(name, required, optional=()):
     """The folder that holds a checkpoint's files. `name` is a local folder, "tiny", or a hub id
     ("bert-base-uncased"); hub files are fetched once into huggingface_hub's cache, and
     HF_HUB_OFFLINE=1 keeps to that cache. `required`: tuples of file names, of each of which one
@@ -154,7 +154,7 @@ def read_metadata(path):
 
 
 @contextmanager
-def writing(path):
+def atomic_write(path):
     """A binary file to write to, which becomes `path` only when all of it is on the disk: whoever
     reads `path`, even after a crash, finds the old content or the new, whole."""
     path = Path(path)
@@ -175,7 +175,7 @@ def writing(path):
 
 
 def write_json(path, values):
-    with writing(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
 
 
@@ -183,5 +183,5 @@ def write_tensors(path, tensors, **metadata):
     """Write {name: tensor} as .safetensors, with one field of text in its header (the library puts
     several in another order each time); tensors that share memory are written apart."""
     whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    with writing(path) as file:
+    with atomic_write(path) as file:
         file.write(save(whole, metadata=metadata or {"format": "pt"}))

@@ -33,13 +33,13 @@ class Layout:
 
     def __init__(self, mask, rows=None):
         self._set_mask(mask, rows)
-        self.cell = self.mask.flatten().nonzero().squeeze(1)             # [N]
-        self.full = len(self.cell) == mask.numel()
+        self.flat_index = self.mask.flatten().nonzero().squeeze(1)             # [N]
+        self.no_padding = len(self.flat_index) == mask.numel()
         if rows is None and not self.mask.any(dim=1).all():
             empty = (~self.mask.any(dim=1)).nonzero()[0].item()
             raise UserError(f"attention_mask hides every token of sequence {empty}; it must keep "
                             "one")
-        self.groups = self._groups() if rows is None and mask.device.type == "cpu" else []
+        self.length_buckets = self._length_buckets() if rows is None and mask.device.type == "cpu" else []
 
     def _set_mask(self, mask, rows):
         """What both kinds of layout have. UserError where the mask has the wrong shape."""
@@ -53,32 +53,32 @@ class Layout:
         self.adapters = self.served = None             # see served_by
 
     def __len__(self):
-        return len(self.cell)
+        return len(self.flat_index)
 
     @property
-    def visible(self):
-        return None if self.full else self.mask[:, None, None, :]
+    def key_mask(self):
+        return None if self.no_padding else self.mask[:, None, None, :]
 
     @property
     def sequence(self):
         """[N] the number of the sequence that each row belongs to."""
-        return self.cell // self.tokens
+        return self.flat_index // self.tokens
 
     @property
     def position(self):
         """[N] each row's place in its sequence, counted from 0."""
-        return self.cell % self.tokens
+        return self.flat_index % self.tokens
 
-    def _groups(self):
+    def _length_buckets(self):
         """→ selections of sequences of like length, for a grid each: on one grid every sequence
         costs the square of the longest. Empty where one grid is as good."""
         numbers = torch.zeros_like(self.mask, dtype=torch.long)
         numbers[self.mask] = torch.arange(len(self))
         lengths = (self.mask * torch.arange(1, self.tokens + 1)).amax(dim=1)
         order, cuts = lengths.argsort(descending=True, stable=True), [0]
-        falling = lengths[order].tolist()
-        for place, length in enumerate(falling):
-            if length < 0.7 * falling[cuts[-1]] and falling[cuts[-1]] > 16:      # 0.7² is half
+        sorted_lengths = lengths[order].tolist()
+        for place, length in enumerate(sorted_lengths):
+            if length < 0.7 * sorted_lengths[cuts[-1]] and sorted_lengths[cuts[-1]] > 16:      # 0.7² is half
                 cuts.append(place)
         if cuts == [0]:
             return []
@@ -88,20 +88,20 @@ class Layout:
 
     def join(self, parts):
         """One matrix for each of my groups → one of all my rows, in their order."""
-        rows = torch.cat([group.rows for group in self.groups])
+        rows = torch.cat([group.rows for group in self.length_buckets])
         return torch.cat(parts).index_select(0, rows.argsort())
 
     def pad(self, rows):
         """[N, …] → [batch, tokens, …]"""
-        if not self.full:
+        if not self.no_padding:
             grid = rows.new_zeros(self.batch * self.tokens, *rows.shape[1:])
-            rows = grid.index_copy_(0, self.cell, rows)
+            rows = grid.index_copy_(0, self.flat_index, rows)
         return rows.view(self.batch, self.tokens, *rows.shape[1:])
 
     def unpad(self, grid):
         """[batch, tokens, …] → [N, …]"""
         flat = grid.flatten(0, 1)
-        return flat if self.full else flat.index_select(0, self.cell)
+        return flat if self.no_padding else flat.index_select(0, self.flat_index)
 
     def select(self, mask):
         """The layout of those of my rows where `mask` [batch, tokens] is set; its `.rows` [M] says
@@ -109,14 +109,14 @@ class Layout:
         chosen = mask.bool() & self.mask
         counts = chosen.sum(dim=1)
         packed = torch.arange(int(counts.max()), device=mask.device) < counts[:, None]
-        selection = Layout(packed, rows=chosen.flatten()[self.cell].nonzero().squeeze(1))
-        return selection if self.adapters is None else selection.served_by(self.adapters)
+        selection = Layout(packed, rows=chosen.flatten()[self.flat_index].nonzero().squeeze(1))
+        return selection if self.adapters is None else selection.with_adapters(self.adapters)
 
-    def first(self):
+    def cls_rows(self):
         """The selection of every sequence's first token, [CLS]."""
         return self.select(self.mask & (self.mask.cumsum(dim=1) == 1))
 
-    def served_by(self, adapters):
+    def with_adapters(self, adapters):
         """The same layout, which also knows what adapter (lora/) serves which sequence: `adapters`
         is [(name, number of sequences), …] in the order of the sequences, None naming no adapter.
         `served` is then the same in rows. More than one are counted: do that on the CPU."""
@@ -140,7 +140,7 @@ class Layout:
     def to(self, device, non_blocking=False):
         """The same layout on another device. A GPU would rather have one large grid than groups."""
         other = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        other.groups = self.groups if other.mask.device.type == "cpu" else []
+        other.length_buckets = self.length_buckets if other.mask.device.type == "cpu" else []
         return other
 
     def _map(self, function):
@@ -158,11 +158,11 @@ class DenseLayout(Layout):
 
     def __init__(self, mask, rows=None):
         self._set_mask(mask, rows)
-        self.cell = torch.arange(self.batch * self.tokens, device=mask.device)
-        self.full, self.groups = False, []
+        self.flat_index = torch.arange(self.batch * self.tokens, device=mask.device)
+        self.no_padding, self.length_buckets = False, []
 
     @property
-    def visible(self):
+    def key_mask(self):
         """Without any token to attend to softmax is NaN: such a sequence attends to its padding."""
         return (self.mask | ~self.mask.any(dim=1, keepdim=True))[:, None, None, :]
 
@@ -184,11 +184,11 @@ class DenseLayout(Layout):
         padding = ~self.mask.view(*self.mask.shape, *[1] * (grid.dim() - 2))
         return grid.masked_fill(padding, 0)
 
-    def first(self):
+    def cls_rows(self):
         column = self.mask.int().argmax(dim=1)               # [batch]
         rows = torch.arange(self.batch, device=column.device) * self.tokens + column
         selection = DenseLayout(torch.ones_like(self.mask[:, :1]), rows)
-        return selection if self.adapters is None else selection.served_by(self.adapters)
+        return selection if self.adapters is None else selection.with_adapters(self.adapters)
 
     def _count_rows(self, adapters):
         return [(name, count * self.tokens) for name, count in adapters]

@@ -25,24 +25,24 @@ from bert.errors import UserError
 from bert.inputs import input_layout, unpad_ids
 
 
-def attention(query, key, value, visible=None, dropout=0.0, probabilities=torch.softmax):
+def attention(query, key, value, key_mask=None, dropout=0.0, probabilities=torch.softmax):
     """softmax(QKᵀ/√d) V  (Vaswani et al. 2017, eq. 1). Every argument is [batch, heads, tokens, d];
     `visible` [batch, 1, 1, tokens] is False where there is no token to attend to."""
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.size(-1))   # [B, heads, T, T]
-    if visible is not None:
-        scores = scores.masked_fill(~visible, -math.inf)
+    if key_mask is not None:
+        scores = scores.masked_fill(~key_mask, -math.inf)
     return F.dropout(probabilities(scores, dim=-1), dropout) @ value
 
 
-def fused_attention(query, key, value, visible=None, dropout=0.0):
+def sdpa_attention(query, key, value, key_mask=None, dropout=0.0):
     """The same in one kernel, which never stores the [tokens, tokens] scores where it need not."""
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask, dropout_p=dropout)
 
 
-ATTENTIONS = {"fused": fused_attention, "textbook": attention}
+ATTENTIONS = {"sdpa": sdpa_attention, "eager": attention}
 
 
-class Projection(nn.Linear):
+class PackedLinear(nn.Linear):
     """W·x + b on each of N rows. It is told how the rows lie because what may take its place, an
     adapter that differs from sequence to sequence, must know."""
 
@@ -56,7 +56,7 @@ class Projection(nn.Linear):
         return F.linear(rows, self.weight, self.bias)        # [N, in] → [N, out]
 
 
-class Norm(nn.LayerNorm):
+class PackedLayerNorm(nn.LayerNorm):
     """LayerNorm of each row. It too is told how the rows lie."""
 
     def forward(self, rows, layout=None):
@@ -70,20 +70,20 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config, number=0):
         super().__init__()
-        self.kept = config.heads_of(number)
-        self.heads = len(self.kept)
+        self.head_indices = config.remaining_heads(number)
+        self.num_heads = len(self.head_indices)
         self.head_size = config.hidden_size // config.num_attention_heads
-        width = self.heads * self.head_size
-        self.query = Projection(config.hidden_size, width)
-        self.key = Projection(config.hidden_size, width)
-        self.value = Projection(config.hidden_size, width)
-        self.output = Projection(width, config.hidden_size)
+        width = self.num_heads * self.head_size
+        self.query = PackedLinear(config.hidden_size, width)
+        self.key = PackedLinear(config.hidden_size, width)
+        self.value = PackedLinear(config.hidden_size, width)
+        self.output = PackedLinear(width, config.hidden_size)
         self.dropout = config.attention_probs_dropout_prob
-        self.attend = fused_attention                        # or `attention`, or one of your own
+        self.attention_function = sdpa_attention                        # or `attention`, or one of your own
         self.register_buffer("head_mask", None, persistent=False)
-        self.switch_off(config, config.masked_heads.get(number, ()))
+        self.set_masked_heads(config, config.masked_heads.get(number, ()))
 
-    def switch_off(self, config, heads):
+    def set_masked_heads(self, config, heads):
         """Mask these heads in every pass: `head_mask` [num_attention_heads] is 0 for each of them,
         or None if there are none. It is part of the layer: every walk over the layers has it."""
         weight = next(self.parameters())                     # on meta: about to be loaded
@@ -94,39 +94,39 @@ class SelfAttention(nn.Module):
 
     def split(self, rows, layout):
         """[N, heads·d] → [batch, heads, tokens, d]"""
-        return layout.pad(rows).unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)
+        return layout.pad(rows).unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2)
 
-    def forward(self, hidden, layout, head_mask=None, read=None):
+    def forward(self, hidden, layout, head_mask=None, output_rows=None):
         """hidden [N, H] → [N, H], or [M, H] where `read` selects M rows: only these are asked for.
         head_mask [heads] or [batch, heads], of all heads the layer ever had, scales each head's
         context beside the layer's own mask; 0 removes the head. Without a head what is left is the
         output's bias."""
-        asking, asked = hidden, layout
-        if read is not None:
-            asking, asked = hidden.index_select(0, read.rows), read
-        if not self.heads:
-            return self.output(asking[:, :0], asked)
-        rows = (self.query(asking, asked), self.key(hidden, layout), self.value(hidden, layout))
-        if read is None and layout.groups:                   # each length on a grid of its own
-            context = layout.join([self.meet(*(part.index_select(0, group.rows) for part in rows),
-                                             group, group) for group in layout.groups])
+        query_hidden, query_layout = hidden, layout
+        if output_rows is not None:
+            query_hidden, query_layout = hidden.index_select(0, output_rows.rows), output_rows
+        if not self.num_heads:
+            return self.output(query_hidden[:, :0], query_layout)
+        rows = (self.query(query_hidden, query_layout), self.key(hidden, layout), self.value(hidden, layout))
+        if output_rows is None and layout.length_buckets:                   # each length on a grid of its own
+            context = layout.join([self.attend(*(part.index_select(0, group.rows) for part in rows),
+                                             group, group) for group in layout.length_buckets])
         else:
-            context = self.meet(*rows, asked, layout)        # [M, heads·d]
+            context = self.attend(*rows, query_layout, layout)        # [M, heads·d]
         if self.head_mask is not None:
             head_mask = self.head_mask if head_mask is None else head_mask * self.head_mask
         if head_mask is not None:
-            if self.heads < head_mask.size(-1):
-                head_mask = head_mask[..., self.kept]
-            scale = head_mask.expand(layout.batch, self.heads)[asked.sequence]
+            if self.num_heads < head_mask.size(-1):
+                head_mask = head_mask[..., self.head_indices]
+            scale = head_mask.expand(layout.batch, self.num_heads)[query_layout.sequence]
             context = context * scale.repeat_interleave(self.head_size, dim=1)
-        return self.output(context, asked)
+        return self.output(context, query_layout)
 
-    def meet(self, query, key, value, asked, layout):
+    def attend(self, query, key, value, query_layout, layout):
         """Rows of queries, keys and values → each query's context [M, heads·d]."""
-        context = self.attend(self.split(query, asked), self.split(key, layout),
-                              self.split(value, layout), layout.visible,
+        context = self.attention_function(self.split(query, query_layout), self.split(key, layout),
+                              self.split(value, layout), layout.key_mask,
                               self.dropout if self.training else 0.0)    # [batch, heads, tokens, d]
-        return asked.unpad(context.transpose(1, 2).flatten(2))
+        return query_layout.unpad(context.transpose(1, 2).flatten(2))
 
 
 class BertLayer(nn.Module):
@@ -135,26 +135,26 @@ class BertLayer(nn.Module):
 
     def __init__(self, config, number=0):
         super().__init__()
-        neurons = config.neurons_of(number)
+        neurons = config.ffn_size(number)
         self.attention = SelfAttention(config, number)
-        self.attention_norm = Norm(config.hidden_size, eps=config.layer_norm_eps)
-        self.fc_in = Projection(config.hidden_size, neurons)
-        self.fc_out = Projection(neurons, config.hidden_size)
-        self.output_norm = Norm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention_norm = PackedLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.fc_in = PackedLinear(config.hidden_size, neurons)
+        self.fc_out = PackedLinear(neurons, config.hidden_size)
+        self.output_norm = PackedLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.activation = ACTIVATIONS[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden, layout, head_mask=None, read=None):
+    def forward(self, hidden, layout, head_mask=None, output_rows=None):
         """hidden [N, H] → [N, H], or [M, H] where `read` selects M rows of `layout`."""
-        hidden = self.mix_tokens(hidden, layout, head_mask, read)
-        layout = layout if read is None else read
+        hidden = self.attention_block(hidden, layout, head_mask, output_rows)
+        layout = layout if output_rows is None else output_rows
         return self.ffn_out(hidden, self.ffn_in(hidden, layout), layout)
 
-    def mix_tokens(self, hidden, layout, head_mask=None, read=None):
+    def attention_block(self, hidden, layout, head_mask=None, output_rows=None):
         """The first half: attention, residual, LayerNorm."""
-        context = self.attention(hidden, layout, head_mask, read)
-        if read is not None:
-            hidden, layout = hidden.index_select(0, read.rows), read
+        context = self.attention(hidden, layout, head_mask, output_rows)
+        if output_rows is not None:
+            hidden, layout = hidden.index_select(0, output_rows.rows), output_rows
         return self.attention_norm(hidden + self.dropout(context), layout)
 
     def ffn_in(self, hidden, layout):
@@ -182,30 +182,30 @@ _register_namedtuple(BertOutput, serialized_type_name="bert.BertOutput")     # f
 class Bert(nn.Module):
     """Word, position and token-type embeddings, a stack of layers, a pooler on [CLS]."""
 
-    def __init__(self, config, attention="fused"):
+    def __init__(self, config, attention="sdpa"):
         super().__init__()
         self.config = config
         self.edits = []                                      # what was done to it: run.json's list
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.embedding_norm = Norm(config.hidden_size, eps=config.layer_norm_eps)
+        self.embedding_norm = PackedLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layers = nn.ModuleList(BertLayer(config, number)
                                     for number in range(config.num_hidden_layers))
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.pooler_is_new = False                           # True: the checkpoint held none
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.apply(self._start)
+        self.apply(self._init_weights)
         self.use_attention(attention)
 
-    def _start(self, module):
+    def _init_weights(self, module):
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
 
     @classmethod
-    def from_pretrained(cls, name, attention="fused"):
+    def from_pretrained(cls, name, attention="sdpa"):
         """`name`: a folder in the Hugging Face layout, or a model's name on the hub. A task's head
         is left out, with a warning. Without a pooler the model gets a new one, with a warning, and
         `pooler_is_new` is True: forward's pooler_output is then None, `pool` is an error, and
@@ -218,11 +218,11 @@ class Bert(nn.Module):
         save_bert(self, folder)
 
     def use_attention(self, name):
-        """"fused" or "textbook", in every layer."""
+        """"sdpa" or "eager", in every layer."""
         if name not in ATTENTIONS:
             raise UserError(f"attention {name!r} is unknown; known are {sorted(ATTENTIONS)}")
         for layer in self.layers:
-            layer.attention.attend = ATTENTIONS[name]
+            layer.attention.attention_function = ATTENTIONS[name]
 
     def embed(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None,
               dense=False):
@@ -232,27 +232,27 @@ class Bert(nn.Module):
         layout = input_layout(self.config, input_ids, attention_mask, inputs_embeds, dense)
         words = (layout.unpad(inputs_embeds) if input_ids is None else self.word_embeddings(
             unpad_ids("input_ids", input_ids, layout, self.config.vocab_size)))          # [N, H]
-        types = (torch.zeros_like(layout.cell) if token_type_ids is None else
+        types = (torch.zeros_like(layout.flat_index) if token_type_ids is None else
                  unpad_ids("token_type_ids", token_type_ids, layout, self.config.type_vocab_size))
         positions = self.position_embeddings(layout.position)            # [N, H]
         hidden = words + self.token_type_embeddings(types) + positions
         return self.dropout(self.embedding_norm(hidden, layout)), layout
 
-    def encode(self, hidden, layout, head_mask=None, read=None, states=None, start=0):
+    def encode(self, hidden, layout, head_mask=None, output_rows=None, states=None, start=0):
         """Run every layer from `start` on: hidden [N, H] → [N, H], or [M, H] where `read` (a
         selection of `layout`) says which rows anyone will look at: the last layer computes no
         others. head_mask is [layers, heads] or [batch, layers, heads], and counts the heads that
         were removed too. A list given as `states` receives every layer's output."""
-        head_mask = self._checked_mask(head_mask, layout, hidden)
+        head_mask = self._check_head_mask(head_mask, layout, hidden)
         for number, layer in enumerate(self.layers[start:], start):
             last = number == len(self.layers) - 1
-            hidden = layer(hidden, layout, read=read if last else None,
+            hidden = layer(hidden, layout, output_rows=output_rows if last else None,
                            head_mask=None if head_mask is None else head_mask[..., number, :])
             if states is not None:
                 states.append(hidden)
         return hidden
 
-    def _checked_mask(self, head_mask, layout, hidden):
+    def _check_head_mask(self, head_mask, layout, hidden):
         """head_mask as a tensor beside `hidden`; UserError where its shape does not fit."""
         if head_mask is None:
             return None
@@ -272,7 +272,7 @@ class Bert(nn.Module):
         """UserError where the pooler is new, so that what it computes is random."""
         if self.pooler_is_new:
             raise UserError("the checkpoint holds no pooler, so this model's is random and cannot "
-                            "be read; read [CLS] or the mean (--read cls, --read mean), or set "
+                            "be read; read [CLS] or the mean (--pooling cls, --pooling mean), or set "
                             "bert.pooler_is_new = False to train it")
 
     def pool(self, first):
@@ -288,6 +288,6 @@ class Bert(nn.Module):
         hidden, layout = self.embed(input_ids, attention_mask, token_type_ids, inputs_embeds, dense)
         states = [hidden] if output_hidden_states else None
         hidden = self.encode(hidden, layout, head_mask, states=states)
-        first = hidden.index_select(0, layout.first().rows)
+        first = hidden.index_select(0, layout.cls_rows().rows)
         return BertOutput(layout.pad(hidden), None if self.pooler_is_new else self.pool(first),
                           tuple(map(layout.pad, states)) if output_hidden_states else None)

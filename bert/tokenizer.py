@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
 from bert.errors import UserError
-from bert.files import find_files, read_json, writing
+from bert.files import atomic_write, read_json, resolve_checkpoint
 
 VOCABULARY = ("tokenizer.json", "vocab.txt")
 OPTIONAL = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "config.json")
@@ -51,7 +51,7 @@ class Tokenizer:
     def from_pretrained(cls, name):
         """From tokenizer.json or vocab.txt, with the settings in tokenizer_config.json
         (lower-casing, limit); `name`: a folder, or a model's name on the hub."""
-        folder = find_files(name, [VOCABULARY], OPTIONAL)
+        folder = resolve_checkpoint(name, [VOCABULARY], OPTIONAL)
         files = {name: (folder / name).read_bytes() for name in (*VOCABULARY, *OPTIONAL[1:3])
                  if (folder / name).is_file()}
         settings = _json(folder / "tokenizer_config.json")
@@ -71,7 +71,7 @@ class Tokenizer:
         """Write the files the tokenizer was made from, unchanged."""
         files = self.files or {"tokenizer.json": self.backend.to_str().encode()}
         for name, content in files.items():
-            with writing(Path(folder) / name) as file:
+            with atomic_write(Path(folder) / name) as file:
                 file.write(content)
 
     def encode(self, texts, pairs=None, max_length=None):

@@ -3,7 +3,7 @@
     LASER    Sharma et al. 2023 (arXiv 2312.13558): a weight matrix W = U Σ Vᵀ of a trained model is
              replaced by its closest matrix of rank k,  W_k = U_k Σ_k V_kᵀ,  k = ⌊keep · min(m, n)⌋
     storage  Offline compression (arXiv 2302.04045) and token embeddings with a loss of direction
-             (arXiv 2106.08181): see laser/compress.py
+             (arXiv 2106.08181): see compression/__main__.py
 
     undo = apply(bert, parse("10:fc_out:0.1,8:fc_in:0.3"))      # and undo() puts W back
     python -m laser search RUN                                  # which interventions help, if any

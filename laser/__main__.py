@@ -3,7 +3,7 @@
     python -m laser sweep RUN            every layer × matrix × keep, each alone: CSV and heat map
     python -m laser search RUN           the best one, stacks of them, and whether the gain is real
     python -m laser apply RUN --laser 4:fc_out:0.3,5:fc_in:0.3 --out RUN2 [--factored]
-    python -m laser compress RUN         store matrices smaller: sizes against scores
+    python -m compression RUN         store matrices smaller: sizes against scores
 
 Each has its own --help. An intervention is written layer:matrix:keep; layers count from 0, matrices
 are fc_in, fc_out, query, key, value and attention_output, and keep is a fraction of the rank. After
@@ -13,13 +13,15 @@ it may stand :magnitude (keep the largest entries) or :random[:seed] (keep entri
 import sys
 
 from bert import UserError
-from bert.cli import Parser, did_you_mean, run_script
-from laser import compress, pictures, search, sweep
+from common.cli import Parser, did_you_mean, run_script
+from compression import __main__ as compress
+from laser import plots as pictures
+from laser import search, sweep
 from laser.edit import apply, edit_of
 from laser.interventions import MATRICES, VARIANTS, parse
-from laser.outputs import Outputs
+from laser.output_cache import OutputCache
 from laser.report import comparison, parameters, stored
-from laser.workplace import Workplace, add_run_flags, results_folder
+from laser.session import RunSession, add_run_flags, results_folder
 from multitask import runs
 
 
@@ -39,13 +41,13 @@ def grid_parser(command, doc):
 
 def open_grid(args):
     """→ Outputs, the grid of interventions, the folder for results."""
-    place, folder = Workplace(args), results_folder(args)
-    bert = place.model.bert
+    session, folder = RunSession(args), results_folder(args)
+    bert = session.model.bert
     layers = sweep.choose_layers(args.layers, len(bert.layers))
     grid = sweep.grid(bert, layers, sweep.choose_matrices(args.matrices),
                       sweep.choose_keeps(args.keep), args.variant)
-    return Outputs(place.model, place.first_splits, place.device, place.autocast,
-                   folder / "outputs.safetensors", place.precision), grid, folder
+    return OutputCache(session.model, session.first_splits, session.device, session.autocast,
+                   folder / "outputs.safetensors", session.precision), grid, folder
 
 
 def main_sweep(arguments):
@@ -53,7 +55,7 @@ def main_sweep(arguments):
     rows = sweep.sweep(outputs, grid)
     sweep.write_csv(folder / "sweep.csv", rows)
     pictures.heat_maps(rows, folder / "heatmap.png")
-    places = {i.place: outputs.replay.ranks_of(i.place).parts for i in grid}
+    places = {i.session: outputs.evaluator.ranks_of(i.session).parts for i in grid}
     pictures.spectra(places, folder / "spectra.png")
     print(f"{sweep.sweep_table(rows)}\n\n{folder}/: sweep.csv, heatmap.png, spectra.png\n"
           f"These are the best of {len(grid)} on the examples they were chosen on; whether a gain "
@@ -62,16 +64,16 @@ def main_sweep(arguments):
 
 def main_search(arguments):
     parser = grid_parser("search", search.__doc__)
-    parser.add_argument("--by", default="", help="what to raise: overall, mean (which ranks as "
-                        "paper A's plain sum), or a task (default: overall if there is one)")
+    parser.add_argument("--metric", default="", help="what to raise: overall, mean (which ranks as "
+                        "Alappat's plain sum), or a task (default: overall if there is one)")
     parser.add_argument("--splits", type=int, default=5, help="seeded halvings of dev (default: 5)")
     args = parser.parse_args(arguments)
     if args.splits < 1:
         raise UserError(f"--splits is {args.splits}; it must be 1 or more")
     outputs, grid, folder = open_grid(args)
     outputs.add([()], "evaluate")
-    by = search.choose_score(outputs, args.by)
-    print(search.paper_table(search.as_the_paper(outputs, grid, by)), flush=True)
+    by = search.choose_score(outputs, args.metric)
+    print(search.paper_table(search.paper_protocol(outputs, grid, by)), flush=True)
     found = search.held_out(outputs, grid, by, args.splits)
     print(f"\n{search.held_out_table(found, by)}\n\n{search.verdict(found, by)}")
     sweep.write_csv(folder / "search.csv", [
@@ -94,18 +96,18 @@ def main_apply(arguments):
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     args = parser.parse_args(arguments)
     stack = parse(args.laser)
-    place = Workplace(args)
-    folder = place.new_run(args.out, args.overwrite)
-    bert = place.model.bert
-    count, (scores, _, seconds) = parameters(bert), place.evaluate()
+    session = RunSession(args)
+    folder = session.new_run(args.out, args.overwrite)
+    bert = session.model.bert
+    count, (scores, _, seconds) = parameters(bert), session.evaluate()
     apply(bert, stack, args.factored)
-    place.model.to(place.device)
+    session.model.to(session.device)
     bert.edits = [*bert.edits, edit_of(bert, stack)]
-    new_scores, predictions, new_seconds = place.evaluate()
-    runs.save_edited(folder, args.run, place.settings, place.model, place.tokenizer, place.splits,
+    new_scores, predictions, new_seconds = session.evaluate()
+    runs.save_edited(folder, args.run, session.settings, session.model, session.tokenizer, session.splits,
                      new_scores, predictions)
     print(comparison({
-        "before": {"parameters": count, "bytes": stored(place.run), "seconds": seconds,
+        "before": {"parameters": count, "bytes": stored(session.run), "seconds": seconds,
                    "scores": scores},
         "after": {"parameters": parameters(bert), "bytes": stored(folder), "seconds": new_seconds,
                   "scores": new_scores}}))

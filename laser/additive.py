@@ -1,6 +1,6 @@
 """A search for stacks that knows how noisy its scores are.
 
-Paper A ends by asking for a better way to stack interventions than greedy search, and names
+Alappat ends by asking for a better way to stack interventions than greedy search, and names
 Bayesian optimisation. What stands in a greedy search's way is noise: the best of many scores on a
 few hundred examples is mostly luck. So the gain of a stack is modelled as a sum,
 
@@ -36,11 +36,11 @@ def prior(times, places):
 def posterior(design, gains, noise, covariance):
     """design [S, G] of 0 and 1, gains and noise variances [S] → mean [G] and covariance [G, G] of
     the effects, the prior's scale chosen by the likelihood of the gains."""
-    def surprise(scale):
+    def negative_log_likelihood(scale):
         k = scale * design @ covariance @ design.T + np.diag(noise)
         return np.linalg.slogdet(k)[1] + gains @ np.linalg.solve(k, gains)
 
-    scaled = min(SCALES, key=surprise) * covariance
+    scaled = min(SCALES, key=negative_log_likelihood) * covariance
     k = design @ scaled @ design.T + np.diag(noise)                      # [S, S]
     pull = np.linalg.solve(k, design @ scaled).T                         # [G, S]
     return pull @ gains, scaled - pull @ design @ scaled
@@ -55,27 +55,27 @@ def best_stack(effects, grid):
     return tuple(sorted(i for _, i in best.values()))
 
 
-def first_look(grid, count):
+def initial_design(grid, count):
     """`count` interventions, alone, spread evenly over the grid's order."""
     return [(grid[n],) for n in np.unique(np.linspace(0, len(grid) - 1, count).round().astype(int))]
 
 
-class Belief:
+class EffectPosterior:
     """What is known of the effects, given the stacks tried so far."""
 
-    def __init__(self, trial, grid):
-        self.trial, self.grid, self.errors = trial, grid, {}
-        replay = trial.outputs.replay
-        times = [1 - describe(replay, i)["energy"] for i in grid]        # ‖W − W'‖²/‖W‖²
+    def __init__(self, scorer, grid):
+        self.scorer, self.grid, self.errors = scorer, grid, {}
+        evaluator = scorer.outputs.evaluator
+        times = [1 - describe(evaluator, i)["energy"] for i in grid]        # ‖W − W'‖²/‖W‖²
         self.covariance = prior(np.array(times), [i.place for i in grid])
 
     def update(self):
-        self.tried = [stack for stack in self.trial.gains if stack]
+        self.tried = [stack for stack in self.scorer.gains if stack]
         for stack in self.tried:
             if stack not in self.errors:
-                self.errors[stack] = max(self.trial.noise(stack), 1e-4)
+                self.errors[stack] = max(self.scorer.noise(stack), 1e-4)
         errors = np.array([self.errors[stack] for stack in self.tried])
-        gains = np.maximum([self.trial.gains[stack] for stack in self.tried], -FLOOR * errors)
+        gains = np.maximum([self.scorer.gains[stack] for stack in self.tried], -FLOOR * errors)
         self.design = np.array([[i in stack for i in self.grid] for stack in self.tried], float)
         self.mean, self.spread = posterior(self.design, gains, errors ** 2, self.covariance)
 
@@ -84,7 +84,7 @@ class Belief:
         found = {}
         for effects in rng.multivariate_normal(self.mean, self.spread, 20 * count, method="eigh"):
             stack = best_stack(effects, self.grid)
-            if stack and stack not in self.trial.gains and len(found) < count:
+            if stack and stack not in self.scorer.gains and len(found) < count:
                 found[stack] = True
         return list(found)
 
@@ -93,12 +93,12 @@ class Belief:
         return self.tried[means.argmax()] if means.max() > 0 else ()
 
 
-def additive(trial, grid, budget, seed=0):
+def additive(scorer, grid, budget, seed=0):
     rng = np.random.default_rng(seed)
-    trial(first_look(grid, max(1, budget // 3)))
-    belief = Belief(trial, grid)
+    scorer(initial_design(grid, max(1, budget // 3)))
+    posterior_of_effects = EffectPosterior(scorer, grid)
     for left in range(ROUNDS, 0, -1):
-        belief.update()
-        trial(belief.propose((budget - trial.evaluations) // left, rng))
-    belief.update()
-    return belief.choose()
+        posterior_of_effects.update()
+        scorer(posterior_of_effects.propose((budget - scorer.evaluations) // left, rng))
+    posterior_of_effects.update()
+    return posterior_of_effects.choose()

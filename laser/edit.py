@@ -3,9 +3,9 @@
 from torch import nn
 
 from bert import UserError
-from bert.model import Projection
+from bert.model import PackedLinear
 from laser.factored import Factored, is_smaller
-from laser.interventions import MATRICES, locate, spell
+from laser.interventions import MATRICES, format_stack, get_linear
 from laser.reduce import Decomposition, keep_largest, keep_random, low_rank, rank_of
 
 
@@ -22,14 +22,14 @@ def reduced_weight(projection, intervention):
     return low_rank(weight, rank_of(keep, weight.shape))
 
 
-def dense(projection, weight):
+def with_weight(projection, weight):
     """A Projection with another weight and the same bias."""
-    new = Projection(*weight.T.shape, device="meta")
+    new = PackedLinear(*weight.T.shape, device="meta")
     new.weight, new.bias = nn.Parameter(weight), projection.bias
     return new
 
 
-def thin(projection, intervention):
+def factorize(projection, intervention):
     """The Factored that computes the same with fewer parameters; None where it would have more."""
     shape = projection.weight.shape
     if intervention.variant != "svd" or not is_smaller(rank_of(intervention.keep, shape), shape):
@@ -46,12 +46,12 @@ def apply(bert, stack, factored=False):
         raise UserError("there is no intervention, so nothing would be changed")
     changes = []
     for intervention in stack:
-        parent, name, old = locate(bert, *intervention.place)
-        new = thin(old, intervention) if factored else None
+        parent, name, old = get_linear(bert, *intervention.place)
+        new = factorize(old, intervention) if factored else None
         changes.append((parent, name, old,
-                        new or dense(old, reduced_weight(old, intervention))))
+                        new or with_weight(old, reduced_weight(old, intervention))))
     if factored and not any(isinstance(new, Factored) for *_, new in changes):
-        raise UserError(f"two thin matrices would be no smaller than any of {spell(stack)}; keep "
+        raise UserError(f"two thin matrices would be no smaller than any of {format_stack(stack)}; keep "
                         f"less (a rank below m·n/(m + n)), or leave out --factored")
     for parent, name, _, new in changes:
         setattr(parent, name, new)
@@ -67,16 +67,16 @@ def edit_of(bert, stack):
     """run.json's record of the interventions in `stack`: which are dense and which of what rank."""
     found = {f"{i.layer}:{i.matrix}": bert.layers[i.layer].get_submodule(MATRICES[i.matrix])
              for i in stack}
-    return {"kind": "laser", "interventions": spell(stack),
+    return {"kind": "laser", "interventions": format_stack(stack),
             "ranks": {place: module.down.out_features for place, module in found.items()
                       if isinstance(module, Factored)}}
 
 
-def reshape(bert, edit):
+def rebuild(bert, edit):
     """Before a saved run's weights are loaded: the thin matrices' modules."""
     for place, rank in edit["ranks"].items():
         layer, matrix = place.split(":")
-        parent, name, old = locate(bert, int(layer), matrix)
+        parent, name, old = get_linear(bert, int(layer), matrix)
         if not 1 <= rank <= min(old.weight.shape):
             raise UserError(f"run.json: {place} cannot have the rank {rank}")
         setattr(parent, name, Factored(old.in_features, rank, old.out_features))

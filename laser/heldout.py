@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from laser.outputs import scores_of
+from laser.output_cache import scores_of
 from laser.report import flat
 
 
@@ -39,28 +39,28 @@ def halves(sizes, seed):
     return choose, report
 
 
-def score_on(rows, predictions, labels, by):
+def score_on(rows, predictions, labels, metric):
     """The number called `by` (a task, overall or mean) of the examples in `rows` {task: rows}."""
     scores = scores_of({task: predictions[task][rows[task]] for task in predictions},
                        {task: labels[task][rows[task]] for task in predictions})
-    return flat(scores)[by]
+    return flat(scores)[metric]
 
 
-def gain(rows, edited, base, labels, by):
+def gain(rows, edited, base, labels, metric):
     """Predictions {task: [n]} of both models → the gain on `rows`."""
-    return score_on(rows, edited, labels, by) - score_on(rows, base, labels, by)
+    return score_on(rows, edited, labels, metric) - score_on(rows, base, labels, metric)
 
 
-def bootstrap(rows, edited, base, labels, by, draws=1000, seed=0):
+def bootstrap(rows, edited, base, labels, metric, draws=1000, seed=0):
     """[draws] gains on samples of `rows` drawn with replacement."""
     rng, found = np.random.default_rng(seed), np.empty(draws)
     for number in range(draws):
         sample = {task: rng.choice(r, len(r)) for task, r in rows.items()}
-        found[number] = gain(sample, edited, base, labels, by)
+        found[number] = gain(sample, edited, base, labels, metric)
     return found
 
 
-def gain_with_interval(rows, edited, base, labels, by, draws=1000, seed=0):
-    drawn = bootstrap(rows, edited, base, labels, by, draws, seed)
+def gain_with_interval(rows, edited, base, labels, metric, draws=1000, seed=0):
+    drawn = bootstrap(rows, edited, base, labels, metric, draws, seed)
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return Gain(gain(rows, edited, base, labels, by), float(low), float(high))
+    return Gain(gain(rows, edited, base, labels, metric), float(low), float(high))

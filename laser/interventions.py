@@ -12,8 +12,8 @@ matrix than fc_out, though Hugging Face's names for the two end alike. Biases st
 from typing import NamedTuple
 
 from bert import UserError
-from bert.cli import did_you_mean
-from bert.model import Projection
+from bert.model import PackedLinear
+from common.cli import did_you_mean
 
 MATRICES = {                                                 # our name → its place in a BertLayer
     "fc_in": "fc_in",
@@ -43,7 +43,7 @@ class Intervention(NamedTuple):
         return self.layer, self.matrix
 
 
-def spell(stack):
+def format_stack(stack):
     """(Intervention, …) → the text that parse reads, in one order for all equal stacks."""
     return ",".join(map(str, sorted(stack)))
 
@@ -83,7 +83,7 @@ def _parse_one(text):
     return found
 
 
-def spot(bert, layer, matrix):
+def parent_module(bert, layer, matrix):
     """→ the module that holds this matrix's module, and its attribute's name."""
     if not 0 <= layer < len(bert.layers):
         raise UserError(f"{layer}:{matrix}: there is no layer {layer}; this model's layers are 0 "
@@ -94,16 +94,16 @@ def spot(bert, layer, matrix):
 
 def is_empty(bert, layer, matrix):
     """Whether this matrix has lost all its rows or columns, with its layer's heads or neurons."""
-    weight = getattr(getattr(*spot(bert, layer, matrix)), "weight", None)
+    weight = getattr(getattr(*parent_module(bert, layer, matrix)), "weight", None)
     return weight is not None and not weight.numel()
 
 
-def locate(bert, layer, matrix):
+def get_linear(bert, layer, matrix):
     """→ the module that holds it, its attribute's name, the Projection itself; UserError where
     another module has taken its place, or where it is empty."""
-    parent, name = spot(bert, layer, matrix)
+    parent, name = parent_module(bert, layer, matrix)
     found = getattr(parent, name)
-    if not isinstance(found, Projection):
+    if not isinstance(found, PackedLinear):
         raise UserError(f"{layer}:{matrix} is no single matrix any more but a "
                         f"{type(found).__name__}; choose other matrices, merge adapters first "
                         f"(python -m lora merge), or take the run it was made of")

@@ -1,6 +1,6 @@
 """Every layer × matrix × keep, each alone, on the dev sets of all tasks.
 
-    python -m laser sweep RUN                      # paper A's: FFN matrices of the upper half
+    python -m laser sweep RUN                      # Alappat's: FFN matrices of the upper half
     python -m laser sweep RUN --layers all --matrices all --keep 0.9,0.5,0.1
 
 Leaves in RUN/laser (or --out): sweep.csv, heatmap.png, spectra.png, and outputs.safetensors, from
@@ -13,11 +13,11 @@ import io
 import torch
 
 from bert import UserError
-from bert.cli import did_you_mean
-from bert.files import writing
+from bert.files import atomic_write
+from common.cli import did_you_mean
 from laser.edit import reduced_weight
-from laser.interventions import MATRICES, Intervention, is_empty, locate, spell
-from laser.outputs import scores_of
+from laser.interventions import MATRICES, Intervention, format_stack, get_linear, is_empty
+from laser.output_cache import scores_of
 from laser.reduce import rank_of
 from laser.report import flat
 
@@ -25,7 +25,7 @@ KEEPS = (0.9, 0.8, 0.6, 0.5, 0.4, 0.2, 0.1, 0.05, 0.01)
 
 
 def choose_layers(text, depth):
-    """"upper", "all" or "3,4,5" → layers. upper is the upper half: 6 to 11 of 12 in paper A."""
+    """"upper", "all" or "3,4,5" → layers. upper is the upper half: 6 to 11 of 12 in Alappat."""
     named = {"upper": range(depth // 2, depth), "all": range(depth)}
     try:
         layers = list(named[text] if text in named else map(int, text.split(",")))
@@ -68,17 +68,17 @@ def grid(bert, layers, matrices, keeps, variant="svd", seed=0):
         raise UserError("every matrix that --layers and --matrices name is empty, because all "
                         "heads or neurons of its layer were removed; choose others")
     for intervention in found:
-        locate(bert, *intervention.place)
+        get_linear(bert, *intervention.place)
     return found
 
 
-def describe(replay, intervention):
+def describe(evaluator, intervention):
     """What it does to the matrix itself: {"rank" (empty where entries are dropped), "energy":
     ‖W'‖²/‖W‖², "error": ‖W − W'‖_F}."""
-    *_, projection = locate(replay.bert, *intervention.place)
+    *_, projection = get_linear(evaluator.bert, *intervention.place)
     if intervention.variant == "svd":
         rank = rank_of(intervention.keep, projection.weight.shape)
-        parts = replay.ranks_of(intervention.place).parts
+        parts = evaluator.ranks_of(intervention.place).parts
         return {"rank": rank, "energy": parts.energy(rank), "error": parts.error(rank)}
     weight, new = projection.weight.detach(), reduced_weight(projection, intervention)
     return {"rank": "", "energy": float(new.square().sum() / weight.square().sum()),
@@ -91,10 +91,10 @@ def sweep(outputs, interventions):
     outputs.add(stacks, "sweep")
     rows = []
     for stack in stacks:
-        row = {"laser": spell(stack)}
+        row = {"laser": format_stack(stack)}
         for i in stack:
             row |= {"layer": i.layer, "matrix": i.matrix, "keep": i.keep, "variant": i.variant,
-                    **describe(outputs.replay, i)}
+                    **describe(outputs.evaluator, i)}
         scores = scores_of(outputs.predictions(stack), outputs.labels)
         rows.append(row | flat(scores))
     return rows
@@ -107,7 +107,7 @@ def write_csv(path, rows):
     table = csv.DictWriter(text, names, restval="", lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
-    with writing(path) as file:
+    with atomic_write(path) as file:
         file.write(text.getvalue().encode())
 
 

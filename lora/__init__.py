@@ -9,7 +9,7 @@
 LoRA-XS (lora/xs.py) trains only an r × r matrix between the factors of W₀'s SVD; a kind of adapter
 is a row in lora/kinds.py. Files are peft's (lora/files.py).
 
-Left out: adapters on embeddings and the pooler, DoRA, biases, quantised weights, 8-bit optimizers.
+Left out: adapters on embeddings and the pooler, DoRA, biases, quantized weights, 8-bit optimizers.
 """
 
 from lora.adapters import (
@@ -25,9 +25,9 @@ from lora.adapters import (
 from lora.files import load, save
 from lora.kinds import KINDS, Kind
 from lora.layers import LoRA, LoRALinear
-from lora.places import TARGETS, matrices, names, parameters
-from lora.xs import XS
+from lora.targets import TARGETS, adapter_names, adapter_parameters, matrices
+from lora.xs import LoRAXS
 
-__all__ = ["KINDS", "Kind", "LoRA", "LoRALinear", "TARGETS", "XS", "activate", "attach",
-           "by_adapter", "detach", "detached", "load", "matrices", "merge", "names", "parameters",
+__all__ = ["KINDS", "Kind", "LoRA", "LoRALinear", "TARGETS", "LoRAXS", "activate", "attach",
+           "by_adapter", "detach", "detached", "load", "matrices", "merge", "adapter_names", "adapter_parameters",
            "save", "train_only", "unmerge"]

@@ -13,9 +13,9 @@ from dataclasses import replace
 
 import lora
 from bert import UserError
-from bert.cli import Parser, run_script
+from common.cli import Parser, run_script
 from multitask.model import chosen_tasks
-from multitask.runs import make_run
+from multitask.runs import derive_run
 from multitask.settings import adapter_fields
 
 
@@ -41,7 +41,7 @@ def merge(model, settings, tasks):
     for task in set(model.heads) - set(tasks):
         del model.heads[task]
     kinds = ",".join(f"{task}={settings.head_kinds[task]}" for task in tasks)
-    return replace(settings, tasks=",".join(tasks), head=kinds, learn="", surgery="none",
+    return replace(settings, tasks=",".join(tasks), head=kinds, train_tasks="", surgery="none",
                    task_lr="", task_epochs="", **{f.name: f.default for f in adapter_fields()})
 
 
@@ -62,7 +62,7 @@ def main(arguments=None):
     def edit(model, tokenizer, settings, device):
         return merge(model, settings, tasks_to_keep(model, args.task))
 
-    make_run(args, edit)
+    derive_run(args, edit)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ on torch's meta device will do.
 """
 
 from lora.adapters import detached
-from lora.places import names, parameters
+from lora.targets import adapter_names, adapter_parameters
 
 
 def dense(*widths):
@@ -22,8 +22,8 @@ def count(bert, heads=0):
         base = sum(parameter.numel() for parameter in bert.parameters())
     if not isinstance(heads, int):
         heads = sum(parameter.numel() for parameter in heads.parameters())
-    adapters = {name: sum(parameter.numel() for parameter in parameters(bert, name).values())
-                for name in names(bert)}
+    adapters = {name: sum(parameter.numel() for parameter in adapter_parameters(bert, name).values())
+                for name in adapter_names(bert)}
     incremental = heads + sum(adapters.values())
     return {"base": base, "heads": heads, "adapters": adapters, "incremental": incremental,
             "bundled": base + incremental}

@@ -6,20 +6,20 @@ from contextlib import contextmanager
 from torch import nn
 
 from bert import UserError
-from bert.model import Projection
+from bert.model import PackedLinear
 from lora.kinds import make_adapter
-from lora.layers import Adapted, AdaptedNorm, LoRALinear, OwnNorm
-from lora.places import (
+from lora.layers import AdaptedLayerNorm, AdapterLayer, LayerNormCopy, LoRALinear
+from lora.targets import (
     TARGETS,
-    adapted,
+    adapter_layers,
+    adapter_names,
+    adapter_parameters,
+    base_layer,
     check_name,
     check_new,
     check_unmerged,
-    names,
-    norm_places,
-    parameters,
-    place_of,
-    pretrained,
+    layernorm_names,
+    module_name_of,
     replace,
 )
 
@@ -39,24 +39,24 @@ def attach(bert, targets=("query", "value"), rank=8, adapters=("default",), alph
     ranks = rank if isinstance(rank, dict) else {
         (layer, target): rank for layer in range(len(bert.layers)) for target in targets}
     check_ranks(ranks, dropout)
-    places = {place_of(bert, *where): rank for where, rank in ranks.items()}
-    for place in places:
-        module = pretrained(bert, place)
-        if not isinstance(module, Projection):
-            raise UserError(f"{place} is a {type(module).__name__}, and LoRA adapts plain "
+    module_names = {module_name_of(bert, *where): rank for where, rank in ranks.items()}
+    for module_name in module_names:
+        module = base_layer(bert, module_name)
+        if not isinstance(module, PackedLinear):
+            raise UserError(f"{module_name} is a {type(module).__name__}, and LoRA adapts plain "
                             f"matrices; attach adapters before matrices are factored, or choose "
                             f"others")
-    places = {place: rank for place, rank in places.items()
-              if pretrained(bert, place).weight.numel()}
+    module_names = {module_name: rank for module_name, rank in module_names.items()
+              if base_layer(bert, module_name).weight.numel()}
     new = {}
     for name in adapters:
         check_new(bert, name)
-        new[name] = {place: make_adapter(kind, pretrained(bert, place).weight, rank,
+        new[name] = {module_name: make_adapter(kind, base_layer(bert, module_name).weight, rank,
                                          rank if alpha is None else alpha, dropout)
-                     for place, rank in places.items()}
-        for place in norm_places(bert) if layernorms else ():
-            new[name][place] = OwnNorm(pretrained(bert, place))
-    put(bert, new)
+                     for module_name, rank in module_names.items()}
+        for module_name in layernorm_names(bert) if layernorms else ():
+            new[name][module_name] = LayerNormCopy(base_layer(bert, module_name))
+    insert_adapters(bert, new)
     return bert
 
 
@@ -72,16 +72,16 @@ def check_ranks(ranks, dropout):
         raise UserError(f"dropout is {dropout}; it must be 0 or more and below 1")
 
 
-def put(bert, new):
+def insert_adapters(bert, new):
     """Put new adapters {name: {place: module}} in their places."""
-    before, active = names(bert), active_adapter(bert)
-    for place in dict.fromkeys(place for modules in new.values() for place in modules):
-        module = bert.get_submodule(place)
-        if not isinstance(module, Adapted):
-            holder = AdaptedNorm if isinstance(module, nn.LayerNorm) else LoRALinear
-            replace(bert, place, holder(module)).adapters.update(dict.fromkeys(before))
-    for place, module in adapted(bert).items():              # None: it leaves this module as it is
-        module.adapters.update({name: modules.get(place) for name, modules in new.items()})
+    before, active = adapter_names(bert), active_adapter(bert)
+    for module_name in dict.fromkeys(module_name for modules in new.values() for module_name in modules):
+        module = bert.get_submodule(module_name)
+        if not isinstance(module, AdapterLayer):
+            holder = AdaptedLayerNorm if isinstance(module, nn.LayerNorm) else LoRALinear
+            replace(bert, module_name, holder(module)).adapters.update(dict.fromkeys(before))
+    for module_name, module in adapter_layers(bert).items():              # None: it leaves this module as it is
+        module.adapters.update({name: modules.get(module_name) for name, modules in new.items()})
         module.train(module.base.training)
     for name, parameter in bert.named_parameters():
         if ".adapters." not in name:
@@ -90,14 +90,14 @@ def put(bert, new):
 
 
 def active_adapter(bert):
-    return next((module.active for module in adapted(bert).values()), None)
+    return next((module.active for module in adapter_layers(bert).values()), None)
 
 
 def activate(bert, name):
     """Let this adapter (None: none) serve the sequences of layouts that name no adapter."""
     if name is not None:
         check_name(bert, name)
-    for module in adapted(bert).values():
+    for module in adapter_layers(bert).values():
         module.active = name
 
 
@@ -106,8 +106,8 @@ def train_only(bert, adapters):
     for name in adapters:
         check_name(bert, name)
     bert.requires_grad_(False)
-    for name in names(bert):
-        for parameter in parameters(bert, name).values():
+    for name in adapter_names(bert):
+        for parameter in adapter_parameters(bert, name).values():
             parameter.requires_grad_(name in adapters)
 
 
@@ -115,14 +115,14 @@ def merge(bert, name):
     """W ← W₀ + ΔW, and the adapter's LayerNorms in place of the pretrained ones: no extra work is
     left in the forward pass. It starts from W₀ each time, so that twice is once."""
     check_name(bert, name)
-    for module in adapted(bert).values():
+    for module in adapter_layers(bert).values():
         module.merge(name)
     activate(bert, name)
 
 
 def unmerge(bert):
     """Put the pretrained weights back, bit for bit. Without a merged adapter it does nothing."""
-    for module in adapted(bert).values():
+    for module in adapter_layers(bert).values():
         module.unmerge()
 
 
@@ -131,15 +131,15 @@ def detach(bert, name=None):
     those into which an adapter is merged keep it, so that merge and detach leave a plain Bert."""
     if name is not None:
         check_name(bert, name)
-    for place, module in adapted(bert).items():
+    for module_name, module in adapter_layers(bert).items():
         for gone in list(module.adapters) if name is None else [name]:
             if module.merged == gone and name is not None:
                 raise UserError(f"adapter {gone!r} is merged into the weights; unmerge first")
             del module.adapters[gone]
             module.active = None if module.active == gone else module.active
         if not module.adapters:
-            replace(bert, place, module.base)
-    if not adapted(bert):
+            replace(bert, module_name, module.base)
+    if not adapter_layers(bert):
         bert.requires_grad_(True)
 
 
@@ -148,14 +148,14 @@ def detached(bert):
     """Within this context the pretrained modules are in their places, as when the model is to be
     saved without its adapters."""
     check_unmerged(bert)
-    holders = adapted(bert)
-    for place, module in holders.items():
-        replace(bert, place, module.base)
+    holders = adapter_layers(bert)
+    for module_name, module in holders.items():
+        replace(bert, module_name, module.base)
     try:
         yield bert
     finally:
-        for place, module in holders.items():
-            replace(bert, place, module)
+        for module_name, module in holders.items():
+            replace(bert, module_name, module)
 
 
 def by_adapter(rows):

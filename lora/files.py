@@ -17,12 +17,20 @@ import torch
 from torch import nn
 
 from bert import UserError
-from bert.files import find_files, read_metadata, read_tensors, write_json, write_tensors
-from lora.adapters import detached, put
+from bert.files import read_metadata, read_tensors, resolve_checkpoint, write_json, write_tensors
+from lora.adapters import detached, insert_adapters
 from lora.kinds import KINDS, make_adapter
-from lora.layers import LoRALinear, OwnNorm
-from lora.peft import MERGE, PREFIX, config_of, ours, rank_and_alpha, read_config, theirs
-from lora.places import TARGETS, adapted, check_name, check_new, norm_places, pretrained
+from lora.layers import LayerNormCopy, LoRALinear
+from lora.peft import (
+    MERGE,
+    PREFIX,
+    config_of,
+    from_hf_name,
+    rank_and_alpha,
+    read_config,
+    to_hf_name,
+)
+from lora.targets import TARGETS, adapter_layers, base_layer, check_name, check_new, layernorm_names
 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -42,15 +50,15 @@ def save(bert, name, folder, base=None):
     checksum, where it is known."""
     check_name(bert, name)
     folder, matrices, norms, tensors = Path(folder), {}, [], {}
-    for place, module in adapted(bert).items():
+    for module_name, module in adapter_layers(bert).items():
         adapter = module.adapters[name]
         if isinstance(module, LoRALinear) and adapter is not None:
-            matrices[theirs(place)] = adapter
+            matrices[to_hf_name(module_name)] = adapter
         elif adapter is not None:
-            norms.append(theirs(place))
+            norms.append(to_hf_name(module_name))
         for key, tensor in adapter.named_parameters() if adapter is not None else ():
             key = KINDS[adapter.kind].tensors[key] if isinstance(module, LoRALinear) else key
-            tensors[f"{PREFIX}{theirs(place)}.{key}"] = tensor
+            tensors[f"{PREFIX}{to_hf_name(module_name)}.{key}"] = tensor
     write_tensors(folder / WEIGHTS[0], tensors, base=base or base_checksum(bert))
     write_json(folder / CONFIG, config_of(matrices, norms))
 
@@ -59,7 +67,7 @@ def load(bert, folder, adapter=None, pooler_read=False):
     """Attach the adapter in a folder (or of that name on the hub) → the name it has from now on:
     `adapter`, or else the folder's own. No adapter acts on the pooler: a file's is left out with a
     warning, or with `pooler_read` refused."""
-    files = find_files(folder, [(CONFIG,), WEIGHTS])
+    files = resolve_checkpoint(folder, [(CONFIG,), WEIGHTS])
     name = Path(str(folder)).resolve().name if adapter is None else adapter
     check_new(bert, name)
     path = next(files / file for file in WEIGHTS if (files / file).is_file())
@@ -68,8 +76,8 @@ def load(bert, folder, adapter=None, pooler_read=False):
         check_base(bert, path)
     found, others = group_by_module(bert, read_tensors(path), KINDS[kind].tensors)
     check_others(bert, path, found, others, pooler_read)
-    put(bert, {name: {place: build(bert, path, place, module, parts, config, kind)
-                      for place, (module, parts) in found.items()}})
+    insert_adapters(bert, {name: {module_name: build(bert, path, module_name, module, parts, config, kind)
+                      for module_name, (module, parts) in found.items()}})
     return name
 
 
@@ -86,15 +94,15 @@ def group_by_module(bert, tensors, stored):
     {parameter: its name in the file} is of the adapter's kind."""
     matrices = {f"layers.{layer}.{inner}" for layer in range(len(bert.layers))
                 for inner in TARGETS.values()}
-    norms, found, others = set(norm_places(bert)), {}, []
+    norms, found, others = set(layernorm_names(bert)), {}, []
     for key, tensor in tensors.items():
         plain = key.removeprefix(PREFIX)
         own = next((own for own, name in stored.items() if plain.endswith(f".{name}")), None)
         module, last = (plain.rpartition(".")[::2] if own is None else
                         (plain.removesuffix(f".{stored[own]}"), own))
-        place = ours(module.removeprefix("bert."))
-        if place in (norms if own is None else matrices):
-            found.setdefault(place, (module, {}))[1][last] = tensor
+        module_name = from_hf_name(module.removeprefix("bert."))
+        if module_name in (norms if own is None else matrices):
+            found.setdefault(module_name, (module, {}))[1][last] = tensor
         else:
             others.append(key)
     return (found if matrices & set(found) else {}), others
@@ -105,7 +113,7 @@ def check_others(bert, path, found, keys, pooler_read):
     plain = {key: key.removeprefix(PREFIX).removeprefix("bert.") for key in keys}
     wrong = [key for key in keys if plain[key].startswith(("embeddings.", "encoder."))]
     if wrong or not found:
-        inner = [theirs(f"layers.0.{place}").partition("0.")[2] for place in TARGETS.values()]
+        inner = [to_hf_name(f"layers.0.{module_name}").partition("0.")[2] for module_name in TARGETS.values()]
         raise UserError(f"{path} adapts what no adapter here acts on: "
                         f"{', '.join((wrong or keys)[:3]) or 'no matrix at all'}; the model's "
                         f"{len(bert.layers)} layers have {', '.join(inner)}, beside LayerNorms")
@@ -119,12 +127,12 @@ def check_others(bert, path, found, keys, pooler_read):
                       + (" (pooler_output is the base's)" if pooler else ""), stacklevel=3)
 
 
-def build(bert, path, place, module, parts, config, kind):
+def build(bert, path, module_name, module, parts, config, kind):
     """One matrix's or LayerNorm's adapter with its trained numbers; `module` is the file's name for
     the place."""
-    base = pretrained(bert, place)
+    base = base_layer(bert, module_name)
     if isinstance(base, nn.LayerNorm):
-        adapter = OwnNorm(base)
+        adapter = LayerNormCopy(base)
     else:
         adapter = make_adapter(kind, base.weight, *rank_and_alpha(config, module),
                                config.get("lora_dropout", 0.0))

@@ -9,9 +9,9 @@ from functools import partial
 from typing import NamedTuple
 
 from bert import UserError
-from bert.cli import did_you_mean
+from common.cli import did_you_mean
 from lora.layers import LoRA
-from lora.xs import XS
+from lora.xs import LoRAXS
 
 
 class Kind(NamedTuple):
@@ -29,9 +29,9 @@ class Kind(NamedTuple):
 
 KINDS = {
     "lora": Kind(LoRA, "LORA", {"A": "lora_A.weight", "B": "lora_B.weight"}),
-    "xs": Kind(XS, "LORA_XS", {"R": "lora_R.weight"}, {"sigma": "in", "init": "svd"},
+    "xs": Kind(LoRAXS, "LORA_XS", {"R": "lora_R.weight"}, {"sigma": "in", "init": "svd"},
                lr_factor=40, decays=False),              # R is next to 0 and small for its purpose
-    "xs-out": Kind(partial(XS, sigma="out"), "LORA_XS", {"R": "lora_R.weight"},
+    "xs-out": Kind(partial(LoRAXS, sigma="out"), "LORA_XS", {"R": "lora_R.weight"},
                    {"sigma": "out", "init": "svd"}, lr_factor=40, decays=False),
 }
 

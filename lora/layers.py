@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bert import UserError
-from bert.cli import did_you_mean
+from common.cli import did_you_mean
 
 
 class LoRA(nn.Module):
@@ -37,7 +37,7 @@ class LoRA(nn.Module):
         base.weight += self.delta()
 
 
-class OwnNorm(nn.LayerNorm):
+class LayerNormCopy(nn.LayerNorm):
     """An adapter's own copy of a LayerNorm, which starts as the pretrained one."""
 
     def __init__(self, norm):
@@ -56,7 +56,7 @@ def unknown(name, known):
                      f"are: {', '.join(known) or 'none'}")
 
 
-class Adapted(nn.Module):
+class AdapterLayer(nn.Module):
     """A pretrained module `base`, frozen, and {name: adapter}. The entry of an adapter that leaves
     this module as it is is None: a name that is not there at all is a mistake."""
 
@@ -103,7 +103,7 @@ class Adapted(nn.Module):
         self.merged, self.original = None, {}
 
 
-class LoRALinear(Adapted):
+class LoRALinear(AdapterLayer):
     """W₀x + b, and for each sequence what its adapter adds."""
 
     def forward(self, rows, layout=None):
@@ -115,7 +115,7 @@ class LoRALinear(Adapted):
         return torch.cat([y if a is None else a(x, y) for a, x, y in parts])
 
 
-class AdaptedNorm(Adapted):
+class AdaptedLayerNorm(AdapterLayer):
     """For each sequence its adapter's own LayerNorm, or the pretrained one."""
 
     def forward(self, rows, layout=None):

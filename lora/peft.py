@@ -5,7 +5,7 @@ import re
 from collections import Counter
 
 from bert import UserError
-from bert.checkpoint import TO_OURS, TO_THEIRS, rename
+from bert.checkpoint import FROM_HF, TO_HF, rename
 from bert.files import read_utf8
 from lora.kinds import KINDS
 
@@ -20,13 +20,13 @@ SAME_BASE = ("true", "false", "none", "gaussian", "orthogonal", "eva", "mica")
 MERGE = "merge it in peft (merge_and_unload) and open the merged checkpoint"
 
 
-def theirs(place):
+def to_hf_name(module_name):
     """"layers.0.attention.query" → "encoder.layer.0.attention.self.query" """
-    return rename(f"{place}.weight", TO_THEIRS).removesuffix(".weight")
+    return rename(f"{module_name}.weight", TO_HF).removesuffix(".weight")
 
 
-def ours(module):
-    return rename(f"{module}.weight", TO_OURS).removesuffix(".weight")
+def from_hf_name(module):
+    return rename(f"{module}.weight", FROM_HF).removesuffix(".weight")
 
 
 def config_of(matrices, norms):

@@ -2,7 +2,7 @@
 
     W₀ = U Σ Vᵀ        ΔW = s · U_r R Σ_r V_rᵀ        R [r, r] ~ N(0, (1e-5)²), s = alpha/rank
 
-    attach(bert, ("query", "value", "output", "fc_out"), rank=16, kind="xs")
+    attach(bert, ("query", "value", "attention_output", "fc_out"), rank=16, kind="xs")
 
 Only R trains and is stored: A = Σ_r V_rᵀ and B = U_r follow from W₀. `sigma` says which of the two
 carries Σ: "in" is A, as in the authors' code, and "out" is B (`kind="xs-out"`).
@@ -28,7 +28,7 @@ def singular_factors(weight, rank, sigma="in"):
     return a.to(weight), b.to(weight)
 
 
-class XS(nn.Module):
+class LoRAXS(nn.Module):
     """y + s·((x·Aᵀ)·Rᵀ)·Bᵀ, of which only R trains."""
 
     def __init__(self, weight, rank, alpha, dropout=0.0, sigma="in"):

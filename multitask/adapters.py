@@ -14,17 +14,17 @@ import lora
 from bert import Layout, UserError
 from bert.checkpoint import check_names_and_shapes
 from bert.files import read_tensors, write_tensors
-from bert.settings import command
+from common.flags import command
 from lora.files import base_checksum
-from lora.layers import AdaptedNorm
-from lora.places import adapted
+from lora.layers import AdaptedLayerNorm
+from lora.targets import adapter_layers
 from multitask.data import Batch
 
 SHARED = "shared"                # the name of the one encoder, or adapter, that all tasks share
 HEADS = "heads.safetensors"
 
 
-def serving(bert):
+def adapter_by_task(bert):
     """{task: adapter} by the model's edits."""
     return {task: name for edit in bert.edits if edit["kind"] == "lora"
             for task, name in edit["adapters"].items()}
@@ -36,7 +36,7 @@ def attach(model, settings, ranks=None):
     rank}: where they differ."""
     bert, serves = model.bert, settings.adapters_of_tasks
     wanted = dict.fromkeys(serves.values())
-    for name in lora.names(bert):
+    for name in lora.adapter_names(bert):
         if name not in wanted:
             print(f"{name}: the run's adapter, which serves no task now, is left out")
             lora.detach(bert, name)
@@ -44,7 +44,7 @@ def attach(model, settings, ranks=None):
         if name in settings.units:
             check_goes_on(bert, name, settings)
         print(f"{name}: its adapter in the run")
-    new = [name for name in wanted if name not in lora.names(bert)]
+    new = [name for name in wanted if name not in lora.adapter_names(bert)]
     if new:
         lora.attach(bert, settings.lora_targets.split(","), ranks or settings.lora, new,
                     settings.lora_alpha or None, settings.lora_dropout, settings.lora_norms,
@@ -86,15 +86,15 @@ def description(bert, name, settings):
                             if all(module.alpha == (alpha or module.rank) for module in modules)),
                            first.alpha),
         "lora_dropout": first.dropout,
-        "lora_norms": any(isinstance(module, AdaptedNorm) and module.adapters[name] is not None
-                          for module in adapted(bert).values())}
+        "lora_norms": any(isinstance(module, AdaptedLayerNorm) and module.adapters[name] is not None
+                          for module in adapter_layers(bert).values())}
 
 
 def refuse_left_over(model):
     """A run's adapters are not dropped, nor the encoder below them trained, without a word."""
     for bert in model.encoders.values():
-        if lora.names(bert):
-            raise UserError(f"the run has adapters ({', '.join(lora.names(bert))}), which only "
+        if lora.adapter_names(bert):
+            raise UserError(f"the run has adapters ({', '.join(lora.adapter_names(bert))}), which only "
                             f"--lora goes on with; add it")
 
 
@@ -146,10 +146,10 @@ def mixed(model, batches, device):
     def stack(grids):
         return cat([F.pad(grid, (0, width - grid.size(1))) for grid in grids])
 
-    layout = Layout(stack(layout.mask for layout in layouts)).served_by(
+    layout = Layout(stack(layout.mask for layout in layouts)).with_adapters(
         [(model.adapters.get(task), batch.layout.batch) for task, batch in batches.items()])
     together = Batch(stack(batch.input_ids for batch in batches.values()),
                      stack(batch.token_type_ids for batch in batches.values()),
-                     layout, layout.first(), None).to(device)
+                     layout, layout.cls_rows(), None).to(device)
     vectors = model.vectors(SHARED, together).split([layout.batch for layout in layouts])
-    return {task: model.answer(task, own) for task, own in zip(batches, vectors)}
+    return {task: model.apply_head(task, own) for task, own in zip(batches, vectors)}

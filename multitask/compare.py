@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bert import UserError
-from bert.files import writing
+from bert.files import atomic_write
 from multitask.recipes import RECIPES
 from multitask.runs import read_fields
 from multitask.settings import Settings
@@ -113,7 +113,7 @@ def draw(rows, path):
         axes.grid(alpha=0.3)
     figure.supxlabel("● measured, a point a seed    ○ as the paper printed it", fontsize="small")
     figure.axes[0].invert_yaxis()
-    with writing(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=120)
 
 
@@ -121,7 +121,7 @@ def compare(folders, to):
     """Print the table and write comparison.md and comparison.png to the folder `to`."""
     rows = read_rows(folders)
     draw(rows, to / "comparison.png")
-    with writing(to / "comparison.md") as file:
+    with atomic_write(to / "comparison.md") as file:
         file.write(markdown_table(rows).encode())
-    print(f"{text_table(rows)}\n\n±: half the range over the seeds. Measured, and papers A's and "
-          f"B's: dev sets; paper C's: test sets.\n{to / 'comparison.md'}   {to / 'comparison.png'}")
+    print(f"{text_table(rows)}\n\n±: half the range over the seeds. Measured, and Alappat's and "
+          f"B's: dev sets; Fuest & Tacke's: test sets.\n{to / 'comparison.md'}   {to / 'comparison.png'}")

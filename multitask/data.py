@@ -31,17 +31,17 @@ class Example(NamedTuple):
 
 def find_file(folder, file):
     """Where a task's file is. One with a folder of its own, as RTE/train.tsv, may also lie in a
-    folder that is spelt otherwise (rte, SST2 for SST-2), or `folder` may be that folder itself."""
+    folder that is spelled otherwise (rte, SST2 for SST-2), or `folder` may be that folder itself."""
     folder, file = Path(folder), Path(file)
 
-    def spelt(path):
+    def spelled(path):
         return path.name.lower().replace("-", "").replace("_", "")
 
     if (folder / file).exists() or file.parent == Path(".") or not folder.is_dir():
         return folder / file
     places = [folder.resolve(), *sorted(folder.iterdir())]
     return next((place / file.name for place in places
-                 if spelt(place) == spelt(file.parent) and (place / file.name).exists()),
+                 if spelled(place) == spelled(file.parent) and (place / file.name).exists()),
                 folder / file)
 
 
@@ -58,7 +58,7 @@ def read_glue_file(path, task, strict_rows=False, columns=None):
     if columns and rows and "index" not in rows[0][1]:       # CoLA's test file has a header
         rows.insert(0, (0, columns))
     header = rows[0][1] if rows else ()
-    if task.may_lack:                                        # as QQP's rows that were cut short
+    if task.nullable_columns:                                        # as QQP's rows that were cut short
         rows = [(number, [*row, *[""] * (len(header) - len(row))]) for number, row in rows]
     number = next((name for name in ("index", "id") if name in header), None)
     test = task.label not in header                          # every row of it is to be answered
@@ -79,15 +79,15 @@ def _examples(path, rows, task, strict_rows, number, complete=False):
         raise UserError(f"{path} line {header_line} lacks the column {', '.join(absent)}; the "
                         f"header has {', '.join(filter(None, names))} (columns are separated by "
                         "tabs)")
-    labelled = task.label in names
+    labeled = task.label in names
     examples, lines, left_out = [], {}, []
     for place, (line, row) in enumerate(rows):
         if len(row) != len(names):
             raise UserError(f"{path} line {line} has {len(row)} cells where the header has "
                             f"{len(names)}; mend the row (cells are separated by tabs)")
         cells = dict(zip(names, (" ".join(cell.split()) for cell in row)))
-        lacking = [name for name in (*needed, *[task.label] * labelled) if not cells[name]]
-        excused = not strict_rows and set(lacking) <= set(task.may_lack)
+        lacking = [name for name in (*needed, *[task.label] * labeled) if not cells[name]]
+        excused = not strict_rows and set(lacking) <= set(task.nullable_columns)
         if lacking and excused and not complete:
             left_out.append(line)
             continue
@@ -99,16 +99,16 @@ def _examples(path, rows, task, strict_rows, number, complete=False):
             raise UserError(f"{path} line {line} has the id {name} of line {lines[name]}; "
                             f"ids must be unique, or predictions could not be told apart")
         lines[name] = line
-        label = _label(cells[task.label], task, path, line) if labelled else None
+        label = _label(cells[task.label], task, path, line) if labeled else None
         examples.append(Example(name, tuple(cells[column] for column in task.columns), label))
     if left_out:
         shown = ", ".join(map(str, left_out[:10])) + (", …" if len(left_out) > 10 else "")
         rows = f"{len(left_out)} row{'s' * (len(left_out) > 1)}"
-        warnings.warn(f"{path}: left out {rows} with an empty {' or '.join(task.may_lack)} "
+        warnings.warn(f"{path}: left out {rows} with an empty {' or '.join(task.nullable_columns)} "
                       f"(line {shown}); --strict-rows makes this an error", stacklevel=2)
     if not examples:
         raise UserError(f"{path} holds a header and no rows that can be used; nothing can be "
-                        f"learnt or scored")
+                        f"learned or scored")
     return examples
 
 
@@ -131,19 +131,19 @@ def _rows(path):
 
 
 def _label(text, task, path, line):
-    if task.in_words:
-        if text not in task.words:
+    if task.string_labels:
+        if text not in task.label_names:
             raise UserError(f"{path} line {line}: {task.label} is {text!r}; it must be one of "
-                            f"{', '.join(task.words)}")
-        return float(task.words.index(text))
+                            f"{', '.join(task.label_names)}")
+        return float(task.label_names.index(text))
     try:
         label = float(text)
     except ValueError:
         label = math.nan
-    if not 0 <= label <= task.highest or not (task.graded or label == int(label)):
-        kind = "number" if task.graded else "whole number"
+    if not 0 <= label <= task.max_label or not (task.is_regression or label == int(label)):
+        kind = "number" if task.is_regression else "whole number"
         raise UserError(f"{path} line {line}: {task.label} is {text!r}; "
-                        f"it must be a {kind} from 0 to {task.highest}")
+                        f"it must be a {kind} from 0 to {task.max_label}")
     return label
 
 
@@ -155,13 +155,13 @@ class Batch(NamedTuple):
     input_ids: torch.Tensor
     token_type_ids: torch.Tensor
     layout: Layout
-    first: Layout
+    cls_rows: Layout
     labels: torch.Tensor | None
 
-    def served_by(self, adapters):
+    def with_adapters(self, adapters):
         """The same batch, which knows what adapter serves which sequence (Layout.served_by)."""
-        return self._replace(layout=self.layout.served_by(adapters),
-                             first=self.first.served_by(adapters))
+        return self._replace(layout=self.layout.with_adapters(adapters),
+                             cls_rows=self.cls_rows.with_adapters(adapters))
 
     def to(self, device):
         """The same batch on `device`, copied from pinned memory without waiting."""
@@ -173,29 +173,29 @@ class Batch(NamedTuple):
 
 @dataclass
 class Split:
-    """The examples of one file, tokenised once. `sides`: one (ids, types) a text encoded for
+    """The examples of one file, tokenized once. `sides`: one (ids, types) a text encoded for
     itself, each with one list of tokens an example."""
 
     ids: list
     labels: torch.Tensor | None
-    sides: list
+    segments: list
     tokenizer: object
 
     def __len__(self):
         return len(self.ids)
 
     def batch(self, indices):
-        ids = [ids[i] for ids, _ in self.sides for i in indices]
-        types = [types[i] for _, types in self.sides for i in indices]
+        ids = [ids[i] for ids, _ in self.segments for i in indices]
+        types = [types[i] for _, types in self.segments for i in indices]
         tensors = self.tokenizer.pad(ids, types)
         layout = Layout(tensors["attention_mask"])
         labels = None if self.labels is None else self.labels[list(indices)]
         return Batch(tensors["input_ids"], tensors["token_type_ids"],
-                     layout, layout.first(), labels)
+                     layout, layout.cls_rows(), labels)
 
     def by_length(self, tokens):
         """Lists of indices, all of them once, longest first, about `tokens` real tokens in each."""
-        lengths = [sum(len(ids[i]) for ids, _ in self.sides) for i in range(len(self))]
+        lengths = [sum(len(ids[i]) for ids, _ in self.segments) for i in range(len(self))]
         batches, room = [], 0
         for i in sorted(range(len(self)), key=lambda i: -lengths[i]):
             if room < lengths[i]:
@@ -206,13 +206,13 @@ class Split:
         return batches
 
 
-def tokenise(examples, tokenizer, pairs="joint"):
+def tokenize(examples, tokenizer, pairs="joint"):
     """→ Split. pairs="joint": both texts of a pair in one sequence; "separate": each in its own."""
     texts = list(zip(*(example.texts for example in examples)))
     labels = None if examples[0].label is None else torch.tensor([e.label for e in examples])
-    sides = ([tokenizer.encode(*texts)] if pairs == "joint"
+    segments = ([tokenizer.encode(*texts)] if pairs == "joint"
              else [tokenizer.encode(side) for side in texts])
-    return Split([example.id for example in examples], labels, sides, tokenizer)
+    return Split([example.id for example in examples], labels, segments, tokenizer)
 
 
 def checksum(content):

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import compression.stored
 import laser.edit
-import laser.stored
 from bert import UserError
 from multitask import adapters
 
@@ -20,7 +20,7 @@ class Edit(NamedTuple):
     hand. One that is not `lasting` leaves a plain model when it is restored: what is made of it
     needs no edit."""
 
-    reshape: Callable | None = None
+    rebuild: Callable | None = None
     restore: Callable | None = None
     lasting: bool = True
 
@@ -29,18 +29,18 @@ EDITS = {                                                    # kind → Edit
     "lora": Edit(restore=adapters.restore),
     "remove_heads": Edit(), "mask_heads": Edit(),            # config.json gives the pruned shape
     "remove_neurons": Edit(), "remove_layers": Edit(),
-    "laser": Edit(reshape=laser.edit.reshape),
-    "compressed": Edit(laser.stored.reshape, laser.stored.restore, lasting=False),
+    "laser": Edit(rebuild=laser.edit.rebuild),
+    "compressed": Edit(compression.stored.rebuild, compression.stored.restore, lasting=False),
 }
 
 
-def reshape(bert, edits):
+def rebuild(bert, edits):
     for edit in edits:
         if edit["kind"] not in EDITS:
             raise UserError(f"the run was edited by {edit['kind']!r}, which this version does not "
                             f"know; it knows {', '.join(EDITS) or 'no edit'}")
-        if EDITS[edit["kind"]].reshape is not None:
-            EDITS[edit["kind"]].reshape(bert, edit)
+        if EDITS[edit["kind"]].rebuild is not None:
+            EDITS[edit["kind"]].rebuild(bert, edit)
 
 
 def restore(bert, edits, folder):

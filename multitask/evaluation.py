@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from bert import UserError
-from bert.files import writing
-from bert.training import progress_bar
-from multitask.data import find_file, tokenise
+from bert.files import atomic_write
+from common.training import progress_bar
+from multitask.data import find_file, tokenize
 from multitask.metrics import summary
 from multitask.tasks import TASKS
 
@@ -23,7 +23,7 @@ def read_split(task, split, folder, strict_rows=False):
             f"{other} is of CMU's course (label ||| sentence), whose files are not read: README "
             f"has a line that makes one of the other" if other.is_file() else
             "--data must be the folder with this file, and --tasks may leave a task out"))
-    examples = TASKS[task].read(path, TASKS[task], strict_rows)
+    examples = TASKS[task].read_examples(path, TASKS[task], strict_rows)
     if not split.startswith("test") and examples[0].label is None:
         raise UserError(f"{path} has no column {TASKS[task].label}, the label that {split} data "
                         "needs")
@@ -31,9 +31,9 @@ def read_split(task, split, folder, strict_rows=False):
 
 
 def load_split(task, split, folder, tokenizer, settings, limit=0):
-    """Read and tokenise one file of a task's. `settings` gives pairs and strict_rows."""
+    """Read and tokenize one file of a task's. `settings` gives pairs and strict_rows."""
     examples = read_split(task, split, folder, settings.strict_rows)
-    return tokenise(examples[:limit or None], tokenizer, settings.pairs)
+    return tokenize(examples[:limit or None], tokenizer, settings.pairs)
 
 
 def load_dev(tasks, settings, tokenizer):
@@ -57,7 +57,7 @@ def run_split(model, task, split, device, autocast, bar=None):
 
 
 def evaluate(model, splits, device, autocast):
-    """splits {task: {split name: Split}} → scores as in metrics.json (of the labelled splits), and
+    """splits {task: {split name: Split}} → scores as in metrics.json (of the labeled splits), and
     predictions {(task, split name): [prediction, …]}. A task's further splits get their name in
     brackets."""
     scores, predictions = {}, {}
@@ -75,17 +75,17 @@ def evaluate(model, splits, device, autocast):
     return summary(scores) if scores else {}, predictions
 
 
-def in_words(task, outputs):
+def describe_prediction(task, outputs):
     """outputs [outputs] for one example → {"label": words, "probability": …}, or "similarity" if
     graded."""
     row = TASKS[task]
-    if row.graded:
+    if row.is_regression:
         value = outputs.item()
-        nearest = round(min(max(value, 0), row.highest))
-        return {"label": row.words[nearest], "similarity": value}
+        nearest = round(min(max(value, 0), row.max_label))
+        return {"label": row.label_names[nearest], "similarity": value}
     probabilities = (outputs.softmax(dim=0) if row.outputs > 1
                      else torch.stack([(-outputs).sigmoid(), outputs.sigmoid()]).squeeze(1))
-    return {"label": row.words[probabilities.argmax()], "probability": probabilities.max().item()}
+    return {"label": row.label_names[probabilities.argmax()], "probability": probabilities.max().item()}
 
 
 def write_predictions(folder, splits, predictions):
@@ -93,5 +93,5 @@ def write_predictions(folder, splits, predictions):
     for (task, name), predicted in predictions.items():
         file_name, text = TASKS[task].write(TASKS[task], task, name, splits[task][name].ids,
                                             predicted)
-        with writing(Path(folder) / file_name) as file:
+        with atomic_write(Path(folder) / file_name) as file:
             file.write(text.encode())

@@ -17,9 +17,9 @@ from multitask.data import read_glue_file
 from multitask.metrics import accuracy, f1, matthews, pearson, spearman
 from multitask.tasks import (
     Task,
-    as_it_is,
     cosine_error,
     cross_entropy,
+    identity,
     most_likely,
     squared_error,
 )
@@ -30,21 +30,21 @@ SUFFIX = {"matched": "-m", "mismatched": "-mm", "": ""}      # of the benchmark'
 def write(row, task, split, ids, predicted, name):
     """→ name and text of a prediction file: RTE.tsv, or of a dev set dev-RTE.tsv."""
     kind, _, which = split.partition("_")
-    said = [row.words[int(p)] if row.in_words else min(max(p, 0), row.highest) if row.graded
+    said = [row.label_names[int(p)] if row.string_labels else min(max(p, 0), row.max_label) if row.is_regression
             else int(p) for p in predicted]                  # the benchmark takes scores of 0 to 5
     lines = ["index\tprediction\n"] + [f"{i}\t{answer}\n" for i, answer in zip(ids, said)]
     return f"{'' if kind == 'test' else kind + '-'}{name}{SUFFIX[which]}.tsv", "".join(lines)
 
 
-def row(name, columns, label, words, dev_sets=("dev",), **more):
+def row(name, columns, label, label_names, dev_sets=("dev",), **more):
     """A task of classes, unless `more` says otherwise."""
     test_sets = tuple(split.replace("dev", "test") for split in dev_sets)
     return Task(
         files={split: f"{name}/{split}.tsv" for split in ("train", *dev_sets, *test_sets)},
-        columns=columns, label=label, words=words, dev_sets=dev_sets, test_sets=test_sets,
+        columns=columns, label=label, label_names=label_names, dev_sets=dev_sets, test_sets=test_sets,
         write=partial(write, name=name),
-        **{"outputs": len(words), "loss": cross_entropy, "predict": most_likely,
-           "metrics": {"accuracy": accuracy}, "read": read_glue_file} | more)
+        **{"outputs": len(label_names), "loss": cross_entropy, "predict": most_likely,
+           "metrics": {"accuracy": accuracy}, "read_examples": read_glue_file} | more)
 
 
 SENTENCES = ("sentence1", "sentence2")
@@ -52,24 +52,24 @@ ENTAILED = ("entailment", "not_entailment")
 
 GLUE = {
     "mnli": row("MNLI", SENTENCES, "gold_label", ("contradiction", "entailment", "neutral"),
-                in_words=True, dev_sets=("dev_matched", "dev_mismatched")),
+                string_labels=True, dev_sets=("dev_matched", "dev_mismatched")),
     "mrpc": row("MRPC", ("#1 String", "#2 String"), "Quality", ("not equivalent", "equivalent"),
                 metrics={"accuracy": accuracy, "f1": f1}),
-    "qnli": row("QNLI", ("question", "sentence"), "label", ENTAILED, in_words=True),
-    "rte": row("RTE", SENTENCES, "label", ENTAILED, in_words=True),
+    "qnli": row("QNLI", ("question", "sentence"), "label", ENTAILED, string_labels=True),
+    "rte": row("RTE", SENTENCES, "label", ENTAILED, string_labels=True),
     "sst2": row("SST-2", ("sentence",), "label", ("negative", "positive")),
     "wnli": row("WNLI", SENTENCES, "label", ("does not follow", "follows")),
     "qqp": row("QQP", ("question1", "question2"), "is_duplicate",
                ("not a duplicate", "a duplicate"),
-               may_lack=("question1", "question2", "is_duplicate"),
+               nullable_columns=("question1", "question2", "is_duplicate"),
                metrics={"accuracy": accuracy, "f1": f1}),
     "stsb": row("STS-B", SENTENCES, "score",
                 ("on different topics", "on the same topic", "alike in some details",
-                 "roughly equivalent", "nearly equivalent", "equivalent"), graded=True, outputs=1,
-                loss=squared_error, other_losses={"cosine": cosine_error}, predict=as_it_is,
+                 "roughly equivalent", "nearly equivalent", "equivalent"), is_regression=True, outputs=1,
+                loss=squared_error, other_losses={"cosine": cosine_error}, predict=identity,
                 heads=("linear", "mlp", "cosine", "relu-cosine"),
                 metrics={"pearson": pearson, "spearman": spearman}),
     "cola": row("CoLA", ("sentence",), "label", ("unacceptable", "acceptable"),
                 metrics={"matthews": matthews, "accuracy": accuracy},
-                read=partial(read_glue_file, columns=("source", "label", "star", "sentence"))),
+                read_examples=partial(read_glue_file, columns=("source", "label", "star", "sentence"))),
 }

@@ -20,7 +20,7 @@ class Linear(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear → Dropout → ReLU → Linear (paper A's custom heads; paper C's, but for their order)."""
+    """Linear → Dropout → ReLU → Linear (Alappat's custom heads; Fuest & Tacke's, but for their order)."""
 
     def __init__(self, width, vectors, outputs, dropout):
         super().__init__()
@@ -34,7 +34,7 @@ class MLP(nn.Module):
 
 
 class Cosine(nn.Module):
-    """scale · cos(D·u, D·v), one dense layer D for both sentences (siamese; paper A scales to
+    """scale · cos(D·u, D·v), one dense layer D for both sentences (siamese; Alappat scales to
     labels 0–5). Before training D is the identity, so that the head starts as the encoder's own
     cosine."""
 
@@ -52,8 +52,8 @@ class Cosine(nn.Module):
 
 
 class ReLUCosine(Cosine):
-    """scale · ReLU(cos(D·u, D·v)), paper A's similarity head. A ReLU passes no gradient where the
-    cosine is negative, and a pair that starts there would never be learnt: the gradient passes it
+    """scale · ReLU(cos(D·u, D·v)), Alappat's similarity head. A ReLU passes no gradient where the
+    cosine is negative, and a pair that starts there would never be learned: the gradient passes it
     as if it were not there."""
 
     def forward(self, first, second):

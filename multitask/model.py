@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from bert import UserError
-from bert.cli import did_you_mean
-from multitask.adapters import SHARED, serving
+from common.cli import did_you_mean
+from multitask.adapters import SHARED, adapter_by_task
 from multitask.heads import HEADS
 from multitask.tasks import TASKS
 
-READS = ("cls", "pooler", "mean")
+POOLINGS = ("cls", "pooler", "mean")
 
 
 class MultitaskModel(nn.Module):
@@ -24,12 +24,12 @@ class MultitaskModel(nn.Module):
     rate, saved and opened with them. One module for each task: an nn.ModuleDict by task, as `heads`
     is."""
 
-    def __init__(self, encoders, heads, pairs="joint", read="cls", adapters=()):
+    def __init__(self, encoders, heads, pairs="joint", pooling="cls", adapters=()):
         super().__init__()
         self.encoders, self.heads = nn.ModuleDict(encoders), nn.ModuleDict(heads)
-        self.pairs, self.read = pairs, read
+        self.pairs, self.pooling = pairs, pooling
         self.adapters = dict(adapters)
-        for bert in encoders.values() if read == "pooler" else ():
+        for bert in encoders.values() if pooling == "pooler" else ():
             bert.check_pooler()
 
     @property
@@ -60,30 +60,30 @@ class MultitaskModel(nn.Module):
         """The batch with a layout that names the task's adapter, unless it names some already."""
         if not self.adapters or batch.layout.adapters is not None:
             return batch
-        return batch.served_by([(self.adapters.get(task), batch.layout.batch)])
+        return batch.with_adapters([(self.adapters.get(task), batch.layout.batch)])
 
     def vectors(self, task, batch):
         """[sequences, H]: one vector a sequence. The last layer computes only what is read here."""
         bert, batch = self.encoder(task), self.with_adapter(task, batch)
         hidden, layout = bert.embed(batch.input_ids, batch.layout, batch.token_type_ids)
-        hidden = bert.encode(hidden, layout, read=self.rows_read(batch))
-        return self.read_out(bert, hidden, layout)
+        hidden = bert.encode(hidden, layout, output_rows=self.pooled_rows(batch))
+        return self.pool(bert, hidden, layout)
 
-    def rows_read(self, batch):
+    def pooled_rows(self, batch):
         """The selection of the last layer's rows that read_out needs; None: all of them."""
-        return None if self.read == "mean" else batch.first
+        return None if self.pooling == "mean" else batch.cls_rows
 
-    def read_out(self, bert, hidden, layout):
+    def pool(self, bert, hidden, layout):
         """The last layer's rows_read → [sequences, H]"""
-        if self.read == "mean":
+        if self.pooling == "mean":
             return layout.pad(hidden).sum(dim=1) / layout.mask.sum(dim=1, keepdim=True)
-        return bert.pool(hidden) if self.read == "pooler" else hidden
+        return bert.pool(hidden) if self.pooling == "pooler" else hidden
 
     def forward(self, task, batch):
         """→ the task's outputs [B, outputs], in float32."""
-        return self.answer(task, self.vectors(task, batch))
+        return self.apply_head(task, self.vectors(task, batch))
 
-    def answer(self, task, vectors):
+    def apply_head(self, task, vectors):
         """What the task's head makes of the encoder's vectors [sequences, H], in float32."""
         separate = TASKS[task].pair and self.pairs == "separate"
         with torch.autocast(vectors.device.type, enabled=False):
@@ -134,7 +134,7 @@ def model_from(saved, settings):
         before = old.get(part, {})
         task = model.part(next(iter(tensors)))[1]
         single = task is not None and not TASKS[task].pair
-        fits = (saved.read == model.read and (single or saved.pairs == model.pairs) and
+        fits = (saved.pooling == model.pooling and (single or saved.pairs == model.pairs) and
                 {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in tensors.items()})
         for name, tensor in tensors.items() if fits else ():
             tensor.copy_(before[name])
@@ -149,8 +149,8 @@ def with_heads(encoders, settings):
     width = next(iter(encoders.values())).config.hidden_size
     heads = {task: build_head(task, kind, width, settings.pairs, settings.head_dropout)
              for task, kind in settings.head_kinds.items()}
-    return MultitaskModel(encoders, heads, settings.pairs, settings.read,
-                          serving(next(iter(encoders.values()))))
+    return MultitaskModel(encoders, heads, settings.pairs, settings.pooling,
+                          adapter_by_task(next(iter(encoders.values()))))
 
 
 def build_head(task, kind, width, pairs, dropout):
@@ -164,6 +164,6 @@ def build_head(task, kind, width, pairs, dropout):
         raise UserError("a cosine compares two sentence vectors, and --pairs joint has only one "
                         "for both sentences; add --pairs separate, or choose another --head")
     head = HEADS[kind](width, vectors, TASKS[task].outputs, dropout)
-    if TASKS[task].graded and hasattr(head, "out"):
-        nn.init.constant_(head.out.bias, TASKS[task].highest / 2)
+    if TASKS[task].is_regression and hasattr(head, "out"):
+        nn.init.constant_(head.out.bias, TASKS[task].max_label / 2)
     return head

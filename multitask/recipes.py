@@ -3,17 +3,17 @@
     python train_multitask.py --recipes                  # the list
     python train_multitask.py --recipe mb-comb-gs --epochs 1        # a flag goes before its recipe
 
-    paper A   A. Alappat, Extending Applications of Layer Selecting Rank Reduction (CS224N report)
-    paper B   G. Wang, J. Yang, Y. Sun, Task-oriented Memory-efficient Pruning-Adapter, 2023
+    Alappat   A. Alappat, Extending Applications of Layer Selecting Rank Reduction (CS224N report)
+    Wang et al.   G. Wang, J. Yang, Y. Sun, Task-oriented Memory-efficient Pruning-Adapter, 2023
               (arXiv 2303.14704)
-    paper C   J. Fuest, M. Tacke, Low Rank Adaptation for Multitask BERT (CS224N report)
+    Fuest & Tacke   J. Fuest, M. Tacke, Low Rank Adaptation for Multitask BERT (CS224N report)
 """
 
 from typing import NamedTuple
 
 
 class Recipe(NamedTuple):
-    says: str                                            # one line
+    description: str                                            # one line
     row: str                                             # where it stands in the papers
     published: dict                                      # {task: score as printed there}
     settings: dict
@@ -27,37 +27,37 @@ SAME = dict(pairs="separate", lr=1e-5, head_lr=1e-5, batch_size=8, epochs=10, wa
             decay=False, weight_decay=0.0, clip=0.0)
 A_SINGLE = SAME | dict(head="linear")
 A_CUSTOM = SAME | dict(head="sst=mlp,para=mlp,sts=relu-cosine")
-C_MSE = SAME | dict(head="mlp", surgery="whole")
-C_COSINE = SAME | dict(head="mlp,sts=cosine", loss="cosine", surgery="whole")
+C_MSE = SAME | dict(head="mlp", surgery="pcgrad")
+C_COSINE = SAME | dict(head="mlp,sts=cosine", loss="cosine", surgery="pcgrad")
 ONE_EACH = dict(lora=15, surgery="none")
 ONE_FOR_ALL = dict(lora=15, adapters="shared")
-LORA_BEST = dict(lora=8, lora_targets="query,key,value,output,fc_in,fc_out", epochs=3)
-GLUE = dict(tasks="rte", read="pooler", batch_size=32, lr=2e-5, head_lr=2e-5, weight_decay=0.01,
+LORA_BEST = dict(lora=8, lora_targets="query,key,value,attention_output,fc_in,fc_out", epochs=3)
+GLUE = dict(tasks="rte", pooling="pooler", batch_size=32, lr=2e-5, head_lr=2e-5, weight_decay=0.01,
             warmup=0.0, epochs=30)
 GLUE_LORA = GLUE | dict(lora=4, lora_norms=True)
 PRUNE_LORA = GLUE_LORA | dict(keep_heads="0.6944", lora_top=8)      # 100 of 144 heads
 
 RECIPES = {
-    # Paper A: LASER on a multitask BERT, Table 1 (dev)
+    # Alappat: LASER on a multitask BERT, Table 1 (dev)
     "mb-sst": Recipe("one task, sentiment; the other heads stay untrained", "A, MB-SST",
-                     course(.517, .509, -.065), A_SINGLE | dict(learn="sst")),
+                     course(.517, .509, -.065), A_SINGLE | dict(train_tasks="sst")),
     "mb-para": Recipe("one task, paraphrases", "A, MB-PARA",
-                      course(.136, .788, -.012), A_SINGLE | dict(learn="para")),
+                      course(.136, .788, -.012), A_SINGLE | dict(train_tasks="para")),
     "mb-sts": Recipe("one task, similarity", "A, MB-STS",
-                     course(.126, .608, .378), A_SINGLE | dict(learn="sts")),
+                     course(.126, .608, .378), A_SINGLE | dict(train_tasks="sts")),
     "mb-comb": Recipe("all three, one batch of each a step, the losses' sum", "A, MB-COMB",
                       course(.506, .779, .360), A_SINGLE),
     "mb-comb-gs": Recipe("with gradient surgery over the whole gradient", "A, MB-COMB-gs",
-                         course(.493, .786, .380), A_SINGLE | dict(surgery="whole")),
+                         course(.493, .786, .380), A_SINGLE | dict(surgery="pcgrad")),
     "mb-comb-gs-perweight": Recipe("with gradient surgery weight by weight", "A, MB-COMB-gs",
-                                   {}, A_SINGLE | dict(surgery="weight")),
+                                   {}, A_SINGLE | dict(surgery="pcgrad-tensor")),
     "mb-comb-as": Recipe("with annealed sampling of one task a step", "A, MB-COMB-as",
                          course(.491, .782, .367), A_SINGLE | dict(sampling="annealed")),
     "mb-comb-csd": Recipe("with custom heads: a hidden layer, and ReLU(cos) for similarity",
                           "A, MB-COMB-csd", course(.492, .837, .705), A_CUSTOM),
     "mb-comb-final": Recipe("custom heads and L2", "A, MB-COMB-final",
                             course(.508, .842, .705), A_CUSTOM | dict(l2=1e-3)),
-    # Paper C: LoRA for a multitask BERT, its baselines (test)
+    # Fuest & Tacke: LoRA for a multitask BERT, its baselines (test)
     "baseline1": Recipe("a frozen encoder, heads with a hidden layer", "C, Baseline 1",
                         course(.3842, .6727, .2489),
                         C_MSE | dict(surgery="none", freeze=True, head_lr=1e-3)),
@@ -68,7 +68,7 @@ RECIPES = {
     "baseline4": Recipe("and an encoder for each task", "C, Baseline 4",
                         course(.4996, .7846, .5885),
                         C_COSINE | dict(surgery="none", encoders="separate")),
-    # Paper C: LoRA (test); its 1.11 M parameters a set are rank 15 on query, key, value and output
+    # Fuest & Tacke: LoRA (test); its 1.11 M parameters a set are rank 15 on query, key, value and output
     "lora1": Recipe("a frozen encoder with an adapter for each task", "C, LoRA 1",
                     course(.4951, .7673, .4761), C_MSE | ONE_EACH),
     "lora2": Recipe("and a cosine for similarity", "C, LoRA 2",
@@ -80,7 +80,7 @@ RECIPES = {
     "lora4-warmup": Recipe("with a warm-up and batches of 24", "C, future work",
                            course(.5235, .7445, .7274),
                            C_COSINE | ONE_FOR_ALL | dict(batch_size=24, warmup=0.1)),
-    # Paper B: Pruning-Adapter on GLUE, Table 1 (dev); --tasks says which
+    # Wang et al.: Pruning-Adapter on GLUE, Table 1 (dev); --tasks says which
     "glue-full": Recipe("one task of GLUE, all of the encoder trained", "B, Full",
                         dict(mnli=.8456, mrpc=.8014, qnli=.9154, rte=.6245, sst2=.9243,
                              wnli=.4085), GLUE),
@@ -106,5 +106,5 @@ RECIPES = {
 
 def listing():
     """A line for each recipe: its name, the paper's row, what it is."""
-    return "\n".join(f"{name:21} {recipe.row or 'ours':18} {recipe.says}"
+    return "\n".join(f"{name:21} {recipe.row or 'ours':18} {recipe.description}"
                      for name, recipe in RECIPES.items())

@@ -1,7 +1,7 @@
 """What a person looks at when a run has ended: the table of scores and the picture of its
 curves."""
 
-from bert.log import draw
+from common.log import draw
 
 
 def score_table(scores, title="dev"):
@@ -18,13 +18,13 @@ def score_table(scores, title="dev"):
     return "\n".join(lines)
 
 
-def score_line(epoch, scores, better):
+def score_line(epoch, scores, improved_tasks):
     """The scores of one evaluation in one line; `better`: the tasks whose model is kept."""
     shown = [f"{name} {next(iter(s.values())) if isinstance(s, dict) else s:.3f}"
              for name, s in scores.items()]
     tasks = {name for name, s in scores.items() if isinstance(s, dict)}
-    which = "" if set(better) == tasks else ": " + ", ".join(better)
-    return f"epoch {epoch:.4g}:  " + "  ".join(shown) + f"  (best so far{which})" * bool(better)
+    which = "" if set(improved_tasks) == tasks else ": " + ", ".join(improved_tasks)
+    return f"epoch {epoch:.4g}:  " + "  ".join(shown) + f"  (best so far{which})" * bool(improved_tasks)
 
 
 def draw_curves(lines, path):

@@ -21,15 +21,16 @@ import torch
 
 from bert import Bert, Tokenizer, UserError
 from bert.checkpoint import check_names_and_shapes, load_bert, save_bert
-from bert.cli import pick_device
 from bert.files import read_metadata, read_tensors, write_json, write_tensors
-from bert.settings import anchored
-from laser.stored import left_out
+from common.cli import pick_device
+from common.flags import with_absolute_paths
+from compression.stored import left_out
 from lora import detached
-from multitask import adapters, edits, parallel
+from multitask import adapters, distributed, edits
+from multitask.adapters import SHARED
 from multitask.data import checksum, find_file
 from multitask.evaluation import evaluate, load_dev, write_predictions
-from multitask.model import SHARED, with_heads
+from multitask.model import with_heads
 from multitask.report import score_table
 from multitask.settings import Settings
 from multitask.tasks import TASKS
@@ -64,7 +65,7 @@ def choose_folder(settings):
     return folder
 
 
-def start(folder, record):
+def init_run_folder(folder, record):
     """Make the folder, or clear the run that was in it, and write run.json. At every moment the
     folder can be told to be a run's; last/ goes first, because it is of the old record."""
     for name in CONTENT:
@@ -85,7 +86,7 @@ def new_record(settings, recipe, checksums, model):
         "edits": next(iter(model.encoders.values())).edits,
         "parameters": {"trained": trained, "stored": sum(p.numel() for p in model.parameters())},
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                     "threads": torch.get_num_threads(), "processes": parallel.world()},
+                     "threads": torch.get_num_threads(), "processes": distributed.world()},
         "times": {"started": datetime.now().isoformat(timespec="seconds")},
     }
 
@@ -118,7 +119,7 @@ def check_nothing_lost(model, trained):
     for key, bert in model.encoders.items():
         with torch.device("meta"):
             plain = type(bert)(bert.config)
-            edits.reshape(plain, bert.edits)
+            edits.rebuild(plain, bert.edits)
         with detached(bert):
             shapes = {name: tensor.shape for name, tensor in plain.state_dict().items()}
             lost += [f"encoders.{key}.{name}" for name, tensor in bert.state_dict().items()
@@ -136,7 +137,7 @@ def save_best(folder, model, tokenizer, tasks, scores, splits, predictions):
         if model.adapters and (place / "model.safetensors").is_file():
             continue                                         # it is frozen, only adapters change
         with detached(bert), left_out(bert):
-            save_bert(bert, place, lambda plain, done=bert.edits: edits.reshape(plain, done))
+            save_bert(bert, place, lambda plain, done=bert.edits: edits.rebuild(plain, done))
         tokenizer.save_pretrained(place)
     adapters.save(model, tasks, folder)
     heads_file = folder / "heads.safetensors"
@@ -161,17 +162,17 @@ def save_edited(folder, source, settings, model, tokenizer, splits, scores, pred
         record = new_record(settings, old["recipe"], checksums(settings.data, files), model)
     record |= {"complete": True, "best_step": {SHARED: 0}}
     record["times"]["train_seconds"] = 0.0
-    start(folder, record)
+    init_run_folder(folder, record)
     for file, tensors in (more or {}).items():
         write_tensors(folder / file, tensors)
     save_best(folder, model, tokenizer, list(model.heads), scores, splits, predictions)
 
 
-def make_run(args, edit):
+def derive_run(args, edit):
     """A new run in args.out, made of args.run by edit(model, tokenizer, settings, device), which
     may return other settings: scored on its dev sets, and shown → its folder."""
     model, tokenizer, settings, _ = open_run(args.run)
-    settings = anchored(replace(settings, data=args.data or settings.data, from_run=args.run,
+    settings = with_absolute_paths(replace(settings, data=args.data or settings.data, from_run=args.run,
                                 out=args.out, overwrite=args.overwrite), "data", "from_run")
     folder = choose_folder(settings)
     device, autocast = pick_device(args.device, settings.precision)
@@ -183,7 +184,7 @@ def make_run(args, edit):
     return folder
 
 
-def is_run(folder):
+def is_saved_run(folder):
     return (Path(folder) / "run.json").is_file()
 
 
@@ -237,7 +238,7 @@ def open_run(folder):
     encoders = {}
     for name in names:
         encoders[name] = load_bert(Bert, encoder_folder(folder, name), settings.attention,
-                                   reshape=lambda bert: edits.reshape(bert, record["edits"]))
+                                   rebuild=lambda bert: edits.rebuild(bert, record["edits"]))
         edits.restore(encoders[name], record["edits"], folder)
     tokenizer = Tokenizer.from_pretrained(encoder_folder(folder, names[0]))
     model = with_heads(encoders, settings)

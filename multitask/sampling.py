@@ -4,7 +4,7 @@ seed and the number of the step or pass, so that a resumed run draws the same.""
 import torch
 
 
-class Batches:
+class BatchSampler:
     """Lists of indices, `size` at a time; every pass over the n examples has an order of its own,
     which (seed, pass number) fixes. So two integers are all the state there is."""
 
@@ -71,13 +71,13 @@ def draw(sizes, alpha, seed, step):
     return [list(sizes)[torch.multinomial(weights, 1, generator=generator).item()]]
 
 
-SAMPLERS = {"all": every_task, "robin": round_robin, "proportional": proportional,
+SAMPLERS = {"all": every_task, "round-robin": round_robin, "proportional": proportional,
             "annealed": annealed}
 
 
 def steps_in_epoch(batches, sampling):
     """batches {task: batches in a pass} → steps. Every task is passed over once, those that have
     fewer batches more often where the sampler gives all tasks alike."""
-    if sampling in ("all", "robin"):
-        return max(batches.values()) * (len(batches) if sampling == "robin" else 1)
+    if sampling in ("all", "round-robin"):
+        return max(batches.values()) * (len(batches) if sampling == "round-robin" else 1)
     return sum(batches.values())

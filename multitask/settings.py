@@ -5,11 +5,12 @@ import math
 from dataclasses import dataclass, fields
 
 from bert import UserError
-from bert.cli import did_you_mean
-from bert.settings import check, flag_of, setting
+from common.cli import did_you_mean
+from common.flags import check, flag_of, setting
 from lora import KINDS, TARGETS
+from multitask.adapters import SHARED
 from multitask.heads import HEADS
-from multitask.model import READS, SHARED
+from multitask.model import POOLINGS
 from multitask.sampling import SAMPLERS
 from multitask.tasks import TASKS
 
@@ -19,17 +20,17 @@ def encoder_learns(settings):
 
 
 NEEDS = {              # setting → what it has an effect with, (settings) → whether that is so
-    "sampling": ("two tasks or more that are trained", lambda s: len(s.learnt) > 1),
+    "sampling": ("two tasks or more that are trained", lambda s: len(s.trained_tasks) > 1),
     "annealing": ("--sampling annealed", lambda s: s.sampling == "annealed"),
     "surgery_mean": ("--surgery", lambda s: s.surgery != "none"),
     "pairs": ("a task of pairs", lambda s: any(TASKS[task].pair for task in s.task_names)),
     "head_dropout": ("an mlp head that is trained", lambda s: not {
-        s.head_kinds[task] for task in s.learnt} <= {"linear", "cosine", "relu-cosine"}),
+        s.head_kinds[task] for task in s.trained_tasks} <= {"linear", "cosine", "relu-cosine"}),
     "loss": ("a graded task that is trained", lambda s: any(
-        s.loss in TASKS[task].other_losses for task in s.learnt)),
+        s.loss in TASKS[task].other_losses for task in s.trained_tasks)),
     "lr": ("an encoder that is trained (no --freeze) at no --task-lr of its own", lambda s:
            encoder_learns(s) and not {tasks[0] for tasks in s.units.values()} <= set(
-               s.of_tasks("task_lr", float))),
+               s.parse_per_task("task_lr", float))),
     "task_lr": ("an encoder that is trained (no --freeze)", encoder_learns),
     "layer_decay": ("an encoder that is trained (no --freeze)", encoder_learns),
     "patience": ("more epochs than it waits for", lambda s: not 0 < s.epochs <= s.patience),
@@ -49,23 +50,23 @@ class Settings:
     data: str = setting("data", "folder with the course's files (ids-sst-train.csv, …); the "
                                 "default is the sample beside the code")
     tasks: str = setting("sst,para,sts", f"tasks to learn together, of {', '.join(TASKS)}")
-    learn: str = setting("", "train only these of --tasks; the others are only scored")
+    train_tasks: str = setting("", "train only these of --tasks; the others are only scored")
     encoders: str = setting("shared", "one encoder for all tasks, or one for each",
                             ("shared", "separate"))
     freeze: bool = setting(False, "train the heads only, the encoder stays as it is")
     lora: int = setting(0, "train adapters of this rank (LoRA) on a frozen encoder (0: train the "
-                           "encoder itself)", least=0)
+                           "encoder itself)", min=0)
     adapters: str = setting("separate", "with --lora: an adapter for each task, one that all share "
                                         "(shared), or groups, as in sst=a,para=b,sts=b")
-    lora_targets: str = setting("query,key,value,output", "matrices that are adapted, of "
+    lora_targets: str = setting("query,key,value,attention_output", "matrices that are adapted, of "
                                 + ", ".join(TARGETS))
     lora_kind: str = setting("lora", "LoRA, or LoRA-XS with Σ in A (xs) or in B (xs-out); the "
                                      "kinds of lora/kinds.py", KINDS)
-    lora_alpha: float = setting(0, "the adapter is scaled by alpha/rank (0: by 1)", least=0)
-    lora_dropout: float = setting(0, "dropout of what goes into an adapter", least=0, most=1)
+    lora_alpha: float = setting(0, "the adapter is scaled by alpha/rank (0: by 1)", min=0)
+    lora_dropout: float = setting(0, "dropout of what goes into an adapter", min=0, max=1)
     lora_norms: bool = setting(False, "train LayerNorms too; each adapter has its own")
     lora_top: int = setting(0, "rank in the third of the layers whose heads matter most (0: --lora "
-                               "in all)", least=0)
+                               "in all)", min=0)
     mask_heads: str = setting("", "heads that are switched off, as in '0:3,7 5:0', which are heads "
                                   "3 and 7 of layer 0 and head 0 of layer 5")
     keep_heads: str = setting("", "before training, remove the heads that matter least: keep so "
@@ -74,56 +75,56 @@ class Settings:
                                    "task: in turn, or at random by the tasks' sizes, with "
                                    "annealing less and less so", tuple(SAMPLERS))
     annealing: float = setting(0.8, "c of annealed sampling, p ~ N^(1 - c·(epoch - 1)/(epochs - "
-                                    "1))", least=0)
+                                    "1))", min=0)
     surgery: str = setting("none", "PCGrad: take out what in a task's gradient goes against "
                                    "another's; over the whole gradient, or weight by weight",
-                           ("none", "whole", "weight"))
+                           ("none", "pcgrad", "pcgrad-tensor"))
     surgery_mean: bool = setting(False, "divide the combined gradient by the number of tasks")
     pairs: str = setting("joint", "two sentences in one sequence, or each in its own",
                          ("joint", "separate"))
-    read: str = setting("cls", "what heads read of the encoder", READS)
+    pooling: str = setting("cls", "what heads read of the encoder", POOLINGS)
     head: str = setting("linear", f"kind of head ({', '.join(HEADS)}) of all tasks, or of some, "
                                   f"as in sts=cosine,sst=mlp (the others: linear)")
-    head_dropout: float = setting(0.3, "dropout in mlp heads (task-level dropout)", least=0,
-                                  most=1)
+    head_dropout: float = setting(0.3, "dropout in mlp heads (task-level dropout)", min=0,
+                                  max=1)
     loss: str = setting("mse", "of graded tasks: squared error of the label, or cosine: "
                                "(cos - y/5)²", ("mse", "cosine"))
     epochs: int = setting(0, "passes over the longest task, the others being cycled (0: 3, or on "
-                             "small data as many as make 500 steps)", least=0)
-    steps: int = setting(0, "stop after this many steps instead (0: go by --epochs)", least=0)
-    limit: int = setting(0, "use only the first N examples of each file (0: all)", least=0)
-    batch_size: int = setting(32, "examples of each task in a step", least=1)
-    accumulate: int = setting(1, "batches of a task whose gradients add up to one step's", least=1)
+                             "small data as many as make 500 steps)", min=0)
+    steps: int = setting(0, "stop after this many steps instead (0: go by --epochs)", min=0)
+    limit: int = setting(0, "use only the first N examples of each file (0: all)", min=0)
+    batch_size: int = setting(32, "examples of each task in a step", min=1)
+    accumulate: int = setting(1, "batches of a task whose gradients add up to one step's", min=1)
     lr: float = setting(0, "highest learning rate of the encoder (0: (3.84 / hidden size)², "
                            "which is 2.5e-5 for bert-base and 1e-4 for half its width), or of "
                            "its adapters (0: that times "
                            + ", ".join(f"{k.lr_factor:g} for {n}" for n, k in KINDS.items())
-                           + ")", least=0)
-    head_lr: float = setting(1e-3, "highest learning rate of the heads", least=0)
+                           + ")", min=0)
+    head_lr: float = setting(1e-3, "highest learning rate of the heads", min=0)
     task_lr: str = setting("", "of a task's own encoder, as in sst=2e-5,sts=1e-4 (with --encoders "
                                "separate)")
     task_epochs: str = setting("", "epochs after which a task stops, as in sst=1 (with --encoders "
                                    "separate)")
     patience: int = setting(0, "stop after so many epochs without a better dev score, each task "
-                               "for itself with --encoders separate (0: never)", least=0)
+                               "for itself with --encoders separate (0: never)", min=0)
     layer_decay: float = setting(1.0, "each layer learns this much slower than the one above it",
-                                 least=0)
-    warmup: float = setting(0.1, "fraction of the steps in which the learning rate rises", least=0)
+                                 min=0)
+    warmup: float = setting(0.1, "fraction of the steps in which the learning rate rises", min=0)
     decay: bool = setting(True, "after it the learning rate falls in a line to nothing")
-    weight_decay: float = setting(0.01, "AdamW's, on matrices only", least=0)
-    l2: float = setting(0, "L2 regularisation: this times the weight is added to its gradient",
-                        least=0)
-    clip: float = setting(1.0, "largest norm of the gradient (0: any)", least=0)
-    seed: int = setting(0, "of heads, dropout and the order of examples", least=0,
-                        most=2 ** 32)
+    weight_decay: float = setting(0.01, "AdamW's, on matrices only", min=0)
+    l2: float = setting(0, "L2 regularization: this times the weight is added to its gradient",
+                        min=0)
+    clip: float = setting(1.0, "largest norm of the gradient (0: any)", min=0)
+    seed: int = setting(0, "of heads, dropout and the order of examples", min=0,
+                        max=2 ** 32)
     device: str = setting("auto", "auto takes CUDA where there is one", ("auto", "cuda", "cpu"))
     precision: str = setting("auto", "auto: bf16 on CUDA, else fp32; weights stay fp32",
                              ("auto", "fp32", "bf16"))
-    attention: str = setting("fused", "the fused kernel or the textbook's equation; same numbers",
-                             ("fused", "textbook"))
-    log_every: int = setting(10, "steps between two lines of log.jsonl", least=1)
+    attention: str = setting("sdpa", "the fused kernel or the textbook's equation; same numbers",
+                             ("sdpa", "eager"))
+    log_every: int = setting(10, "steps between two lines of log.jsonl", min=1)
     save_every: int = setting(0, "steps between saves of what --resume needs (0: each epoch)",
-                              least=0)
+                              min=0)
     strict_rows: bool = setting(False, "rows that a task may leave out are errors")
     out: str = setting("", "folder of this run (default: runs/<checkpoint>-<number>)")
     overwrite: bool = setting(False, "replace the run that is in --out")
@@ -135,14 +136,14 @@ class Settings:
             if getattr(self, name) > 1:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it is a "
                                 f"fraction, at most 1")
-        self.head_kinds, self.learnt  # noqa: B018  raise where a task or kind is unknown
+        self.head_kinds, self.trained_tasks  # noqa: B018  raise where a task or kind is unknown
         if self.lora:
             self._check_lora()
         if self.keep_heads and self.encoders == "separate":
             raise UserError("--keep-heads removes heads of one encoder; leave out --encoders "
                             "separate")
         for name, kind in (("task_lr", float), ("task_epochs", int)):
-            if self.of_tasks(name, kind) and max(map(len, self.units.values())) > 1:
+            if self.parse_per_task(name, kind) and max(map(len, self.units.values())) > 1:
                 raise UserError(f"--{name.replace('_', '-')} is for tasks that share nothing; add "
                                 f"--encoders separate, or --lora with separate adapters")
         if self.surgery != "none":
@@ -183,21 +184,21 @@ class Settings:
         return self._known("tasks", TASKS)
 
     @property
-    def learnt(self):
+    def trained_tasks(self):
         """The tasks that are trained."""
-        return self._known("learn", self.task_names) if self.learn else self.task_names
+        return self._known("train_tasks", self.task_names) if self.train_tasks else self.task_names
 
     @property
     def units(self):
         """{what is trained, stopped and kept for itself: its tasks}: the encoder that all share, a
         task's own, or an adapter."""
         if self.encoders == "separate":
-            return {task: [task] for task in self.learnt}
+            return {task: [task] for task in self.trained_tasks}
         if not self.lora:
-            return {SHARED: self.learnt}
+            return {SHARED: self.trained_tasks}
         serves = self.adapters_of_tasks
-        return {name: [task for task in self.learnt if serves[task] == name]
-                for name in dict.fromkeys(serves[task] for task in self.learnt)}
+        return {name: [task for task in self.trained_tasks if serves[task] == name]
+                for name in dict.fromkeys(serves[task] for task in self.trained_tasks)}
 
     @property
     def adapters_of_tasks(self):
@@ -222,7 +223,7 @@ class Settings:
             raise UserError(f"--{name} {getattr(self, name)} names a task twice")
         return names
 
-    def of_tasks(self, name, kind):
+    def parse_per_task(self, name, kind):
         """{task: number} of a setting like sst=1,sts=3"""
         values = {}
         for part in filter(None, getattr(self, name).split(",")):
@@ -231,10 +232,10 @@ class Settings:
                 values[task] = kind(text)
             except ValueError:
                 values[task] = -1
-            if task not in self.learnt or not 0 < values[task] < math.inf:
+            if task not in self.trained_tasks or not 0 < values[task] < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} {part!r} is not understood; write "
                                 f"task=number, a number above 0 and a task that is trained "
-                                f"({', '.join(self.learnt)})")
+                                f"({', '.join(self.trained_tasks)})")
         return values
 
     @property

@@ -26,7 +26,7 @@ def squared_error(outputs, labels):
 
 
 def cosine_error(outputs, labels):
-    """(cos − y/5)², where outputs are 5·cos (paper C)."""
+    """(cos − y/5)², where outputs are 5·cos (Fuest & Tacke)."""
     return squared_error(outputs / 5, labels / 5)
 
 
@@ -38,7 +38,7 @@ def more_likely_than_not(outputs):
     return (outputs.squeeze(1) > 0).float()
 
 
-def as_it_is(outputs):
+def identity(outputs):
     return outputs.squeeze(1)
 
 
@@ -53,25 +53,25 @@ class Task:
     files: dict                                        # split → file name
     columns: tuple                                     # of the text, or of both texts of a pair
     label: str                                         # the label's column
-    words: tuple                                       # what the labels 0, 1, 2, … mean
+    label_names: tuple                                       # what the labels 0, 1, 2, … mean
     outputs: int                                       # how many numbers the head gives
     loss: Callable                                     # (outputs [B, outputs], labels [B]) → scalar
     predict: Callable                                  # outputs [B, outputs] → predictions [B]
     metrics: dict                                      # name → function; the first one is the score
     header: str = ""                                   # of the prediction file's second column
-    graded: bool = False                               # labels may lie between whole numbers
-    in_words: bool = False                             # the files' labels are words, not numbers
+    is_regression: bool = False                               # labels may lie between whole numbers
+    string_labels: bool = False                             # the files' labels are words, not numbers
     other_losses: dict = field(default_factory=dict)   # name → function, what --loss may choose
     heads: tuple = ("linear", "mlp")                   # kinds that fit, the default first
-    may_lack: tuple = ()                               # columns that may be empty in a few rows
+    nullable_columns: tuple = ()                               # columns that may be empty in a few rows
     dev_sets: tuple = ("dev",)                         # scored in training; the first one counts
     test_sets: tuple = ("test",)
-    read: Callable = field(default=read_course_file)   # (path, task, strict_rows) → [Example]
+    read_examples: Callable = field(default=read_course_file)   # (path, task, strict_rows) → [Example]
     write: Callable = field(default=write_course_file)   # a prediction file
 
     @property
-    def highest(self):
-        return len(self.words) - 1
+    def max_label(self):
+        return len(self.label_names) - 1
 
     @property
     def pair(self):
@@ -86,27 +86,27 @@ def course_files(stem):
 TASKS = {                                              # and GLUE's: multitask/glue.py
     "sst": Task(
         files=course_files("ids-sst"), columns=("sentence",), label="sentiment",
-        words=("very negative", "negative", "neutral", "positive", "very positive"),
+        label_names=("very negative", "negative", "neutral", "positive", "very positive"),
         outputs=5, loss=cross_entropy, predict=most_likely, metrics={"accuracy": accuracy},
         header="Predicted_Sentiment",
     ),
     "para": Task(
         files=course_files("quora"), columns=("sentence1", "sentence2"), label="is_duplicate",
-        words=("not a paraphrase", "a paraphrase"), may_lack=("is_duplicate", "sentence2"),
+        label_names=("not a paraphrase", "a paraphrase"), nullable_columns=("is_duplicate", "sentence2"),
         outputs=1, loss=binary_cross_entropy, predict=more_likely_than_not,
         metrics={"accuracy": accuracy}, header="Predicted_Is_Paraphrase",
     ),
     "sts": Task(
         files=course_files("sts"), columns=("sentence1", "sentence2"), label="similarity",
-        words=("on different topics", "on the same topic", "alike in some details",
-               "roughly equivalent", "nearly equivalent", "equivalent"), graded=True,
-        outputs=1, loss=squared_error, other_losses={"cosine": cosine_error}, predict=as_it_is,
+        label_names=("on different topics", "on the same topic", "alike in some details",
+               "roughly equivalent", "nearly equivalent", "equivalent"), is_regression=True,
+        outputs=1, loss=squared_error, other_losses={"cosine": cosine_error}, predict=identity,
         metrics={"pearson": pearson}, heads=("linear", "mlp", "cosine", "relu-cosine"),
         header="Predicted_Similiary",                        # the course's spelling
     ),
     "cfimdb": Task(
         files=course_files("ids-cfimdb"), columns=("sentence",), label="sentiment",
-        words=("negative", "positive"),
+        label_names=("negative", "positive"),
         outputs=2, loss=cross_entropy, predict=most_likely, metrics={"accuracy": accuracy},
         header="Predicted_Sentiment",
     ),

@@ -19,13 +19,13 @@ measure.py    importance of a run           start.py    pruning before training
 selection.py  what goes, and LoRA's ranks   cost.py     multiply-adds
 report.py     what runs cost and reach      picture.py  heat maps
 
-Left out: pruning of single weights, of embeddings and of the hidden size; masks that are learnt.
+Left out: pruning of single weights, of embeddings and of the hidden size; masks that are learned.
 """
 
 from pruning.cost import multiply_adds
-from pruning.gates import importance, normalise
+from pruning.gates import importance, normalize
 from pruning.removal import mask_heads, remove_heads, remove_layers, remove_neurons
 from pruning.selection import choose, ranks_by_importance
 
-__all__ = ["choose", "importance", "mask_heads", "multiply_adds", "normalise",
+__all__ = ["choose", "importance", "mask_heads", "multiply_adds", "normalize",
            "ranks_by_importance", "remove_heads", "remove_layers", "remove_neurons"]

@@ -17,20 +17,21 @@ from pathlib import Path
 import torch
 
 from bert import UserError
-from bert.cli import Parser, did_you_mean, pick_device, run_script
+from common.cli import Parser, did_you_mean, pick_device, run_script
 from multitask import runs
-from multitask.model import SHARED, chosen_tasks
-from pruning.gates import parts_at_first
+from multitask.adapters import SHARED
+from multitask.model import chosen_tasks
+from pruning.gates import original_count
 from pruning.measure import across_tasks, measure, of_all_tasks, scored
-from pruning.picture import draw_heat_maps, in_text, write_csv
+from pruning.plots import draw_heat_maps, in_text, write_csv
 from pruning.removal import check_plain, mask_heads, remove_heads, remove_layers, remove_neurons
 from pruning.report import report
 from pruning.selection import (
     ORDERS,
-    budget,
     check_even,
     choose,
-    named,
+    parse_budget,
+    parse_heads,
     ranks_by_importance,
 )
 
@@ -77,7 +78,7 @@ def prune(args):
         after = sum(p.numel() for p in model.bert.parameters())
         print(f"encoder: {before:,} parameters → {after:,}")
 
-    folder = runs.make_run(args, edit)
+    folder = runs.derive_run(args, edit)
     print(f"next: python train_multitask.py --from {folder}, or python evaluate.py {folder}")
 
 
@@ -89,10 +90,10 @@ def prune_to_budget(bert, args, measured):
     if not args.mask:
         check_plain(bert, kind, range(len(bert.layers)))
     layers = len(bert.layers)
-    keep = budget(text, layers * parts_at_first(bert.config, kind), kind)
+    keep = parse_budget(text, layers * original_count(bert.config, kind), kind)
     if args.per_layer:
         check_even(keep, layers)
-    there = int((~absent(bert, kind, args.mask)).sum())
+    there = int((~removed_mask(bert, kind, args.mask)).sum())
     if there <= keep:
         raise UserError(f"{there:,} {kind} are there and {keep:,} are to be kept, so nothing would "
                         f"be removed; keep fewer")
@@ -100,26 +101,26 @@ def prune_to_budget(bert, args, measured):
     goals = [there - round((there - keep) * number / args.rounds)
              for number in range(1, args.rounds + 1)]
     for goal in sorted({goal - goal % step for goal in goals} - {there}, reverse=True):
-        gone = absent(bert, kind, args.mask)
+        gone = removed_mask(bert, kind, args.mask)
         scores = torch.zeros(gone.shape)
         if args.order != "random":
             scores = of_all_tasks(measured(kind=kind), kind, args.norm)
         chosen = choose(scores.masked_fill(gone, torch.nan), goal, args.order, args.per_layer,
                         args.seed)
         remove(bert, kind, chosen, args.mask)
-        print(f"{int((~absent(bert, kind, args.mask)).sum()):,} of {there:,} {kind} are left")
+        print(f"{int((~removed_mask(bert, kind, args.mask)).sum()):,} of {there:,} {kind} are left")
 
 
-def absent(bert, kind, masks):
+def removed_mask(bert, kind, masks):
     """[layers, parts] True where a part is gone, or, of masks, switched off."""
     config = bert.config
-    gone = torch.zeros(len(bert.layers), parts_at_first(config, kind), dtype=torch.bool)
+    gone = torch.zeros(len(bert.layers), original_count(config, kind), dtype=torch.bool)
     for layer, row in enumerate(gone):
         if kind == "heads":
             row[config.pruned_heads.get(layer, [])] = True
             row[config.masked_heads.get(layer, []) if masks else []] = True
         elif kind == "neurons":
-            row[config.neurons_of(layer):] = True
+            row[config.ffn_size(layer):] = True
     return gone
 
 
@@ -134,7 +135,7 @@ def remove(bert, kind, chosen, mask=False):
 
 def remove_named(bert, texts, mask=False):
     """["0:3,7", "5"] → heads 3 and 7 of layer 0, and the whole of layer 5, are removed."""
-    heads, layers = named(texts, "remove")
+    heads, layers = parse_heads(texts, "remove")
     if layers and mask:
         raise UserError(f"--mask switches heads off; --remove {layers[0]} is a layer")
     if heads:
@@ -149,7 +150,7 @@ def flags_of_measuring(parser):
     parser.add_argument("--examples", type=int, default=1000,
                         help="random training examples of each task (default: 1000; 0: all)")
     parser.add_argument("--norm", default="global", choices=("global", "layer"),
-                        help="paper B's norm: over all heads (default), or over each layer's")
+                        help="Wang et al.'s norm: over all heads (default), or over each layer's")
     parser.add_argument("--seed", type=int, default=0, help="of the examples and of random order")
     parser.add_argument("--data", help="folder with the data files (default: the run's own)")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))

@@ -1,4 +1,4 @@
-"""How much the loss depends on each head, neuron or layer (Michel et al. 2019; paper B's §2.1):
+"""How much the loss depends on each head, neuron or layer (Michel et al. 2019; Wang et al.'s §2.1):
 
     I(part) = Σ_x |∂L(x)/∂ξ_part| / tokens       ξ = 1 multiplies what the part adds; at ξ = 0 the
                                                  part is removed;  tokens: the real ones of all x
@@ -42,8 +42,8 @@ def gate_layer(layer, gates):
     """gates [B, 1]: x + ξ·(layer(x) - x), so that ξ = 0 is an encoder without this layer."""
     def scale(layer, inputs, options, output):
         hidden, layout = inputs
-        if options.get("read") is not None:
-            layout = options["read"]
+        if options.get("output_rows") is not None:
+            layout = options["output_rows"]
             hidden = hidden.index_select(0, layout.rows)
         return hidden + gates.index_select(0, layout.sequence) * (output - hidden)
 
@@ -51,13 +51,13 @@ def gate_layer(layer, gates):
 
 
 GATES = {                                                    # kind → (gate, the parts of a layer)
-    "heads": (gate_heads, lambda config, layer: config.heads_of(layer)),
-    "neurons": (gate_neurons, lambda config, layer: list(range(config.neurons_of(layer)))),
+    "heads": (gate_heads, lambda config, layer: config.remaining_heads(layer)),
+    "neurons": (gate_neurons, lambda config, layer: list(range(config.ffn_size(layer)))),
     "layers": (gate_layer, lambda config, layer: [0]),
 }
 
 
-def parts_at_first(config, kind):
+def original_count(config, kind):
     """How many parts each layer was built with: the width of the importance [layers, parts]."""
     return {"heads": config.num_attention_heads, "neurons": config.intermediate_size,
             "layers": 1}[kind]
@@ -78,8 +78,8 @@ def importance(bert, batches, loss, kind="heads"):
         for batch in batches:
             examples = len(batch.labels)
             ones = [weight.new_ones(examples, len(p), requires_grad=True) for p in parts]
-            sides = batch.layout.batch // examples           # 2: each text of a pair on its own
-            hooks = [gate(layer, xi.repeat(sides, 1)) for layer, xi in zip(bert.layers, ones)]
+            segments = batch.layout.batch // examples           # 2: each text of a pair on its own
+            hooks = [gate(layer, xi.repeat(segments, 1)) for layer, xi in zip(bert.layers, ones)]
             try:
                 summed = loss(batch)
             finally:
@@ -90,7 +90,7 @@ def importance(bert, batches, loss, kind="heads"):
             tokens += len(batch.layout)
     if not tokens:
         raise UserError("importance needs at least one example")
-    raw = torch.full((len(parts), parts_at_first(bert.config, kind)), torch.nan,
+    raw = torch.full((len(parts), original_count(bert.config, kind)), torch.nan,
                      dtype=torch.float64)
     for row, numbers, total in zip(raw, parts, sums):
         row[numbers] = total.cpu() / tokens
@@ -100,17 +100,17 @@ def importance(bert, batches, loss, kind="heads"):
 @contextmanager
 def frozen(module):
     """Within this context no parameter asks for its gradient."""
-    asked = [p for p in module.parameters() if p.requires_grad]
+    query_layout = [p for p in module.parameters() if p.requires_grad]
     module.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in asked:
+        for parameter in query_layout:
             parameter.requires_grad_(True)
 
 
-def normalise(raw, by="global"):
-    """Paper B's eq. 1 and 2: I' = I/(‖I‖₂ + ε), the norm of all ("global", which changes only the
+def normalize(raw, by="global"):
+    """Wang et al.'s eq. 1 and 2: I' = I/(‖I‖₂ + ε), the norm of all ("global", which changes only the
     scale) or of each layer's row ("layer", as in the code of Michel et al.; heads of a layer that
     matters little then rank as high as others: benchmarks/importance.py compares the two); then
     (I' - min I')/(max I' - min I') over all. raw [layers, parts], NaN where a part is gone."""

@@ -2,12 +2,12 @@
 
 import torch
 
-from bert.training import progress_bar
-from multitask.data import tokenise
+from common.training import progress_bar
+from multitask.data import tokenize
 from multitask.evaluation import TOKENS, read_split
-from pruning.gates import importance, normalise
+from pruning.gates import importance, normalize
 
-ALL = "sum"                                              # of the tasks' normalised importance
+ALL = "sum"                                              # of the tasks' normalized importance
 
 
 def task_importance(model, task, split, loss, device, kind="heads"):
@@ -36,7 +36,7 @@ def measure(model, tokenizer, settings, tasks, device, kind="heads", examples=10
         rows = read_split(task, "train", data or settings.data,
                           settings.strict_rows)[:settings.limit or None]
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-        split = tokenise([rows[i] for i in order[:examples or None]], tokenizer, settings.pairs)
+        split = tokenize([rows[i] for i in order[:examples or None]], tokenizer, settings.pairs)
         raw[task] = task_importance(model, task, split, settings.loss_of(task), device, kind)
     return raw
 
@@ -55,5 +55,5 @@ def scored(raw, kind="heads", norm="global"):
     """{task: raw importance} → {task: the same from 0 to 1}; of several tasks the sum too, again
     from 0 to 1."""
     norm = "global" if kind == "layers" else norm            # a row of one has no shape
-    scores = {task: normalise(values, norm) for task, values in raw.items()}
-    return scores | ({ALL: normalise(sum(scores.values()), "global")} if len(scores) > 1 else {})
+    scores = {task: normalize(values, norm) for task, values in raw.items()}
+    return scores | ({ALL: normalize(sum(scores.values()), "global")} if len(scores) > 1 else {})

@@ -12,7 +12,7 @@ from dataclasses import replace
 from torch import nn
 
 from bert import UserError
-from bert.model import Projection
+from bert.model import PackedLinear
 
 CUT = {"heads": ("attention.query", "attention.key", "attention.value", "attention.output"),
        "neurons": ("fc_in", "fc_out")}                   # kind of part → matrices that lose rows
@@ -45,15 +45,15 @@ def remove_heads(bert, heads):
     masked = {layer: [h for h in off if h not in gone.get(layer, ())]
               for layer, off in bert.config.masked_heads.items()}
     config = replace(bert.config, pruned_heads=gone, masked_heads=masked)
-    _check_meeting(config)
+    _check_head_left(config)
     for layer in heads:
-        attention, left = bert.layers[layer].attention, config.heads_of(layer)
+        attention, left = bert.layers[layer].attention, config.remaining_heads(layer)
         size = attention.head_size
-        rows = [attention.kept.index(head) * size + i for head in left for i in range(size)]
+        rows = [attention.head_indices.index(head) * size + i for head in left for i in range(size)]
         for projection in (attention.query, attention.key, attention.value):
             keep_rows(projection, rows)
         keep_columns(attention.output, rows)
-        attention.kept, attention.heads = left, len(left)
+        attention.head_indices, attention.num_heads = left, len(left)
     _finish(bert, config, kind="remove_heads", heads=_texts(heads))
 
 
@@ -64,7 +64,7 @@ def mask_heads(bert, heads):
     off = dict(bert.config.masked_heads)
     off |= {layer: [*off.get(layer, ()), *numbers] for layer, numbers in heads.items()}
     config = replace(bert.config, masked_heads=off)
-    _check_meeting(config)
+    _check_head_left(config)
     _finish(bert, config, kind="mask_heads", heads=_texts(heads))
 
 
@@ -111,7 +111,7 @@ def remove_layers(bert, layers):
                      if old in getattr(bert.config, name)}
               for name in ("pruned_heads", "masked_heads", "pruned_neurons")}
     config = replace(bert.config, num_hidden_layers=len(left), **fields)
-    _check_meeting(config)
+    _check_head_left(config)
     bert.layers = nn.ModuleList(bert.layers[n] for n in left)
     _finish(bert, config, kind="remove_layers", layers=sorted(layers))
 
@@ -120,12 +120,12 @@ def _finish(bert, config, **edit):
     bert.config = config
     bert.edits = [*bert.edits, edit]
     for number, layer in enumerate(bert.layers):
-        layer.attention.switch_off(config, config.masked_heads.get(number, ()))
+        layer.attention.set_masked_heads(config, config.masked_heads.get(number, ()))
 
 
-def _check_meeting(config):
+def _check_head_left(config):
     """Tokens meet in heads alone."""
-    if all(set(config.heads_of(layer)) <= set(config.masked_heads.get(layer, ()))
+    if all(set(config.remaining_heads(layer)) <= set(config.masked_heads.get(layer, ()))
            for layer in range(config.num_hidden_layers)):
         raise UserError("all heads of all layers would be removed or switched off; tokens could no "
                         "longer meet: keep at least one")
@@ -146,7 +146,7 @@ def _check_heads(bert, heads):
             if not 0 <= head < bert.config.num_attention_heads:
                 raise UserError(f"layer {layer} has no head {head}; its heads are 0 to "
                                 f"{bert.config.num_attention_heads - 1}")
-            if head not in bert.layers[layer].attention.kept:
+            if head not in bert.layers[layer].attention.head_indices:
                 raise UserError(f"head {head} of layer {layer} is removed already")
 
 
@@ -155,7 +155,7 @@ def check_plain(bert, kind, layers):
     for layer in layers:
         for name in CUT.get(kind, ()):
             found = bert.layers[layer].get_submodule(name)
-            if type(found) is not Projection:
+            if type(found) is not PackedLinear:
                 raise UserError(f"{name} of layer {layer} is a {type(found).__name__}, not a plain "
                                 f"matrix, so nothing can be removed from it; merge adapters first "
                                 f"(python -m lora merge), and prune before matrices are factored")

@@ -1,4 +1,4 @@
-"""What runs cost and what they reach, side by side, and beside paper B's Tables 1 to 4."""
+"""What runs cost and what they reach, side by side, and beside Wang et al.'s Tables 1 to 4."""
 
 import csv
 import io
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from bert.cli import pick_device
-from bert.files import writing
-from bert.training import peak_memory
+from bert.files import atomic_write
+from common.cli import pick_device
+from common.training import peak_memory
 from multitask import adapters, runs
 from multitask.evaluation import load_split, run_split
 from multitask.recipes import RECIPES
@@ -59,8 +59,8 @@ def measure_run(folder, device_name="auto"):
         run_split(model, task, split, device, autocast)      # its outputs are on the CPU: all done
         seconds += time.perf_counter() - began
         examples += len(split)
-        work += sum(multiply_adds(model.encoder(task), [len(ids) for ids in side], settings.read,
-                                  model.adapters.get(task)) for side, _ in split.sides)
+        work += sum(multiply_adds(model.encoder(task), [len(ids) for ids in side], settings.pooling,
+                                  model.adapters.get(task)) for side, _ in split.segments)
     return found | {PEAK: peak_memory(device) if device.type == "cuda" else None,
                     "examples/s": examples / seconds, "multiply-adds": work / examples}
 
@@ -108,5 +108,5 @@ def write_csv(path, rows, columns):
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(["measure", *columns])
     lines.writerows([row, *(found.get(row, "") for found in columns.values())] for row in rows)
-    with writing(path) as file:
+    with atomic_write(path) as file:
         file.write(text.getvalue().encode())

@@ -43,7 +43,7 @@ def check_even(keep, layers):
                         f"{f'{near} or ' if near else ''}{near + layers} can")
 
 
-def named(texts, flag):
+def parse_heads(texts, flag):
     """["0:3,7", "5"] → {0: [3, 7]}, [5]: heads of layers, and whole layers."""
     heads, layers = {}, []
     for text in texts:
@@ -60,7 +60,7 @@ def named(texts, flag):
     return heads, layers
 
 
-def budget(text, total, what):
+def parse_budget(text, total, what):
     """"100" → 100 parts; "0.7" → so many of `total`, which counts what was removed before too."""
     try:
         keep = round(float(text) * total) if "." in text else int(text)
@@ -74,11 +74,11 @@ def budget(text, total, what):
 
 
 def ranks_by_importance(raw, high=8, low=4, blocks=4,
-                        matrices=("query", "key", "value", "output")):
+                        matrices=("query", "key", "value", "attention_output")):
     """LoRA ranks that follow importance (Pruning-Adapter, §2.3 of arXiv 2303.14704, which does not
     say how a layer's importance is measured). raw [layers, heads], NaN where a head is gone, →
     {(layer, matrix): rank}: `high` in the `blocks` layers whose heads have the largest sum, else
-    `low`. Raw, because importance that was normalised in each layer has the same size in all."""
+    `low`. Raw, because importance that was normalized in each layer has the same size in all."""
     order = raw.nan_to_num().sum(dim=1).argsort(descending=True, stable=True)
     best = set(order[:blocks].tolist())
     return {(layer, matrix): high if layer in best else low

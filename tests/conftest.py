@@ -112,7 +112,7 @@ def run(checkpoint, data, tmp_path_factory):
 @pytest.fixture
 def script(capfd):
     """Call a script's main as the command line would → exit code, stdout, stderr."""
-    from bert.cli import run_script
+    from common.cli import run_script
 
     def call(main, *arguments):
         capfd.readouterr()

@@ -109,7 +109,7 @@ def adapters():
 
     ranks = {(0, "query"): 2, (1, "value"): 3, (4, "output"): 1, (5, "fc_in"): 2, (5, "fc_out"): 2}
     ours = lora.attach(Bert.from_pretrained(weights), rank=ranks, alpha=4, layernorms=True)
-    shaken(lora.parameters(ours, "default").values())
+    shaken(lora.adapter_parameters(ours, "default").values())
     lora.save(ours, "default", folder / "ours")
 
     batch = Tokenizer.from_pretrained(weights)(*real_texts(

@@ -382,7 +382,7 @@ FLAGS = {
     "task twice": (("--tasks", "sst,sst"), "twice"),
     "head unknown": (("--head", "cubic"), "--head", "cubic", "cosine"),
     "head empty": (("--head", ""), "--head", "cosine"),
-    "head for a task that is not learnt": (("--head", "sts=mlp"), "--head", "sts=mlp", "this run"),
+    "head for a task that is not learned": (("--head", "sts=mlp"), "--head", "sts=mlp", "this run"),
     "cosine of single texts": (("--head", "cosine"), "sst", "cosine", "linear"),
     "cosine of joint pairs": (("--tasks", "sts", "--head", "sts=cosine"), "--pairs separate"),
     "cosine of paraphrases": (("--tasks", "para", "--head", "cosine"), "para", "mlp"),

@@ -10,12 +10,19 @@ import evaluate as evaluate_script
 import train_multitask
 from bert import Bert, UserError
 from bert.files import read_tensors
-from laser import autoencoder
+from compression import autoencoder
+from compression.autoencoder import fit_direction, with_norms
+from compression.codecs import (
+    bytes_of,
+    fit_bits,
+    fit_centered,
+    fit_kronecker,
+    fit_weighted,
+    product,
+)
+from compression.stored import CODECS, FILE, Compressed
 from laser.__main__ import main
-from laser.autoencoder import fit_direction, with_norms
-from laser.codecs import bytes_of, fit_bits, fit_centred, fit_kronecker, fit_weighted, product
 from laser.reduce import low_rank
-from laser.stored import CODECS, FILE, Compressed
 from multitask import runs
 
 
@@ -39,9 +46,9 @@ def relative_error(codec, weight, stored):
 def test_a_codec_keeps_to_its_room_and_gives_back_the_shape(method, shape):
     codec, weight = CODECS[method], matrix(*shape)
     for ratio in (1.5, 3):
-        room = weight.nbytes / ratio
-        stored = codec.fit(weight, room)
-        assert bytes_of(stored) <= room
+        byte_budget = weight.nbytes / ratio
+        stored = codec.fit(weight, byte_budget)
+        assert bytes_of(stored) <= byte_budget
         decoded = codec.decode(stored, weight.shape)
         assert decoded.shape == shape and decoded.isfinite().all()
         assert torch.equal(decoded, codec.decode(stored, weight.shape))
@@ -57,9 +64,9 @@ def test_svd_is_the_closest_of_its_rank_and_centred_keeps_the_mean_row():
     weight = matrix(40, 20) + 3
     stored = CODECS["svd"].fit(weight, 4 * 5 * 60)
     torch.testing.assert_close(product(stored, weight.shape), low_rank(weight, 5))
-    centred = fit_centred(weight, 4 * (5 * 60 + 20))
+    centered = fit_centered(weight, 4 * (5 * 60 + 20))
     mean = weight.mean(dim=0)
-    torch.testing.assert_close(product(centred, weight.shape), mean + low_rank(weight - mean, 5))
+    torch.testing.assert_close(product(centered, weight.shape), mean + low_rank(weight - mean, 5))
 
 
 def test_weighted_svd_meets_rows_that_matter_more_closely():
@@ -126,9 +133,9 @@ def test_svd_has_the_lower_error_and_the_direction_loss_the_higher_cosine(monkey
     monkeypatch.setattr(autoencoder, "EPOCHS", 25)
     scale = torch.linspace(0.2, 4, 300)[:, None]             # long rows rule the squared error
     weight = (matrix(300, 16) @ matrix(16, 16, seed=1) + 0.5) * scale
-    room, shape = weight.nbytes / 2.5, weight.shape
-    svd, direction = (product(fit(weight, room), shape) for fit in (fit_centred, fit_direction))
-    assert bytes_of(fit_centred(weight, room)) == bytes_of(fit_direction(weight, room))
+    byte_budget, shape = weight.nbytes / 2.5, weight.shape
+    svd, direction = (product(fit(weight, byte_budget), shape) for fit in (fit_centered, fit_direction))
+    assert bytes_of(fit_centered(weight, byte_budget)) == bytes_of(fit_direction(weight, byte_budget))
     assert (svd - weight).square().mean() < (direction - weight).square().mean()
     cosines = [F.cosine_similarity(w, weight).mean() for w in (svd, direction)]
     assert cosines[1] > cosines[0]
@@ -138,8 +145,8 @@ def test_one_decoder_for_all_layers_leaves_more_for_the_codes(checkpoint):
     bert = Bert.from_pretrained(checkpoint)
     alone, shared = (Compressed.fit(bert, ["fc_in"], method, 3)
                      for method in ("autoencoder", "shared"))
-    room = sum(layer.fc_in.weight.nbytes for layer in bert.layers) / 3
-    assert alone.bytes <= room and shared.bytes <= room
+    byte_budget = sum(layer.fc_in.weight.nbytes for layer in bert.layers) / 3
+    assert alone.bytes <= byte_budget and shared.bytes <= byte_budget
     widths = [alone.stored["fc_in.0.codes"].size(1), shared.stored["fc_in.codes"].size(1)]
     assert widths[1] > widths[0]
     assert {p: w.shape for p, w in shared.decode().items()} == shared.shapes
@@ -188,7 +195,7 @@ def test_the_table_goes_on_where_it_was_stopped(run, script, tmp_path, monkeypat
 
 def test_a_checkpoint_is_scored_by_its_masked_lm_loss(script, data, tmp_path):
     code, out, err = script(main, "compress", "tiny", "--data", data, "--limit", "4", "--ratios",
-                            "2", "--methods", "centred", "--matrices", "embeddings",
+                            "2", "--methods", "centered", "--matrices", "embeddings",
                             "--out", tmp_path)
     assert code == 0 and "masked_lm_loss" in out, err
 

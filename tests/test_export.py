@@ -15,7 +15,7 @@ from lora import attach
 PAGE = (Path(__file__).parent.parent / "docs" / "export.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(params=["fused", "textbook"])
+@pytest.fixture(params=["sdpa", "eager"])
 def bert(request):
     torch.manual_seed(0)
     return Bert(BertConfig(**SMALL), request.param).eval()
@@ -51,9 +51,9 @@ def test_dense_poolings_are_the_packed_ones(bert):
     batch, poolings = tiny_batch(), []
     for kind in (Layout, DenseLayout):
         hidden, layout = bert.embed(batch["input_ids"], kind(batch["attention_mask"]))
-        first = bert.encode(hidden, layout, read=layout.first())
+        first = bert.encode(hidden, layout, output_rows=layout.cls_rows())
         some = layout.select(batch["input_ids"] % 2)
-        read = bert.encode(hidden, layout, read=some)
+        read = bert.encode(hidden, layout, output_rows=some)
         mean = layout.pad(bert.encode(hidden, layout)).sum(1) / layout.mask.sum(1, keepdim=True)
         poolings.append((first, bert.pool(first), mean, read))
         assert len(some) == len(read)
@@ -83,7 +83,7 @@ def test_what_stands_at_padding_is_never_read(bert):
 SERVED = {"one": [("b", 4)], "several": [("a", 1), (None, 1), ("b", 2)]}
 
 
-def adapted(bert):
+def adapter_layers(bert):
     attach(bert, adapters=("a", "b"), layernorms=True)
     for name, parameter in bert.named_parameters():
         if ".adapters." in name:
@@ -95,11 +95,11 @@ def adapted(bert):
 def test_adapters_serve_the_same_sequences_on_the_dense_path(bert, served):
     batch, outputs = tiny_batch(), []
     for kind in (Layout, DenseLayout):
-        layout = kind(batch["attention_mask"]).served_by(SERVED[served])
-        outputs.append(adapted(bert)(batch["input_ids"], layout)[:2] if not outputs
+        layout = kind(batch["attention_mask"]).with_adapters(SERVED[served])
+        outputs.append(adapter_layers(bert)(batch["input_ids"], layout)[:2] if not outputs
                        else bert(batch["input_ids"], layout)[:2])
     close(*outputs)
-    plain = kind(batch["attention_mask"]).served_by([(None, 4)])
+    plain = kind(batch["attention_mask"]).with_adapters([(None, 4)])
     assert not torch.allclose(bert(batch["input_ids"], plain)[0], outputs[0][0])
 
 
@@ -110,7 +110,7 @@ def shapes_of(batch, bert):
 
 
 def test_an_encoder_with_an_active_adapter_and_switched_off_heads_is_exported(bert):
-    adapted(bert).layers[1].attention.switch_off(bert.config, [2])
+    adapter_layers(bert).layers[1].attention.switch_off(bert.config, [2])
     batch = tiny_batch()
     program = torch.export.export(bert, (), {**batch, "dense": True},
                                   dynamic_shapes=shapes_of(batch, bert))
@@ -182,7 +182,7 @@ def test_vmap_gives_the_gradients_of_each_example(page):
 
 
 def test_the_jacobian_of_own_embeddings_is_that_of_the_packed_path(bert):
-    bert.use_attention("textbook")
+    bert.use_attention("eager")
     batch = tiny_batch()
     words = bert.word_embeddings(batch.pop("input_ids")[:2, :5]).detach()
     mask = batch["attention_mask"][:2, :5]

@@ -17,8 +17,8 @@ import evaluate
 import train_multitask
 from bert import Bert, UserError
 from bert.checkpoint import pretraining_heads
-from bert.masking import MaskedLM
-from bert.pretrain import save_checkpoint
+from pretraining.__main__ import save_checkpoint
+from pretraining.masking import MaskedLM
 
 GELU = REFERENCE / "gelu"
 
@@ -200,7 +200,7 @@ def test_a_new_pooler_is_an_error_only_where_it_is_read(without_pooler, checkpoi
     batch = {name: tensor % 2 for name, tensor in tiny_batch().items()}
     whole, found = Bert.from_pretrained(checkpoint)(**batch), bert(**batch)
     assert torch.equal(whole[0], found[0]) and found.pooler_output is None
-    with pytest.raises(UserError, match="--read cls"):
+    with pytest.raises(UserError, match="--pooling cls"):
         bert.pool(found[0][:, 0])
     assert abs(bert.pooler.weight.std() - bert.config.initializer_range) < 0.002
     bert.pooler_is_new = False                               # to be trained
@@ -233,11 +233,11 @@ def test_a_run_without_a_pooler_opens_again_and_none_may_read_it(without_pooler,
                                                                  script):
     def train(read):
         return script(train_multitask.main, "--bert", without_pooler, "--data", data, "--tasks",
-                      "sst", "--steps", 2, "--limit", 16, "--read", read, "--device", "cpu",
+                      "sst", "--steps", 2, "--limit", 16, "--pooling", read, "--device", "cpu",
                       "--out", tmp_path / read)
 
     code, _, err = train("pooler")
-    assert code == 2 and "holds no pooler" in err and "--read cls" in err
+    assert code == 2 and "holds no pooler" in err and "--pooling cls" in err
     assert not (tmp_path / "pooler").exists()
     assert train("cls")[0] == 0
     scores = json.loads((tmp_path / "cls" / "metrics.json").read_text())

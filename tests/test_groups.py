@@ -18,7 +18,7 @@ import train_multitask
 from bert import Bert, BertConfig, Tokenizer, UserError
 from bert.files import read_tensors
 from multitask import adapters, runs
-from multitask.data import Example, tokenise
+from multitask.data import Example, tokenize
 from multitask.evaluation import read_split
 from multitask.model import MultitaskModel, build_model
 from multitask.settings import NEEDS, Settings
@@ -76,7 +76,7 @@ def weights_of(folder, task):
 @pytest.mark.parametrize("kind", APART)
 def test_tasks_that_share_nothing_train_as_each_alone(train, kind):
     flags = ("--tasks", "sst,para", *APART[kind], "--lr", 0.01)
-    both, alone = train("both", *flags), train("alone", *flags, "--learn", "sst")
+    both, alone = train("both", *flags), train("alone", *flags, "--train-tasks", "sst")
     assert weights_of(both, "sst") == weights_of(alone, "sst")
     assert weights_of(both, "para") != weights_of(alone, "para")
 
@@ -97,7 +97,7 @@ def test_gradients_of_a_tasks_vectors_reach_its_own_adapter_alone(checkpoint):
     for name, parameter in model.bert.named_parameters():
         if name.endswith(".B"):
             nn.init.normal_(parameter)                       # at 0, nothing would reach A
-    batch = tokenise(PAIRS, Tokenizer.from_pretrained(checkpoint)).batch(range(3))
+    batch = tokenize(PAIRS, Tokenizer.from_pretrained(checkpoint)).batch(range(3))
     model.vectors("sts", batch).square().sum().backward()
     reached = {name.split(".adapters.")[1].split(".")[0]
                for name, parameter in model.bert.named_parameters() if parameter.grad is not None}
@@ -126,10 +126,10 @@ class Attentive(MultitaskModel):
         super().__init__(*arguments)
         self.pooling = AttentivePooling(32)
 
-    def rows_read(self, batch):
+    def pooled_rows(self, batch):
         return None
 
-    def read_out(self, bert, hidden, layout):
+    def pool(self, bert, hidden, layout):
         return self.pooling(hidden, layout)
 
 
@@ -144,7 +144,7 @@ class AttentiveEach(Attentive):
         self.task = task
         return super().vectors(task, batch)
 
-    def read_out(self, bert, hidden, layout):
+    def pool(self, bert, hidden, layout):
         return self.pooling[self.task](hidden, layout)
 
 
@@ -155,7 +155,7 @@ class Scaled(MultitaskModel):
         super().__init__(*arguments)
         self.scale = nn.Parameter(torch.ones(1))
 
-    def read_out(self, bert, hidden, layout):
+    def pool(self, bert, hidden, layout):
         return self.scale * hidden
 
 
@@ -180,13 +180,13 @@ def test_a_module_added_to_the_model_is_trained_saved_and_opened(train, student,
     opened, _, settings, _ = runs.open_run(run)
     torch.manual_seed(0)
     start = build_model(Bert.from_pretrained(still), settings).own_state()
-    learnt = opened.own_state()
-    added = [name for name in learnt if name.startswith(("pooling", "scale"))]
-    assert added and all(not torch.equal(learnt[name], start[name]) for name in added)
+    learned = opened.own_state()
+    added = [name for name in learned if name.startswith(("pooling", "scale"))]
+    assert added and all(not torch.equal(learned[name], start[name]) for name in added)
     again = train("again", *flags, "--tasks", "sst,sts", "--lr", 1e-9, "--head-lr", 1e-9, "--steps",
                   1, start=("--from", run))
     for name, tensor in runs.open_run(again)[0].own_state().items():
-        torch.testing.assert_close(tensor, learnt[name])
+        torch.testing.assert_close(tensor, learned[name])
 
 
 def test_a_module_added_to_the_model_resumes(train, student):
@@ -234,12 +234,12 @@ def test_a_parameter_that_no_saved_file_holds_is_refused_by_name(train, monkeypa
 
 def test_a_pooler_that_nothing_reads_does_not_count_and_learns_again_when_read(train):
     first = train("first", "--tasks", "sst")
-    learnt = json.loads((first / "run.json").read_text())["parameters"]
-    assert learnt["stored"] - learnt["trained"] == 32 * 32 + 32
-    second = train("second", "--tasks", "sst", "--read", "pooler", "--lr", 0.01,
+    learned = json.loads((first / "run.json").read_text())["parameters"]
+    assert learned["stored"] - learned["trained"] == 32 * 32 + 32
+    second = train("second", "--tasks", "sst", "--pooling", "pooler", "--lr", 0.01,
                    start=("--from", first))
-    learnt = json.loads((second / "run.json").read_text())["parameters"]
-    assert learnt["stored"] == learnt["trained"]
+    learned = json.loads((second / "run.json").read_text())["parameters"]
+    assert learned["stored"] == learned["trained"]
     poolers = [runs.open_run(folder)[0].bert.pooler.weight for folder in (first, second)]
     assert not torch.equal(*poolers)
 
@@ -250,8 +250,8 @@ def test_heads_are_in_float32_under_autocast(checkpoint):
     vectors = torch.randn(2, 400, 32)
     vectors[1] = vectors[0] + 0.2 * vectors[1]               # cosines near 1, where bf16 has few
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        outputs = model.answer("sts", vectors.flatten(0, 1))
-        halved = model.answer("sts", vectors.flatten(0, 1).bfloat16())
+        outputs = model.apply_head("sts", vectors.flatten(0, 1))
+        halved = model.apply_head("sts", vectors.flatten(0, 1).bfloat16())
     assert outputs.dtype == halved.dtype == torch.float32
     assert len(outputs.unique()) > 390 and len(halved.unique()) > 390
     loss = Settings(tasks="sts").loss_of("sts")(outputs, torch.ones(400))
@@ -264,7 +264,7 @@ FROM = {   # (flags of the first run, flags of the second) → words of the refu
     "separate, the same": (("--encoders", "separate"), ("--encoders", "separate"), None),
     "separate, fewer": (("--encoders", "separate"), ("--encoders", "separate", "--tasks", "sts"),
                         None),
-    "separate, one learns": (("--encoders", "separate"), ("--encoders", "separate", "--learn",
+    "separate, one learns": (("--encoders", "separate"), ("--encoders", "separate", "--train-tasks",
                                                           "sts"), None),
     "separate, others": (("--encoders", "separate", "--tasks", "sst,para"),
                          ("--encoders", "separate", "--tasks", "sst,sts"),
@@ -311,11 +311,11 @@ def test_predictions_of_other_data_go_to_another_folder_only(train, script, data
 # ---- flags that would change nothing
 
 VAIN = {
-    "sampling": ("--sampling", "robin", "--learn", "sst"),
+    "sampling": ("--sampling", "round-robin", "--train-tasks", "sst"),
     "annealing": ("--annealing", 0.5),
     "surgery_mean": ("--surgery-mean",),
     "pairs": ("--pairs", "separate", "--tasks", "sst"),
-    "head_dropout": ("--head-dropout", 0.5, "--head", "mlp,sst=linear", "--learn", "sst"),
+    "head_dropout": ("--head-dropout", 0.5, "--head", "mlp,sst=linear", "--train-tasks", "sst"),
     "loss": ("--loss", "cosine", "--tasks", "sst,para"),
     "lr": ("--lr", 1e-3, "--freeze"),
     "task_lr": ("--task-lr", "sst=1e-3", "--freeze", "--encoders", "separate"),
@@ -324,9 +324,9 @@ VAIN = {
     "overwrite": ("--overwrite",),
 }
 ACTS = {
-    "sampling": ("--sampling", "robin"),
+    "sampling": ("--sampling", "round-robin"),
     "annealing": ("--annealing", 0.5, "--sampling", "annealed"),
-    "surgery_mean": ("--surgery-mean", "--surgery", "whole"), "pairs": ("--pairs", "separate"),
+    "surgery_mean": ("--surgery-mean", "--surgery", "pcgrad"), "pairs": ("--pairs", "separate"),
     "head_dropout": ("--head-dropout", 0.5, "--head", "sst=mlp"), "loss": ("--loss", "cosine"),
     "lr": ("--lr", 1e-3, "--encoders", "separate", "--task-lr", "sst=1e-3"),
     "task_lr": ("--task-lr", "sst=1e-3", "--encoders", "separate"),

@@ -18,18 +18,18 @@ import laser
 import lora
 import train_multitask
 from bert import Bert, Tokenizer, UserError
-from bert.cli import UserStop
+from common.cli import UserStop
 from laser.__main__ import main
 from laser.additive import best_stack, posterior, prior
 from laser.edit import apply
 from laser.heldout import bootstrap, gain_with_interval, halves
-from laser.interventions import MATRICES, Intervention, parse, spell
-from laser.outputs import Outputs, fingerprint
+from laser.interventions import MATRICES, Intervention, format_stack, parse
+from laser.output_cache import OutputCache, fingerprint
 from laser.reduce import Decomposition, keep_largest, keep_random, low_rank, rank_of
-from laser.replay import Replay
-from laser.search import SEARCHES, Trial
+from laser.search import SEARCHES, StackScorer
+from laser.shared_prefix import SharedPrefixEvaluator
 from multitask import runs
-from multitask.data import Example, tokenise
+from multitask.data import Example, tokenize
 from multitask.evaluation import load_split, run_split
 from multitask.model import build_model
 from multitask.settings import Settings
@@ -136,11 +136,11 @@ def test_only_the_named_matrix_is_touched(bert, matrix):
 def test_factored_computes_what_the_dense_one_does_with_less(bert, checkpoint):
     tokenizer, stack = Tokenizer.from_pretrained(checkpoint), parse("0:fc_out:0.3,1:fc_in:0.9")
     undo = apply(bert, stack)
-    dense = output(bert, tokenizer)
+    with_weight = output(bert, tokenizer)
     undo()
     before = sum(p.numel() for p in bert.parameters())
     apply(bert, stack, factored=True)
-    torch.testing.assert_close(output(bert, tokenizer), dense, rtol=0, atol=1e-4)
+    torch.testing.assert_close(output(bert, tokenizer), with_weight, rtol=0, atol=1e-4)
     saved = 32 * 64 - 9 * (32 + 64)                          # at rank 28 of 32 nothing is saved
     assert sum(p.numel() for p in bert.parameters()) == before - saved
 
@@ -171,7 +171,7 @@ def test_no_intervention_and_no_saving_are_errors(bert):
 
 def test_an_intervention_is_read_as_it_is_spelt():
     text = "1:fc_in:0.05,1:fc_out:0.3:magnitude,10:query:0.5:random:7"
-    assert spell(parse(text)) == text and spell(parse(text)[::-1]) == text
+    assert format_stack(parse(text)) == text and format_stack(parse(text)[::-1]) == text
 
 
 # ---------------------------------------------------------------------------------------- replay
@@ -182,8 +182,8 @@ def test_an_intervention_is_read_as_it_is_spelt():
 def test_replay_equals_evaluating_every_edited_model_whole(bert, checkpoint, settings):
     settings = Settings(tasks="sts", **settings | {"head": settings.get("head", "linear")})
     model = build_model(bert, settings)
-    split = tokenise(PAIRS, Tokenizer.from_pretrained(checkpoint), settings.pairs)
-    found = Replay(model).outputs("sts", split.batch(range(4)), STACKS)
+    split = tokenize(PAIRS, Tokenizer.from_pretrained(checkpoint), settings.pairs)
+    found = SharedPrefixEvaluator(model).outputs("sts", split.batch(range(4)), STACKS)
     for stack, outputs in zip(STACKS, found):
         undo = apply(bert, stack) if stack else lambda: None
         whole = run_split(model, "sts", split, CPU, nullcontext)
@@ -196,7 +196,7 @@ FFN_STACKS = [stack for stack in STACKS if {i.matrix for i in stack} <= {"fc_in"
 EVERY_TASK = Settings(tasks="sst,para,sts")
 
 
-def adapted(bert, targets=("query", "key", "value", "output"), norms=False, **options):
+def adapter_layers(bert, targets=("query", "key", "value", "attention_output"), norms=False, **options):
     """An adapter for each task, in every one of which all numbers are random."""
     lora.attach(bert, targets, 4, ("sst", "para", "sts"), layernorms=norms, **options)
     generator = torch.Generator().manual_seed(5)
@@ -209,10 +209,10 @@ def adapted(bert, targets=("query", "key", "value", "output"), norms=False, **op
 
 CHANGES = {                                  # what is done to a Bert, and stacks it can take
     "plain": (lambda bert: None, STACKS),
-    "adapters": (adapted, FFN_STACKS),
-    "adapters with norms": (lambda bert: adapted(bert, norms=True), FFN_STACKS),
-    "adapters everywhere": (lambda bert: adapted(bert, lora.TARGETS, norms=True), [()]),
-    "LoRA-XS": (lambda bert: adapted(bert, kind=lora.XS, alpha=8), FFN_STACKS),
+    "adapters": (adapter_layers, FFN_STACKS),
+    "adapters with norms": (lambda bert: adapter_layers(bert, norms=True), FFN_STACKS),
+    "adapters everywhere": (lambda bert: adapter_layers(bert, lora.TARGETS, norms=True), [()]),
+    "LoRA-XS": (lambda bert: adapter_layers(bert, kind=lora.LoRAXS, alpha=8), FFN_STACKS),
     "masked heads": (lambda bert: mask_heads(bert, {0: [1], 1: [0, 3]}), STACKS),
     "a layer without heads": (lambda bert: remove_heads(bert, {1: [0, 1, 2, 3], 0: [2]}),
                               FFN_STACKS),
@@ -229,14 +229,14 @@ def test_replay_of_a_changed_model_equals_it_in_every_task(bert, checkpoint, cha
     """The unedited stack bit for bit; sentences of unlike lengths, so that layouts have groups."""
     work, stacks = CHANGES[change]
     work(bert)
-    model = build_model(bert, replace(EVERY_TASK, read=read)).eval()
+    model = build_model(bert, replace(EVERY_TASK, pooling=read)).eval()
     texts = ["a dog"] * 3 + [" ".join(["the film is good"] * 6)]
     for task in model.heads:
         examples = [Example(str(n), (text, "a cat")[:1 + TASKS[task].pair], 1.0)
                     for n, text in enumerate(texts)]
-        batch = tokenise(examples, Tokenizer.from_pretrained(checkpoint)).batch(range(4))
-        assert batch.layout.groups
-        found = Replay(model).outputs(task, batch, stacks)
+        batch = tokenize(examples, Tokenizer.from_pretrained(checkpoint)).batch(range(4))
+        assert batch.layout.length_buckets
+        found = SharedPrefixEvaluator(model).outputs(task, batch, stacks)
         with torch.inference_mode():
             assert torch.equal(found[0], model(task, batch))
             for stack, outputs in zip(stacks[1:], found[1:]):
@@ -247,7 +247,7 @@ def test_replay_of_a_changed_model_equals_it_in_every_task(bert, checkpoint, cha
 
 def test_replay_runs_what_is_below_an_edit_once(bert, checkpoint):
     model = build_model(bert, Settings(tasks="sts"))
-    split = tokenise(PAIRS, Tokenizer.from_pretrained(checkpoint))
+    split = tokenize(PAIRS, Tokenizer.from_pretrained(checkpoint))
     counts = {name: 0 for name in ("0.attention", "0.fc_in", "1.attention", "1.fc_in")}
 
     def count(name):
@@ -258,10 +258,10 @@ def test_replay_runs_what_is_below_an_edit_once(bert, checkpoint):
     hooks = [bert.layers[int(n[0])].get_submodule(n[2:]).register_forward_hook(count(n))
              for n in counts]
     stacks = [(), *((Intervention(1, "fc_out", keep),) for keep in (0.1, 0.2, 0.5))]
-    Replay(model).outputs("sts", split.batch(range(4)), stacks)
+    SharedPrefixEvaluator(model).outputs("sts", split.batch(range(4)), stacks)
     assert set(counts.values()) == {1}
     stacks = [(), *((Intervention(0, "fc_out", keep),) for keep in (0.1, 0.2, 0.5))]
-    Replay(model).outputs("sts", split.batch(range(4)), stacks)
+    SharedPrefixEvaluator(model).outputs("sts", split.batch(range(4)), stacks)
     assert counts == {"0.attention": 2, "0.fc_in": 2, "1.attention": 5, "1.fc_in": 5}
     for hook in hooks:
         hook.remove()
@@ -270,8 +270,8 @@ def test_replay_runs_what_is_below_an_edit_once(bert, checkpoint):
 def test_replay_leaves_the_model_as_it_was(bert, checkpoint):
     model = build_model(bert, Settings(tasks="sts"))
     before, modules = bert.state_dict(), list(bert.modules())
-    split = tokenise(PAIRS, Tokenizer.from_pretrained(checkpoint))
-    Replay(model).outputs("sts", split.batch(range(4)), STACKS)
+    split = tokenize(PAIRS, Tokenizer.from_pretrained(checkpoint))
+    SharedPrefixEvaluator(model).outputs("sts", split.batch(range(4)), STACKS)
     assert list(bert.modules()) == modules
     assert all(bert.state_dict()[name] is not None and torch.equal(value, bert.state_dict()[name])
                for name, value in before.items())
@@ -284,7 +284,7 @@ def open_outputs(run, path):
     model, tokenizer, settings, _ = runs.open_run(run)
     splits = {task: load_split(task, "dev", settings.data, tokenizer, settings)
               for task in model.heads}
-    return Outputs(model, splits, CPU, nullcontext, path)
+    return OutputCache(model, splits, CPU, nullcontext, path)
 
 
 def test_a_stopped_pass_goes_on_where_it_was(run, tmp_path, monkeypatch):
@@ -292,7 +292,7 @@ def test_a_stopped_pass_goes_on_where_it_was(run, tmp_path, monkeypatch):
     whole = open_outputs(run, tmp_path / "whole.safetensors")
     whole.add(stacks)
     first, seen = open_outputs(run, path), []
-    real = first.replay.outputs
+    real = first.evaluator.outputs
 
     def stopping(task, batch, those):
         seen.append(task)
@@ -300,12 +300,12 @@ def test_a_stopped_pass_goes_on_where_it_was(run, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         return real(task, batch, those)
 
-    monkeypatch.setattr(first.replay, "outputs", stopping)
+    monkeypatch.setattr(first.evaluator, "outputs", stopping)
     with pytest.raises(UserStop, match="the same command goes on"):
         first.add(stacks)
     second, calls = open_outputs(run, path), []
-    real = second.replay.outputs
-    monkeypatch.setattr(second.replay, "outputs",
+    real = second.evaluator.outputs
+    monkeypatch.setattr(second.evaluator, "outputs",
                         lambda task, *rest: calls.append(task) or real(task, *rest))
     second.add(stacks)
     assert len(seen) == 2 and calls == ["sts"]
@@ -320,7 +320,7 @@ def test_outputs_of_another_model_are_refused(run, tmp_path):
     with torch.no_grad():
         model.bert.layers[0].fc_in.weight[0, 0] += 1
     with pytest.raises(UserError, match="another model"):
-        Outputs(model, outputs.splits, CPU, nullcontext, tmp_path / "o.safetensors")
+        OutputCache(model, outputs.splits, CPU, nullcontext, tmp_path / "o.safetensors")
 
 
 @pytest.mark.parametrize("change", [
@@ -333,9 +333,9 @@ def test_outputs_of_another_model_are_refused(run, tmp_path):
     lambda model, splits: setattr(model.bert.layers[0].output_norm.base, "eps", 1e-3),
 ], ids=["mask", "adapter", "pooling", "pairs", "labels", "alpha", "eps"])
 def test_the_fingerprint_holds_what_scores_depend_on(bert, checkpoint, change):
-    adapted(bert, norms=True)
+    adapter_layers(bert, norms=True)
     model = build_model(bert, EVERY_TASK)
-    splits = {"sts": tokenise(PAIRS, Tokenizer.from_pretrained(checkpoint))}
+    splits = {"sts": tokenize(PAIRS, Tokenizer.from_pretrained(checkpoint))}
     before = fingerprint(model, splits, "fp32")
     assert fingerprint(deepcopy(model), deepcopy(splits), "fp32") == before
     assert fingerprint(model.train(), splits, "fp32") == before
@@ -379,7 +379,7 @@ class Pretended:
         self.function, self.gains, self.error = function, {(): 0.0}, noise
         weight = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
         layer = SimpleNamespace(place=None)
-        self.outputs = SimpleNamespace(replay=SimpleNamespace(weight=weight, layer=layer))
+        self.outputs = SimpleNamespace(evaluator=SimpleNamespace(weight=weight, layer=layer))
 
     def __call__(self, stacks):
         for stack in map(tuple, map(sorted, stacks)):
@@ -389,26 +389,26 @@ class Pretended:
     def noise(self, stack):
         return self.error
 
-    evaluations, best = Trial.evaluations, Trial.best
+    evaluations, best = StackScorer.evaluations, StackScorer.best
 
 
 GRID = [Intervention(layer, "fc_in", keep) for layer in (0, 1, 2) for keep in (0.8, 0.5, 0.2)]
 
 
 def sum_of(effects):
-    return lambda stack: sum(effects.get(spell([i]), -0.02) for i in stack)
+    return lambda stack: sum(effects.get(format_stack([i]), -0.02) for i in stack)
 
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_searches_find_the_effects_that_add_up(search, monkeypatch):
     monkeypatch.setattr("laser.additive.describe", lambda _, i: {"energy": i.keep})
-    trial = Pretended(sum_of({"0:fc_in:0.5": 0.01, "2:fc_in:0.5": 0.02, "2:fc_in:0.8": 0.01}))
-    stack = SEARCHES[search](trial, GRID, budget=len(GRID), seed=0)
+    scorer = Pretended(sum_of({"0:fc_in:0.5": 0.01, "2:fc_in:0.5": 0.02, "2:fc_in:0.8": 0.01}))
+    stack = SEARCHES[search](scorer, GRID, budget=len(GRID), seed=0)
     best = "2:fc_in:0.5" if search == "single" else "0:fc_in:0.5,2:fc_in:0.5"
-    assert spell(stack) == best or search == "additive"
-    assert trial.evaluations <= len(GRID) + 2 * (search == "forwards")
+    assert format_stack(stack) == best or search == "additive"
+    assert scorer.evaluations <= len(GRID) + 2 * (search == "forwards")
     if search == "additive":
-        assert trial.gains[stack] >= 0.02
+        assert scorer.gains[stack] >= 0.02
 
 
 @pytest.mark.parametrize("search", SEARCHES)
@@ -434,7 +434,7 @@ def test_the_posterior_is_ridge_regression():
 
 def test_the_best_stack_takes_what_helps_once_a_matrix():
     effects = [0.1, 0.3, 0.2, -0.1, -0.2, -0.3, 0.0, 0.01, -1]
-    assert spell(best_stack(effects, GRID)) == "0:fc_in:0.5,2:fc_in:0.5"
+    assert format_stack(best_stack(effects, GRID)) == "0:fc_in:0.5,2:fc_in:0.5"
 
 
 # -------------------------------------------------------------------------------------- held out
@@ -470,12 +470,12 @@ def test_an_applied_run_opens_in_evaluate_with_the_same_scores(run, script, tmp_
     assert code == 0 and "parameters" in out
     saved = json.loads((tmp_path / "new" / "metrics.json").read_text())
     assert json.loads(script(evaluate_script.main, tmp_path / "new", "--json")[1]) == saved
-    asked = json.loads(script(evaluate_script.main, run, "--laser", text, "--json",
+    query_layout = json.loads(script(evaluate_script.main, run, "--laser", text, "--json",
                               "--predictions", tmp_path / "p")[1])
-    assert asked["sst"] == saved["sst"]
-    assert asked["sts"]["pearson"] == pytest.approx(saved["sts"]["pearson"], abs=1e-4)
+    assert query_layout["sst"] == saved["sst"]
+    assert query_layout["sts"]["pearson"] == pytest.approx(saved["sts"]["pearson"], abs=1e-4)
     edit, = json.loads((tmp_path / "new" / "run.json").read_text())["edits"]
-    assert edit["interventions"] == spell(parse(text))
+    assert edit["interventions"] == format_stack(parse(text))
     assert edit["ranks"] == ({"0:fc_out": 9, "1:fc_in": 6} if factored else {})
     size = [(folder / "model" / "model.safetensors").stat().st_size
             for folder in (run, tmp_path / "new")]
@@ -502,7 +502,7 @@ def test_a_factored_run_can_be_trained_on(run, script, data, tmp_path):
                                        "saved run; --overwrite"),
     (["sweep", "RUN", "--layers", "7"], "layers are 0 to 1"),
     (["sweep", "RUN", "--matrices", "fc"], "no matrix 'fc'"),
-    (["sweep", "RUN", "--keep", "2"], "--keep 2"), (["search", "RUN", "--by", "sst5"], "no score"),
+    (["sweep", "RUN", "--keep", "2"], "--keep 2"), (["search", "RUN", "--metric", "sst5"], "no score"),
     (["search", "RUN", "--splits", "0"], "1 or more"), (["sweep", "nowhere"], "not a saved run"),
 ])
 def test_a_wrong_command_is_a_sentence(run, script, tmp_path, arguments, says):

@@ -16,14 +16,14 @@ import lora
 import train_multitask
 from bert import Bert, BertConfig, Layout, Tokenizer, UserError
 from bert.checkpoint import load_bert
-from bert.training import adamw
+from common.training import adamw
 from lora.__main__ import main as merge_main
 from lora.accounting import count, dense, table
 from lora.files import base_checksum
-from lora.layers import AdaptedNorm
+from lora.layers import AdaptedLayerNorm
 from lora.xs import singular_factors
 from multitask import adapters, runs
-from multitask.data import Example, tokenise
+from multitask.data import Example, tokenize
 from multitask.evaluation import load_dev, run_split
 from multitask.model import build_model
 from multitask.settings import Settings
@@ -47,13 +47,13 @@ def bert():
 def shake(bert, *names):
     """As after training: B and R no longer zero, LayerNorms no longer the pretrained ones."""
     for name in names:
-        for parameter in lora.parameters(bert, name).values():
+        for parameter in lora.adapter_parameters(bert, name).values():
             parameter.data += 0.3 * torch.randn_like(parameter)
     return bert
 
 
 @pytest.fixture
-def adapted(bert):
+def adapter_layers(bert):
     """Two adapters of other matrices and ranks, one with LayerNorms of its own."""
     lora.attach(bert, ALL, 4, ("a",), alpha=8, layernorms=True)
     lora.attach(bert, rank={(0, "query"): 2, (2, "fc_out"): 3}, adapters=("b",))
@@ -63,7 +63,7 @@ def adapted(bert):
 def states(bert, name="active", ids=IDS, mask=MASK):
     """Last hidden states, all rows served by one adapter, or by the active one."""
     if name != "active":
-        mask = Layout(mask).served_by([(name, len(ids))])
+        mask = Layout(mask).with_adapters([(name, len(ids))])
     return bert(ids, mask).last_hidden_state
 
 
@@ -109,8 +109,8 @@ def test_a_factored_matrix_takes_no_adapter(bert):
     lora.attach(bert, ("query",))
 
 
-def test_rank_may_differ_by_layer_and_matrix(adapted):
-    shapes = {name: list(p.shape) for name, p in lora.parameters(adapted, "b").items()}
+def test_rank_may_differ_by_layer_and_matrix(adapter_layers):
+    shapes = {name: list(p.shape) for name, p in lora.adapter_parameters(adapter_layers, "b").items()}
     assert shapes == {"layers.0.attention.query.adapters.b.A": [2, 32],
                       "layers.0.attention.query.adapters.b.B": [32, 2],
                       "layers.2.fc_out.adapters.b.A": [3, 48],
@@ -119,11 +119,11 @@ def test_rank_may_differ_by_layer_and_matrix(adapted):
 
 # one adapter a row
 
-def test_each_sequence_of_a_mixed_batch_has_its_own_adapter(adapted):
-    mixed = adapted(IDS, Layout(MASK).served_by(MIXED)).last_hidden_state
+def test_each_sequence_of_a_mixed_batch_has_its_own_adapter(adapter_layers):
+    mixed = adapter_layers(IDS, Layout(MASK).with_adapters(MIXED)).last_hidden_state
     for name, rows in ROWS.items():
-        close(mixed[rows], states(adapted, name)[rows])
-    assert (states(adapted, "a") - states(adapted, "b")).abs().max() > 0.1
+        close(mixed[rows], states(adapter_layers, name)[rows])
+    assert (states(adapter_layers, "a") - states(adapter_layers, "b")).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("dtype, outputs, gradients", [(torch.float64, 1e-9, 1e-9),
@@ -136,8 +136,8 @@ def test_a_mixed_batch_trains_as_the_batches_of_each_adapter_do(bert, dtype, out
     weights = torch.randn(6, 32, dtype=dtype)
 
     def read(ids, mask, served):
-        hidden, layout = bert.embed(ids, Layout(mask).served_by(served))
-        return bert.encode(hidden, layout, read=layout.first())          # [sequences, H] at [CLS]
+        hidden, layout = bert.embed(ids, Layout(mask).with_adapters(served))
+        return bert.encode(hidden, layout, output_rows=layout.cls_rows())          # [sequences, H] at [CLS]
 
     def run(vectors, weights):
         (vectors * weights).sum().backward()
@@ -163,12 +163,12 @@ def test_rows_in_any_order_are_sorted_by_adapter():
 
 
 def test_a_layout_keeps_its_adapters_wherever_it_goes():
-    layout = Layout(MASK).served_by(MIXED)
+    layout = Layout(MASK).with_adapters(MIXED)
     assert layout.served == [("a", 12), (None, 5), ("b", 10)]
-    assert layout.first().served == MIXED                    # a row for each sequence
+    assert layout.cls_rows().served == MIXED                    # a row for each sequence
     assert layout.to("meta").served == layout.served and layout.to("meta").cell.is_meta
     with pytest.raises(UserError, match="5 sequences; the batch has 6"):
-        Layout(MASK).served_by([("a", 5)])
+        Layout(MASK).with_adapters([("a", 5)])
 
 
 # who trains
@@ -180,14 +180,14 @@ def test_frozen_weights_hold_no_gradient_and_nothing_below_the_first_adapter_is_
     assert not hidden.requires_grad and not below.requires_grad
     bert.encode(hidden, layout).sum().backward()
     having = {name for name, p in bert.named_parameters() if p.grad is not None}
-    assert having == set(lora.parameters(bert, "a"))
+    assert having == set(lora.adapter_parameters(bert, "a"))
 
 
 @pytest.mark.parametrize("kind", ["lora", "xs"])
 def test_an_adapter_idle_in_a_step_is_untouched_by_the_optimizer(bert, kind):
     lora.attach(bert, ALL, 4, ("a", "b"), layernorms=True, kind=kind)
     shake(bert, "a", "b")
-    optimizer = adamw([(bert, {"peak": 1.0})], 0.1)
+    optimizer = adamw([(bert, {"max_lr": 1.0})], 0.1)
     for group in optimizer.param_groups:
         group["lr"] = 0.1
 
@@ -201,34 +201,34 @@ def test_an_adapter_idle_in_a_step_is_untouched_by_the_optimizer(bert, kind):
                 if not torch.equal(value, before[key])}
 
     step("a", "b")                                           # both now have momentum
-    b = list(lora.parameters(bert, "b").values())
+    b = list(lora.adapter_parameters(bert, "b").values())
     kept = copy.deepcopy([optimizer.state[p] for p in b])
-    assert step("a") <= set(lora.parameters(bert, "a"))
+    assert step("a") <= set(lora.adapter_parameters(bert, "a"))
     assert str([optimizer.state[p] for p in b]) == str(kept)
 
 
-def test_only_the_adapters_that_are_named_train(adapted):
-    lora.train_only(adapted, ["b"])
-    trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
-    assert trained == set(lora.parameters(adapted, "b"))
-    lora.attach(adapted, ("key",), 2, ("c",))                # adds one and leaves the others alone
-    trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
-    assert trained == {*lora.parameters(adapted, "b"), *lora.parameters(adapted, "c")}
+def test_only_the_adapters_that_are_named_train(adapter_layers):
+    lora.train_only(adapter_layers, ["b"])
+    trained = {name for name, p in adapter_layers.named_parameters() if p.requires_grad}
+    assert trained == set(lora.adapter_parameters(adapter_layers, "b"))
+    lora.attach(adapter_layers, ("key",), 2, ("c",))                # adds one and leaves the others alone
+    trained = {name for name, p in adapter_layers.named_parameters() if p.requires_grad}
+    assert trained == {*lora.adapter_parameters(adapter_layers, "b"), *lora.adapter_parameters(adapter_layers, "c")}
 
 
 # come and go
 
-def test_adapters_come_and_go_without_touching_the_others(adapted):
-    a, b, base = (states(adapted, name) for name in ("a", "b", None))
-    lora.attach(adapted, ALL, 8, ("c",), layernorms=True)
-    shake(adapted, "c")
-    assert torch.equal(states(adapted, "a"), a) and torch.equal(states(adapted, "b"), b)
-    lora.detach(adapted, "a")
-    assert torch.equal(states(adapted, "b"), b) and lora.names(adapted) == ["b", "c"]
-    lora.detach(adapted)
-    assert torch.equal(states(adapted), base) and lora.names(adapted) == []
-    assert {type(m).__name__ for m in adapted.modules()}.isdisjoint({"LoRALinear", "AdaptedNorm"})
-    assert all(parameter.requires_grad for parameter in adapted.parameters())
+def test_adapters_come_and_go_without_touching_the_others(adapter_layers):
+    a, b, base = (states(adapter_layers, name) for name in ("a", "b", None))
+    lora.attach(adapter_layers, ALL, 8, ("c",), layernorms=True)
+    shake(adapter_layers, "c")
+    assert torch.equal(states(adapter_layers, "a"), a) and torch.equal(states(adapter_layers, "b"), b)
+    lora.detach(adapter_layers, "a")
+    assert torch.equal(states(adapter_layers, "b"), b) and lora.adapter_names(adapter_layers) == ["b", "c"]
+    lora.detach(adapter_layers)
+    assert torch.equal(states(adapter_layers), base) and lora.adapter_names(adapter_layers) == []
+    assert {type(m).__name__ for m in adapter_layers.modules()}.isdisjoint({"LoRALinear", "AdaptedNorm"})
+    assert all(parameter.requires_grad for parameter in adapter_layers.parameters())
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
@@ -252,19 +252,19 @@ def test_merging_is_explicit_the_same_thrice_as_once_and_undone_to_the_bit(bert,
     assert all(torch.equal(bert.state_dict()[key], before[key]) for key in before)
 
 
-def test_merge_and_detach_leave_a_plain_bert(adapted, tmp_path):
-    expected = states(adapted, "a")
-    lora.merge(adapted, "a")
-    lora.detach(adapted)
-    adapted.save_pretrained(tmp_path)
+def test_merge_and_detach_leave_a_plain_bert(adapter_layers, tmp_path):
+    expected = states(adapter_layers, "a")
+    lora.merge(adapter_layers, "a")
+    lora.detach(adapter_layers)
+    adapter_layers.save_pretrained(tmp_path)
     close(states(Bert.from_pretrained(tmp_path)), expected)
 
 
-def test_a_merged_adapter_does_not_act_twice_nor_another_beside_it(adapted):
-    lora.merge(adapted, "a")
-    for wrong in (lambda: states(adapted, "b"), lambda: states(adapted, None),
-                  lambda: lora.detach(adapted, "a"), lambda: lora.attach(adapted, adapters=("c",)),
-                  lambda: base_checksum(adapted)):
+def test_a_merged_adapter_does_not_act_twice_nor_another_beside_it(adapter_layers):
+    lora.merge(adapter_layers, "a")
+    for wrong in (lambda: states(adapter_layers, "b"), lambda: states(adapter_layers, None),
+                  lambda: lora.detach(adapter_layers, "a"), lambda: lora.attach(adapter_layers, adapters=("c",)),
+                  lambda: base_checksum(adapter_layers)):
         with pytest.raises(UserError, match="unmerge first"):
             wrong()
 
@@ -290,11 +290,11 @@ def test_a_merged_adapter_does_not_act_twice_nor_another_beside_it(adapted):
     (lambda bert: lora.attach(bert, adapters=("c",), kind="xs-uot"),
      r"no kind of adapter 'xs-uot' \(did you mean xs-out\?\); there are lora, xs, xs-out"),
 ])
-def test_a_mistake_is_a_sentence_and_changes_nothing(adapted, wrong, says):
-    before = list(adapted.state_dict())
+def test_a_mistake_is_a_sentence_and_changes_nothing(adapter_layers, wrong, says):
+    before = list(adapter_layers.state_dict())
     with pytest.raises(UserError, match=says):
-        wrong(adapted)
-    assert list(adapted.state_dict()) == before
+        wrong(adapter_layers)
+    assert list(adapter_layers.state_dict()) == before
 
 
 # LoRA-XS
@@ -314,7 +314,7 @@ def test_xs_factors_are_the_closest_matrix_with_fixed_signs():
 @pytest.mark.parametrize("kind", ["xs", "xs-out"])
 def test_xs_stores_r_alone_and_is_rebuilt_exactly(bert, tmp_path, kind):
     shake(lora.attach(bert, ("query", "fc_out"), 4, ("a",), alpha=8, kind=kind), "a")
-    trained = lora.parameters(bert, "a")
+    trained = lora.adapter_parameters(bert, "a")
     assert [list(p.shape) for p in trained.values()] == [[4, 4]] * 6
     expected = states(bert)
     lora.save(bert, "a", tmp_path / "xs")
@@ -322,20 +322,20 @@ def test_xs_stores_r_alone_and_is_rebuilt_exactly(bert, tmp_path, kind):
     assert sum(tensor.numel() for tensor in stored.values()) == 6 * 4 * 4
     lora.detach(bert)
     lora.load(bert, tmp_path / "xs")
-    assert torch.equal(states(bert), expected) and lora.names(bert) == ["xs"]
+    assert torch.equal(states(bert), expected) and lora.adapter_names(bert) == ["xs"]
 
 
 # files
 
-def test_an_adapter_opens_again_with_all_that_belongs_to_it(adapted, tmp_path):
-    expected = {name: states(adapted, name) for name in "ab"}
+def test_an_adapter_opens_again_with_all_that_belongs_to_it(adapter_layers, tmp_path):
+    expected = {name: states(adapter_layers, name) for name in "ab"}
     for name in "ab":
-        lora.save(adapted, name, tmp_path / name)
-    lora.detach(adapted)
+        lora.save(adapter_layers, name, tmp_path / name)
+    lora.detach(adapter_layers)
     for name in "ab":
-        assert lora.load(adapted, tmp_path / name) == name
-        assert torch.equal(states(adapted, name), expected[name])
-    assert isinstance(adapted.embedding_norm, AdaptedNorm)
+        assert lora.load(adapter_layers, tmp_path / name) == name
+        assert torch.equal(states(adapter_layers, name), expected[name])
+    assert isinstance(adapter_layers.embedding_norm, AdaptedLayerNorm)
     config = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
     assert config["r"] == 2 and config["rank_pattern"] == {"encoder.layer.2.output.dense": 3}
 
@@ -384,39 +384,39 @@ KEY = "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"
     ({"tensors": lambda t: t.update({KEY.replace("r.0", "r.9"): torch.ones(2, 2)})},
      r"adapts what no adapter here acts on: .*layer.9.*; the model's 3 layers have attention.self"),
 ])
-def test_a_file_that_does_not_fit_is_refused_by_name(adapted, tmp_path, change, says):
-    lora.save(adapted, "b", tmp_path / "b")
-    lora.detach(adapted)
-    names = list(adapted.state_dict())
+def test_a_file_that_does_not_fit_is_refused_by_name(adapter_layers, tmp_path, change, says):
+    lora.save(adapter_layers, "b", tmp_path / "b")
+    lora.detach(adapter_layers)
+    names = list(adapter_layers.state_dict())
     with pytest.raises(UserError, match=says):
-        lora.load(adapted, changed(tmp_path / "b", tmp_path / "changed", **change))
-    assert list(adapted.state_dict()) == names
+        lora.load(adapter_layers, changed(tmp_path / "b", tmp_path / "changed", **change))
+    assert list(adapter_layers.state_dict()) == names
 
 
-def test_what_is_not_the_encoders_is_left_out_with_a_note(adapted, tmp_path):
-    lora.save(adapted, "b", tmp_path / "b")
-    expected = states(adapted, "b")
+def test_what_is_not_the_encoders_is_left_out_with_a_note(adapter_layers, tmp_path):
+    lora.save(adapter_layers, "b", tmp_path / "b")
+    expected = states(adapter_layers, "b")
     folder = changed(tmp_path / "b", tmp_path / "c", tensors=lambda t: t.update(
         {"base_model.model.classifier.weight": torch.ones(2, 2)}))
     with pytest.warns(UserWarning, match="left out base_model.model.classifier.weight"):
-        lora.load(adapted, folder)
-    assert torch.equal(states(adapted, "c"), expected)
+        lora.load(adapter_layers, folder)
+    assert torch.equal(states(adapter_layers, "c"), expected)
 
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga",
                                   "PiSSA", "of-next-year"])
-def test_an_initialisation_that_changes_the_base_is_refused_by_name(adapted, tmp_path, init):
-    lora.save(adapted, "b", tmp_path / "b")
+def test_an_initialisation_that_changes_the_base_is_refused_by_name(adapter_layers, tmp_path, init):
+    lora.save(adapter_layers, "b", tmp_path / "b")
     folder = changed(tmp_path / "b", tmp_path / "c", {"init_lora_weights": init})
     with pytest.raises(UserError, match=f"init_lora_weights '{init}'.*_conversion.*merge_and_un"):
-        lora.load(adapted, folder)
+        lora.load(adapter_layers, folder)
 
 
 @pytest.mark.parametrize("init", [True, False, None, "gaussian", "orthogonal", "eva", "mica"])
-def test_an_initialisation_that_leaves_the_base_as_it_is_opens(adapted, tmp_path, init):
-    lora.save(adapted, "b", tmp_path / "b")
-    lora.load(adapted, changed(tmp_path / "b", tmp_path / "c", {"init_lora_weights": init}))
-    assert torch.equal(states(adapted, "c"), states(adapted, "b"))
+def test_an_initialisation_that_leaves_the_base_as_it_is_opens(adapter_layers, tmp_path, init):
+    lora.save(adapter_layers, "b", tmp_path / "b")
+    lora.load(adapter_layers, changed(tmp_path / "b", tmp_path / "c", {"init_lora_weights": init}))
+    assert torch.equal(states(adapter_layers, "c"), states(adapter_layers, "b"))
 
 
 @pytest.mark.parametrize("peft_type", ["LOHA", "LOKR", "IA3", "VERA", "OFT", "PREFIX_TUNING"])
@@ -428,19 +428,19 @@ def test_an_adapter_of_another_kind_is_refused_for_what_it_is(bert, tmp_path, pe
         lora.load(bert, tmp_path)
 
 
-def test_xs_with_random_factors_is_refused(adapted, tmp_path):
-    lora.attach(adapted, ("query",), 2, ("x",), kind="xs")
-    lora.save(adapted, "x", tmp_path / "x")
+def test_xs_with_random_factors_is_refused(adapter_layers, tmp_path):
+    lora.attach(adapter_layers, ("query",), 2, ("x",), kind="xs")
+    lora.save(adapter_layers, "x", tmp_path / "x")
     folder = changed(tmp_path / "x", tmp_path / "y", {"init": "random"})
     with pytest.raises(UserError, match="'init': 'random'.*built here have .*'sigma': 'in'"):
-        lora.load(adapted, folder)
+        lora.load(adapter_layers, folder)
 
 
 @pytest.mark.parametrize("more", ["pooler.dense.lora_A.weight", "bert.pooler.dense.weight"])
 @pytest.mark.parametrize("pooling", ["cls", "pooler"])
 def test_an_adapter_of_the_pooler_is_left_out_unless_it_is_read(checkpoint, tmp_path, pooling,
                                                                 more):
-    model = build_model(Bert.from_pretrained(checkpoint), Settings(read=pooling))
+    model = build_model(Bert.from_pretrained(checkpoint), Settings(pooling=pooling))
     lora.attach(model.bert, ("query",), 2, ("a",))
     lora.save(shake(model.bert, "a"), "a", tmp_path / "a")
     folder = changed(tmp_path / "a", tmp_path / "b", tensors=lambda t: t.update(
@@ -457,17 +457,17 @@ def test_an_adapter_of_the_pooler_is_left_out_unless_it_is_read(checkpoint, tmp_
 
 @pytest.mark.parametrize("more", ["encoder.layer.0.intermediate.dense.weight",
                                   "embeddings.word_embeddings.weight"])
-def test_weights_trained_whole_are_refused(adapted, tmp_path, more):
+def test_weights_trained_whole_are_refused(adapter_layers, tmp_path, more):
     """peft's modules_to_save: left out, the encoder would be another."""
-    lora.save(adapted, "b", tmp_path / "b")
+    lora.save(adapter_layers, "b", tmp_path / "b")
     folder = changed(tmp_path / "b", tmp_path / "c", tensors=lambda t: t.update(
         {f"base_model.model.bert.{more}": torch.ones(2, 2)}))
     with pytest.raises(UserError, match=f"no adapter here acts on: base_model.model.bert.{more}"):
-        lora.load(adapted, folder)
+        lora.load(adapter_layers, folder)
 
 
-def test_an_adapter_loads_on_no_other_base(adapted, tmp_path):
-    lora.save(adapted, "b", tmp_path / "b")
+def test_an_adapter_loads_on_no_other_base(adapter_layers, tmp_path):
+    lora.save(adapter_layers, "b", tmp_path / "b")
     torch.manual_seed(5)
     with pytest.raises(UserError, match="trained on another base"):
         lora.load(Bert(BertConfig(**SMALL)), tmp_path / "b")
@@ -484,7 +484,7 @@ def bert_base():
 def test_the_papers_counts_are_exact(bert_base):
     heads = dense(768, 768, 5) + 2 * dense(1536, 384, 1)
     assert heads == 1_775_623
-    lora.attach(bert_base, ("query", "key", "value", "output"), 15, ("sst", "para", "sts"))
+    lora.attach(bert_base, ("query", "key", "value", "attention_output"), 15, ("sst", "para", "sts"))
     counts = count(bert_base, heads)
     assert counts == {"base": 109_482_240, "heads": 1_775_623, "incremental": 5_093_383,
                       "bundled": 114_575_623,
@@ -502,7 +502,7 @@ def test_low_rank_and_all_layernorms_are_counted_together(bert_base):
 
 @pytest.mark.parametrize("rank", [4, 25])
 def test_xs_costs_its_rank_squared_a_matrix(bert_base, rank):
-    lora.attach(bert_base, ("query", "value", "output", "fc_out"), rank, ("a",), kind="xs")
+    lora.attach(bert_base, ("query", "value", "attention_output", "fc_out"), rank, ("a",), kind="xs")
     assert count(bert_base, torch.nn.Linear(2, 3)) == {
         "base": 109_482_240, "heads": 9, "adapters": {"a": rank ** 2 * 48},
         "incremental": rank ** 2 * 48 + 9, "bundled": 109_482_240 + rank ** 2 * 48 + 9}
@@ -521,7 +521,7 @@ def test_one_pass_for_all_tasks_gives_what_a_pass_for_each_gives(checkpoint, pai
     adapters.attach(model, Settings(pairs=pairs, lora=4, adapters="sst=a,para=b,sts=a",
                                     lora_norms=True))
     shake(model.bert, "a", "b")
-    batches = {task: tokenise([Example("", texts[:count], 1.0) for texts in TEXTS], tokenizer,
+    batches = {task: tokenize([Example("", texts[:count], 1.0) for texts in TEXTS], tokenizer,
                               pairs).batch(range(4 - count))
                for task, count in (("sst", 1), ("para", 2), ("sts", 2))}
     together = adapters.mixed(model, batches, torch.device("cpu"))
@@ -625,7 +625,7 @@ def test_the_base_stays_frozen_where_adapters_go_on(run):
 
 def test_one_adapter_is_updated_or_added_without_retraining_the_rest(run, data, script, tmp_path):
     code, out, err = script(train_multitask.main, "--from", run, "--data", data, "--lora", "2",
-                            "--adapters", "sst=a,para=b,sts=c", "--learn", "sts", "--steps", "2",
+                            "--adapters", "sst=a,para=b,sts=c", "--train-tasks", "sts", "--steps", "2",
                             "--out", tmp_path / "more")
     assert code == 0 and "a: its adapter in the run" in out, err
     for adapter in "ab":
@@ -670,7 +670,7 @@ def test_a_save_that_was_broken_off_is_noticed(run, tmp_path):
     (("--lora", "2", "--freeze"), "leave out --encoders separate and --freeze"),
     (("--lora", "2", "--adapters", "sst=a"), "task=adapter for each task (sst, para, sts)"),
     (("--lora", "2", "--lora-targets", "query,kye"), "no matrix 'kye' (did you mean key?)"),
-    (("--lora", "2", "--surgery", "whole"), "with one encoder, or with one adapter"),
+    (("--lora", "2", "--surgery", "pcgrad"), "with one encoder, or with one adapter"),
     (("--lora", "33", "--lora-kind", "xs"), "rank 33 is more than a matrix of [32, 32] has"),
     (("--lora", "2", "--adapters", "shared", "--task-lr", "sst=1"), "share nothing"),
 ])
@@ -751,12 +751,12 @@ def test_a_merged_run_describes_no_adapters(run, script, tmp_path):
 @pytest.mark.parametrize("apart", [("--lora", "2"), ("--encoders", "separate")])
 def test_a_task_that_is_not_learnt_is_kept_all_the_same(checkpoint, data, script, tmp_path, apart):
     code, _, err = script(train_multitask.main, "--bert", checkpoint, "--data", data, "--steps", 1,
-                          "--learn", "sst,sts", "--out", tmp_path / "run", *apart)
+                          "--train-tasks", "sst,sts", "--out", tmp_path / "run", *apart)
     assert code == 0, err
     assert set(runs.open_run(tmp_path / "run")[0].heads) == {"sst", "para", "sts"}
 
 
-@pytest.mark.parametrize("surgery", ["whole", "weight"])
+@pytest.mark.parametrize("surgery", ["pcgrad", "pcgrad-tensor"])
 def test_gradient_surgery_works_on_an_adapter_that_tasks_share(checkpoint, data, tmp_path, surgery):
     folder = train(tmp_path / "run", checkpoint, data, "--surgery", surgery)
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -768,9 +768,9 @@ def test_no_operation_of_a_step_with_adapters_waits_for_the_device(checkpoint):
     settings = Settings(lora=4, lora_norms=True)
     model = build_model(Bert.from_pretrained(checkpoint), settings).train()
     adapters.attach(model, settings)
-    batch = tokenise([Example("", texts[:1], 1.0) for texts in TEXTS],
+    batch = tokenize([Example("", texts[:1], 1.0) for texts in TEXTS],
                      Tokenizer.from_pretrained(checkpoint)).batch(range(4))
-    mixed = batch.layout.served_by([("sst", 1), ("para", 3)])
+    mixed = batch.layout.with_adapters([("sst", 1), ("para", 3)])
     with NoWaiting():
         model("sst", batch).sum().backward()
         model.bert.encode(model.bert.embed(batch.input_ids, mixed)[0], mixed).sum().backward()
@@ -779,25 +779,25 @@ def test_no_operation_of_a_step_with_adapters_waits_for_the_device(checkpoint):
 
 
 def test_learning_rates_of_adapters_and_heads_differ_and_r_does_not_decay(checkpoint):
-    from multitask.plan import default_lr, learning_parts, make_plan
+    from multitask.schedule import default_lr, make_schedule, parameter_groups
     for kind, decay in (("lora", 0.01), ("xs", 0.0)):
         settings = Settings(lora=4, lora_kind=kind, head_lr=0.5)
         model = build_model(Bert.from_pretrained(checkpoint), settings)
         adapters.attach(model, settings)
-        plan = make_plan(settings, dict.fromkeys(settings.learnt, 40), 1)
-        parts = learning_parts(model, settings, plan, default_lr(model, settings))
+        schedule = make_schedule(settings, dict.fromkeys(settings.trained_tasks, 40), 1)
+        parts = parameter_groups(model, settings, schedule, default_lr(model, settings))
         groups = adamw(parts, 0.01).param_groups
-        assert {group["peak"] for group in groups} == {0.5, default_lr(model, settings)}
+        assert {group["max_lr"] for group in groups} == {0.5, default_lr(model, settings)}
         for group in groups:
-            if group["peak"] != 0.5:
+            if group["max_lr"] != 0.5:
                 assert group["weight_decay"] == decay
         assert sum(p.numel() for group in groups for p in group["params"]) == sum(
             p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def test_save_bert_sees_the_pretrained_modules_only(adapted, tmp_path):
-    base = states(adapted, None)
-    with lora.detached(adapted):
-        adapted.save_pretrained(tmp_path)
-    assert torch.equal(states(load_bert(Bert, tmp_path, "fused")), base)
-    assert lora.names(adapted) == ["a", "b"]
+def test_save_bert_sees_the_pretrained_modules_only(adapter_layers, tmp_path):
+    base = states(adapter_layers, None)
+    with lora.detached(adapter_layers):
+        adapter_layers.save_pretrained(tmp_path)
+    assert torch.equal(states(load_bert(Bert, tmp_path, "sdpa")), base)
+    assert lora.adapter_names(adapter_layers) == ["a", "b"]

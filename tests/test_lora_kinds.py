@@ -16,7 +16,7 @@ import train_multitask
 from bert import Bert, BertConfig, UserError
 from lora.__main__ import main as merge_main
 from multitask import runs
-from multitask.plan import default_lr
+from multitask.schedule import default_lr
 from multitask.settings import Settings
 
 TARGETS = ("query", "output", "fc_in")
@@ -103,7 +103,7 @@ def test_a_kind_that_is_added_as_a_row_trains_in_a_run(checkpoint, data, kind, s
     row, plain = ROWS[kind], default_lr(model, Settings())
     assert record["resolved"]["lr"] == default_lr(model, settings) == row.lr_factor * plain
     state = torch.load(tmp_path / "run/last/state.pt", weights_only=True)
-    groups = [g for g in state["optimizer"]["param_groups"] if g["peak"] == row.lr_factor * plain]
+    groups = [g for g in state["optimizer"]["param_groups"] if g["max_lr"] == row.lr_factor * plain]
     assert groups and any(g["weight_decay"] > 0 for g in groups) == row.decays
     scores = json.loads((tmp_path / "run/metrics.json").read_text())
     code, out, _ = script(evaluate.main, tmp_path / "run", "--json")
@@ -119,7 +119,7 @@ def test_a_row_that_does_not_store_all_that_trains_is_refused(bert, monkeypatch)
     monkeypatch.setitem(lora.KINDS, "dora", ROWS["dora"]._replace(tensors={"A": "a", "B": "b"}))
     with pytest.raises(UserError, match="train A, B, magnitude, and the row .* stores A, B; name"):
         lora.attach(bert, TARGETS, 4, kind="dora")
-    assert lora.names(bert) == []
+    assert lora.adapter_names(bert) == []
 
 
 # every option of peft's LoRA
@@ -136,7 +136,7 @@ def base(tmp_path_factory):
 
 def of_peft(base, folder, classes=False, convert=False, before=None, after=None, **options):
     """Save an adapter with these options of LoraConfig, as after training → peft's hidden states on
-    transformers. before(model, config) and after(model) act around its initialisation."""
+    transformers. before(model, config) and after(model) act around its initialization."""
     import peft
     import transformers
 

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 import evaluate as evaluate_script
 import train_multitask
 from bert import Bert, UserError
-from bert.settings import command
-from bert.training import adamw, warmup_then_decay
+from common.flags import command
+from common.training import adamw, warmup_then_decay
 from multitask import adapters, runs
 from multitask.heads import ReLUCosine
 from multitask.model import build_head, build_model
-from multitask.plan import learning_parts, make_plan
 from multitask.recipes import RECIPES
 from multitask.sampling import SAMPLERS, annealing_exponent, draw, steps_in_epoch
+from multitask.schedule import make_schedule, parameter_groups
 from multitask.settings import Settings
 from multitask.tasks import TASKS
 
@@ -38,7 +38,7 @@ def drawn(sampling, epoch, epochs, steps=4000, **more):
 def test_a_step_has_one_batch_of_every_task_or_of_each_in_turn():
     settings = Settings()
     assert SAMPLERS["all"](SIZES, 7, 1, 1, settings) == list(SIZES)
-    turns = [SAMPLERS["robin"](SIZES, step, 1, 1, settings) for step in range(1, 7)]
+    turns = [SAMPLERS["round-robin"](SIZES, step, 1, 1, settings) for step in range(1, 7)]
     assert turns == [["sst"], ["para"], ["sts"]] * 2
 
 
@@ -110,8 +110,8 @@ def bert(checkpoint):
 def groups_of(bert, **more):
     settings = Settings(**more)
     model = build_model(bert, settings)
-    plan = make_plan(settings, {task: 64 for task in settings.learnt}, 1)
-    return model, adamw(learning_parts(model, settings, plan, 1e-3), 0.01).param_groups
+    schedule = make_schedule(settings, {task: 64 for task in settings.trained_tasks}, 1)
+    return model, adamw(parameter_groups(model, settings, schedule, 1e-3), 0.01).param_groups
 
 
 def test_every_weight_learns_in_one_group(bert):
@@ -123,7 +123,7 @@ def test_every_weight_learns_in_one_group(bert):
 
 def test_each_layer_learns_slower_than_the_one_above_it(bert):
     model, groups = groups_of(bert, layer_decay=0.5)
-    peak = {p: group["peak"] for group in groups for p in group["params"]}
+    peak = {p: group["max_lr"] for group in groups for p in group["params"]}
     shared = model.bert
     assert peak[shared.pooler.weight] == peak[shared.layers[1].fc_in.weight] == 1e-3
     assert peak[shared.layers[0].fc_in.weight] == 0.5e-3
@@ -136,7 +136,7 @@ def test_tasks_that_share_nothing_have_their_own_rates_and_lengths(bert):
                               task_epochs="sts=1")
     of = {p: group for group in groups for p in group["params"]}
     first = {task: of[model.encoder(task).layers[1].fc_in.weight] for task in model.heads}
-    assert [first[task]["peak"] for task in ("sst", "para", "sts")] == [5e-3, 1e-3, 1e-3]
+    assert [first[task]["max_lr"] for task in ("sst", "para", "sts")] == [5e-3, 1e-3, 1e-3]
     assert [first[task]["steps"] for task in ("sst", "para", "sts")] == [6, 6, 2]
     assert of[model.heads["sts"].out.weight]["steps"] == 2
 
@@ -146,18 +146,18 @@ def test_rates_and_lengths_are_of_the_task_whatever_its_adapter_is_called(bert):
                         task_epochs="sts=1", epochs=3)
     model = build_model(bert, settings)
     adapters.attach(model, settings)
-    plan = make_plan(settings, dict.fromkeys(settings.learnt, 64), 1)
-    assert plan.unit_steps == {"a": 6, "b": 6, "c": 2}
-    groups = adamw(learning_parts(model, settings, plan, 1e-3), 0.01).param_groups
-    of = {p: group["peak"] for group in groups for p in group["params"]}
+    schedule = make_schedule(settings, dict.fromkeys(settings.trained_tasks, 64), 1)
+    assert schedule.unit_steps == {"a": 6, "b": 6, "c": 2}
+    groups = adamw(parameter_groups(model, settings, schedule, 1e-3), 0.01).param_groups
+    of = {p: group["max_lr"] for group in groups for p in group["params"]}
     query = model.bert.layers[0].attention.query.adapters
     assert [of[query[name].A] for name in "abc"] == [5e-3, 1e-3, 1e-3]
 
 
 def test_steps_go_before_epochs():
     for more, expected in (({}, 6), ({"steps": 100}, 100), ({"steps": 4}, 4)):
-        plan = make_plan(Settings(epochs=3, **more), {"sst": 64, "para": 64, "sts": 40}, 1)
-        assert (plan.steps, plan.epochs) == (expected, -(-expected // 2))
+        schedule = make_schedule(Settings(epochs=3, **more), {"sst": 64, "para": 64, "sts": 40}, 1)
+        assert (schedule.steps, schedule.epochs) == (expected, -(-expected // 2))
 
 
 def test_learning_rate_without_decay_stays():
@@ -195,7 +195,7 @@ def test_a_frozen_encoder_stays_as_it_was(checkpoint, data, tmp_path, bert):
 
 
 def test_only_the_tasks_to_learn_are_trained_and_all_are_scored(checkpoint, data, tmp_path):
-    model = train(checkpoint, data, tmp_path / "run", "--learn", "sst")
+    model = train(checkpoint, data, tmp_path / "run", "--train-tasks", "sst")
     torch.manual_seed(0)
     untrained = build_model(Bert.from_pretrained(checkpoint), Settings())
     for task in ("sst", "para", "sts"):
@@ -207,7 +207,7 @@ def test_only_the_tasks_to_learn_are_trained_and_all_are_scored(checkpoint, data
 
 def test_separate_encoders_learn_apart_and_open_again(checkpoint, data, tmp_path, script):
     together = train(checkpoint, data, tmp_path / "three", "--encoders", "separate")
-    alone = train(checkpoint, data, tmp_path / "one", "--encoders", "separate", "--learn", "sst")
+    alone = train(checkpoint, data, tmp_path / "one", "--encoders", "separate", "--train-tasks", "sst")
     moved = together.encoder("sst").layers[0].fc_in.weight
     assert not torch.equal(moved, together.encoder("sts").layers[0].fc_in.weight)
     assert torch.equal(alone.encoder("sts").layers[0].fc_in.weight,
@@ -255,7 +255,7 @@ def test_accumulated_batches_are_one_large_batch(checkpoint, data, tmp_path):
 
 @pytest.mark.parametrize("more, says", [
     (("--sampling", "anneal"), "did you mean"), (("--layer-decay", 1.5), "at most 1"),
-    (("--learn", "cfimdb"), "there is no task"), (("--task-lr", "sst=1e-3"), "share nothing"),
+    (("--train-tasks", "cfimdb"), "there is no task"), (("--task-lr", "sst=1e-3"), "share nothing"),
     (("--encoders", "separate", "--task-lr", "sst"), "task=number"),
     (("--encoders", "separate", "--task-epochs", "sst=0"), "task=number"),
     (("--head", "relu-cosine"), "has no 'relu-cosine' head"), (("--recipe", "mb-com"), "mb-comb"),

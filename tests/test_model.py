@@ -8,7 +8,7 @@ from parity import PROBES, REFERENCE, gradient_probes, real_texts, summed_loss, 
 from safetensors.torch import load_file
 
 from bert import Bert, BertConfig, Layout, Tokenizer, UserError
-from bert.checkpoint import TO_OURS, rename
+from bert.checkpoint import FROM_HF, rename
 from bert.config import ACTIVATIONS
 
 SMALL = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -28,7 +28,7 @@ def states_of(bert, batch):
     return [state[mask] for state in out.hidden_states], out
 
 
-@pytest.mark.parametrize("attention", ["fused", "textbook"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["gelu", "relu_three_types", "one_wide_head"])
 def test_tiny_models_give_the_reference_outputs_and_gradients(name, attention):
     expected = load_file(REFERENCE / name / "expected.safetensors")
@@ -41,7 +41,7 @@ def test_tiny_models_give_the_reference_outputs_and_gradients(name, attention):
     torch.testing.assert_close(out.pooler_output, expected["pooler"], atol=2e-5, rtol=0)
     ours = dict(bert.named_parameters())
     for key in (k for k in expected if k.startswith("gradient.")):
-        name = rename(key.removeprefix("gradient."), TO_OURS)
+        name = rename(key.removeprefix("gradient."), FROM_HF)
         if name.endswith("key.bias"):                        # whose true gradient is zero
             query = ours[name.replace("key", "query")].grad.norm()
             assert ours[name].grad.norm() <= 1e-6 * query, name
@@ -65,7 +65,7 @@ def test_real_model_gives_the_reference_outputs_and_gradients(real_weights, real
     ours = dict(bert.named_parameters())
     prefix = f"{kind}.gradient."
     for key in (k for k in expected if k.startswith(prefix)):
-        name = rename(key.removeprefix(prefix), TO_OURS)
+        name = rename(key.removeprefix(prefix), FROM_HF)
         probes = gradient_probes(key.removeprefix(prefix), ours[name].grad)
         if name.endswith("key.bias"):                        # whose true gradient is zero
             query = ours[name.replace("key", "query")].grad.norm()
@@ -84,7 +84,7 @@ def test_gelu_is_the_exact_one():
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_textbook_attention_equals_the_fused_kernel(mode):
     results = []
-    for attention in ("fused", "textbook"):
+    for attention in ("sdpa", "eager"):
         torch.manual_seed(0)
         bert = Bert(BertConfig(**SMALL, attention_probs_dropout_prob=0.0), attention)
         bert.train(mode == "train")
@@ -100,7 +100,7 @@ def test_attention_dropout_acts_in_training_on_both_paths(bert):
     for layer in bert.layers:
         layer.attention.dropout, layer.dropout.p = 0.5, 0.0
     bert.dropout.p = 0.0
-    for attention in ("fused", "textbook"):
+    for attention in ("sdpa", "eager"):
         bert.use_attention(attention)
         bert.train()
         assert not torch.equal(bert(**tiny_batch())[0], bert(**tiny_batch())[0]), attention
@@ -128,14 +128,14 @@ def test_linear_layers_see_real_tokens_only_and_the_last_layer_what_is_read(bert
     batch = tiny_batch()
     tokens, sequences = int(batch["attention_mask"].sum()), len(batch["input_ids"])
     hidden, layout = bert.embed(**batch)
-    assert bert.encode(hidden, layout, read=layout.first()).shape == (sequences, 32)
+    assert bert.encode(hidden, layout, output_rows=layout.cls_rows()).shape == (sequences, 32)
     few = {f"layers.2.{name}" for name in
            ("fc_in", "attention.query", "attention_norm", "output_norm")}
     assert {name for name, rows in seen.items() if rows == sequences} == few
     assert {rows for name, rows in seen.items() if name not in few} == {tokens}
 
 
-@pytest.mark.parametrize("attention", ["fused", "textbook"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_reading_few_positions_equals_computing_all(bert, attention):
     bert.use_attention(attention)
     batch = tiny_batch()
@@ -146,7 +146,7 @@ def test_reading_few_positions_equals_computing_all(bert, attention):
         bert.zero_grad()
         hidden, layout = bert.embed(**batch)
         read = layout.select(some)
-        rows = bert.encode(hidden, layout, read=read if picked else None)
+        rows = bert.encode(hidden, layout, output_rows=read if picked else None)
         rows = rows if picked else rows[read.rows]
         (rows ** 3).sum().backward()
         gradients.append((rows, {name: p.grad.clone() for name, p in bert.named_parameters()
@@ -199,7 +199,7 @@ def test_layout_pads_and_unpads_any_mask():
     assert layout.pad(rows)[..., 0].tolist() == [[1, 2, 0, 0], [0, 3, 4, 5], [6, 0, 7, 0]]
     assert layout.sequence.tolist() == [0, 0, 1, 1, 1, 2, 2]
     assert layout.position.tolist() == [0, 1, 1, 2, 3, 0, 2]
-    assert layout.first().rows.tolist() == [0, 2, 5]
+    assert layout.cls_rows().rows.tolist() == [0, 2, 5]
 
 
 def test_impossible_input_is_an_error_that_says_why(bert):
@@ -232,8 +232,8 @@ def test_attention_in_groups_of_like_length_is_attention_on_one_grid():
     for row, length in enumerate([20, 60, 3, 41, 58, 19, 2]):
         mask[row, :length] = 1
     grouped, whole = Layout(mask), Layout(mask)
-    assert [group.mask.shape for group in grouped.groups] == [(2, 60), (1, 41), (2, 20), (2, 3)]
-    whole.groups = []
+    assert [group.mask.shape for group in grouped.length_buckets] == [(2, 60), (1, 41), (2, 20), (2, 3)]
+    whole.length_buckets = []
     results = [bert.encode(bert.embed(ids, layout)[0], layout) for layout in (grouped, whole)]
     torch.testing.assert_close(*results, atol=1e-5, rtol=0)
-    assert Layout(torch.ones(3, 60)).groups == [] == grouped.to("meta").groups
+    assert Layout(torch.ones(3, 60)).length_buckets == [] == grouped.to("meta").length_buckets

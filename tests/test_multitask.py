@@ -14,15 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import evaluate as evaluate_script
 import train_multitask
 from bert import Bert, Tokenizer, UserError
-from bert.settings import command
-from bert.training import adamw, warmup_then_decay
+from common.flags import command
+from common.training import adamw, warmup_then_decay
 from multitask import runs
-from multitask.data import Example, tokenise
-from multitask.evaluation import in_words, run_split
+from multitask.data import Example, tokenize
+from multitask.evaluation import describe_prediction, run_split
 from multitask.heads import Cosine
 from multitask.metrics import accuracy, pearson, summary
 from multitask.model import MultitaskModel, build_head, build_model
-from multitask.sampling import Batches
+from multitask.sampling import BatchSampler
 from multitask.settings import Settings
 from multitask.tasks import TASKS
 from pruning import mask_heads
@@ -58,7 +58,7 @@ def test_metrics_are_the_textbooks():
 def test_what_is_read_is_the_whole_encoders_output(parts, pairs, read):
     bert, tokenizer = parts
     model = MultitaskModel({"shared": bert}, {}, pairs, read).eval()
-    split = tokenise(PAIRS, tokenizer, pairs)
+    split = tokenize(PAIRS, tokenizer, pairs)
     texts, partners = zip(*(example.texts for example in PAIRS))
     batch = tokenizer(texts, partners) if pairs == "joint" else tokenizer(texts + partners)
     whole = bert(**batch)
@@ -76,7 +76,7 @@ def test_a_pair_encoded_separately_reaches_its_head_as_two_vectors(parts):
     model = MultitaskModel({"shared": bert}, {"para": head}, "separate").eval()
     texts, partners = zip(*(example.texts for example in PAIRS))
     u, v = (bert(**tokenizer(side)).last_hidden_state[:, 0] for side in (texts, partners))
-    outputs = model("para", tokenise(PAIRS, tokenizer, "separate").batch(range(4)))
+    outputs = model("para", tokenize(PAIRS, tokenizer, "separate").batch(range(4)))
     torch.testing.assert_close(outputs, head.out(torch.cat([u, v], dim=1)), atol=1e-5, rtol=0)
 
 
@@ -92,40 +92,40 @@ def test_cosine_head_starts_as_the_encoders_own_cosine():
 @pytest.mark.parametrize("task", TASKS)
 def test_each_row_of_the_task_table_fits_together(task):
     row = TASKS[task]
-    labels = torch.arange(4.) % (row.highest + 1)
+    labels = torch.arange(4.) % (row.max_label + 1)
     outputs = torch.randn(4, row.outputs, requires_grad=True)
     row.loss(outputs, labels).backward()
     assert outputs.grad.abs().sum() > 0 and row.predict(outputs).shape == (4,)
     assert row.loss(outputs, labels).item() > 0
-    said = in_words(task, outputs[0].detach())
-    assert said["label"] in row.words
+    said = describe_prediction(task, outputs[0].detach())
+    assert said["label"] in row.label_names
 
 
 def test_answers_in_words_are_the_heads_probabilities():
-    said = in_words("sst", torch.tensor([0., 0., 0., 2., 0.]))
+    said = describe_prediction("sst", torch.tensor([0., 0., 0., 2., 0.]))
     odds = math.e ** 2
     assert said == {"label": "positive", "probability": pytest.approx(odds / (odds + 4))}
-    assert in_words("para", torch.tensor([-1.])) == {"label": "not a paraphrase",
+    assert describe_prediction("para", torch.tensor([-1.])) == {"label": "not a paraphrase",
                                                      "probability": pytest.approx(0.7311, abs=1e-4)}
-    assert in_words("sts", torch.tensor([5.4])) == {"label": "equivalent",
+    assert describe_prediction("sts", torch.tensor([5.4])) == {"label": "equivalent",
                                                     "similarity": pytest.approx(5.4)}
 
 
 def test_every_pass_has_each_example_once_in_an_order_of_its_own():
-    batches = Batches(10, 4, seed=3)
+    batches = BatchSampler(10, 4, seed=3)
     passes = [[next(batches) for _ in range(len(batches))] for _ in range(3)]
     assert all([len(b) for b in one] == [4, 4, 2] for one in passes)
     flat = [sum(one, []) for one in passes]
     assert all(sorted(one) == list(range(10)) for one in flat)
     assert flat[0] != flat[1] != flat[2]
-    assert flat[0] != sum((next(b) for b in [Batches(10, 4, seed=4)] * 3), [])
+    assert flat[0] != sum((next(b) for b in [BatchSampler(10, 4, seed=4)] * 3), [])
 
 
 def test_batches_go_on_where_their_state_was_taken():
-    batches = Batches(10, 4, seed=3)
+    batches = BatchSampler(10, 4, seed=3)
     for _ in range(5):
         next(batches)
-    other = Batches(10, 4, seed=3)
+    other = BatchSampler(10, 4, seed=3)
     other.load_state_dict(batches.state_dict())
     assert [next(other) for _ in range(5)] == [next(batches) for _ in range(5)]
 
@@ -133,7 +133,7 @@ def test_batches_go_on_where_their_state_was_taken():
 def test_evaluation_order_and_batches_do_not_matter(parts, monkeypatch):
     bert, tokenizer = parts
     model = build_model(bert, Settings(tasks="para"))
-    split = tokenise(PAIRS, tokenizer)
+    split = tokenize(PAIRS, tokenizer)
     whole = model.eval()("para", split.batch(range(4)))
     for tokens in (1, 15, 10 ** 6):
         monkeypatch.setattr("multitask.evaluation.TOKENS", tokens)
@@ -157,8 +157,8 @@ def test_no_operation_of_a_step_waits_for_the_device(parts, pairs, masked):
     if masked:
         mask_heads(bert, masked)
     model = build_model(bert, Settings(tasks="para", pairs=pairs)).train()
-    optimizer = adamw([(model, {"peak": 0.1})], 0.01)
-    batch = tokenise(PAIRS, tokenizer, pairs).batch(range(4))
+    optimizer = adamw([(model, {"max_lr": 0.1})], 0.01)
+    batch = tokenize(PAIRS, tokenizer, pairs).batch(range(4))
     before = model.heads["para"].out.weight.clone()
     for group in optimizer.param_groups:
         group["lr"] = 0.1
@@ -171,8 +171,8 @@ def test_no_operation_of_a_step_waits_for_the_device(parts, pairs, masked):
 
 def test_each_part_has_its_learning_rate_and_only_matrices_decay(parts):
     model = build_model(parts[0], Settings())
-    groups = adamw([(model.bert, {"peak": 2e-5}), (model.heads, {"peak": 3e-4})], 0.01).param_groups
-    assert [group["peak"] for group in groups] == [2e-5, 2e-5, 3e-4, 3e-4]
+    groups = adamw([(model.bert, {"max_lr": 2e-5}), (model.heads, {"max_lr": 3e-4})], 0.01).param_groups
+    assert [group["max_lr"] for group in groups] == [2e-5, 2e-5, 3e-4, 3e-4]
     assert [group["weight_decay"] for group in groups] == [0.01, 0.0, 0.01, 0.0]
     assert all((p.dim() > 1) == (group["weight_decay"] > 0) for group in groups
                for p in group["params"])
@@ -254,7 +254,7 @@ def test_another_folder_is_scored_without_touching_the_runs_scores(run, script, 
 
 
 def test_test_files_with_labels_are_scored_too(run, script, data, tmp_path):
-    folder = shutil.copytree(data, tmp_path / "labelled")
+    folder = shutil.copytree(data, tmp_path / "labeled")
     shutil.copy(folder / "sts-dev.csv", folder / "sts-test-student.csv")
     code, out, _ = script(evaluate_script.main, run, "--data", folder, "--split", "test", "--json",
                           "--predictions", tmp_path / "p")
@@ -265,12 +265,12 @@ def test_test_files_with_labels_are_scored_too(run, script, data, tmp_path):
 def test_a_batch_goes_to_a_device_from_pinned_memory(parts, monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
-    batch = tokenise(PAIRS, parts[1]).batch(range(3))
+    batch = tokenize(PAIRS, parts[1]).batch(range(3))
     moved = batch.to(torch.device("meta"))
     tensors = [batch.input_ids, batch.token_type_ids, batch.labels, batch.layout.mask,
-               batch.layout.cell, batch.first.mask, batch.first.cell, batch.first.rows]
+               batch.layout.flat_index, batch.cls_rows.mask, batch.cls_rows.cell, batch.cls_rows.rows]
     assert {id(tensor) for tensor in pinned} == {id(tensor) for tensor in tensors}
-    assert moved.layout.cell.is_meta and moved.first.rows.is_meta and moved.input_ids.is_meta
+    assert moved.layout.flat_index.is_meta and moved.first.rows.is_meta and moved.input_ids.is_meta
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

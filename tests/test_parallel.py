@@ -12,7 +12,7 @@ from conftest import write_course_data
 
 from bert import Bert, BertConfig
 from bert.files import read_tensors
-from multitask import parallel
+from multitask import distributed
 
 SCRIPT = Path(__file__).parent.parent / "train_multitask.py"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -46,7 +46,7 @@ def losses(run):
     return [line["loss"] for line in lines if "loss" in line]
 
 
-@pytest.mark.parametrize("surgery", ["none", "whole"])
+@pytest.mark.parametrize("surgery", ["none", "pcgrad"])
 def test_two_processes_learn_as_one_with_the_double_batch(without_dropout, even_data, tmp_path,
                                                           surgery):
     flags = ("--bert", without_dropout, "--data", even_data, "--device", "cpu", "--steps", 10,
@@ -80,15 +80,15 @@ def test_another_number_of_processes_does_not_go_on_with_a_run(without_dropout, 
 
 @pytest.mark.parametrize("processes, parts, size", [(1, 1, 8), (2, 1, 8), (2, 3, 7), (3, 2, 2)])
 def test_shares_add_up_to_the_mean_over_the_batch(monkeypatch, processes, parts, size):
-    monkeypatch.setattr(parallel, "world", lambda: processes)
+    monkeypatch.setattr(distributed, "world", lambda: processes)
     values = torch.rand(100)
     indices = torch.randperm(100)[:size].tolist()
     total, seen = 0.0, []
     for rank in range(processes):
-        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
-        shares = parallel.shares(indices, parts)
-        assert len(shares) == parts                          # all have as many gradients to add up
-        for share, weight in shares:
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shard_batch = distributed.shard_batch(indices, parts)
+        assert len(shard_batch) == parts                          # all have as many gradients to add up
+        for share, weight in shard_batch:
             total += weight * values[share].mean()
             seen += share if weight else []
     assert sorted(seen) == sorted(indices)

@@ -13,14 +13,28 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bert import Bert, BertConfig, Tokenizer, UserError, pretrain
+from bert import Bert, BertConfig, Tokenizer, UserError
 from bert.checkpoint import pretraining_heads
 from bert.files import read_tensors
 from bert.layout import Layout
-from bert.masking import MaskedLM, MaskedLMHead, Masking, masked_batch
-from bert.teacher import Goal, ask_teacher, cosines, sentence_vectors, teacher_loss
-from bert.text import Batches, Text, cut, is_held_out, read_text, train_tokenizer
 from bert.tokenizer import SPECIAL
+from pretraining import __main__ as pretrain
+from pretraining.corpus import (
+    BucketBatchSampler,
+    Corpus,
+    is_held_out,
+    read_text,
+    split_by_tokens,
+    train_tokenizer,
+)
+from pretraining.distillation import (
+    TeacherTargets,
+    compute_targets,
+    cosines,
+    sentence_vectors,
+    teacher_loss,
+)
+from pretraining.masking import MaskedLM, MaskedLMHead, Masking, masked_batch
 
 ROOT = Path(__file__).parent.parent
 WORDS = {"sea": "salt", "sky": "blue", "fire": "heat", "night": "dark", "snow": "cold"}
@@ -65,7 +79,7 @@ def tokenizer(checkpoint):
 def many(tokenizer):
     """Ids of 600 lines of real words, one of them with its piece: `film ##s`."""
     lines = ["the films is very good .", "a cat was not dull", "is the dog lovely ?"] * 200
-    return Text(tokenizer, lines)
+    return Corpus(tokenizer, lines)
 
 
 def run(text, out, *more):
@@ -90,7 +104,7 @@ def scores(folder, which=-1):
 def test_15_percent_are_chosen_and_hidden_80_10_10(tokenizer, many, whole_word):
     masking = Masking(tokenizer, whole_word)
     torch.manual_seed(0)
-    ids, _, _ = many.lay_out(torch.arange(600))
+    ids, _, _ = many.collate(torch.arange(600))
     ids = ids.repeat(20)
     hidden, chosen = masking(ids)
     special = masking.special[ids]
@@ -109,7 +123,7 @@ def test_15_percent_are_chosen_and_hidden_80_10_10(tokenizer, many, whole_word):
 
 def test_every_token_is_chosen_as_often(tokenizer, many):
     masking = Masking(tokenizer)
-    ids, _, _ = many.lay_out(torch.arange(3))
+    ids, _, _ = many.collate(torch.arange(3))
     torch.manual_seed(0)
     often = torch.stack([masking.choose(ids) for _ in range(4000)]).double().mean(dim=0)
     ordinary = often[~masking.special[ids]]
@@ -118,7 +132,7 @@ def test_every_token_is_chosen_as_often(tokenizer, many):
 
 
 def test_whole_word_hides_all_pieces_or_none(tokenizer, many):
-    ids, _, _ = many.lay_out(torch.arange(600))
+    ids, _, _ = many.collate(torch.arange(600))
     pieces = (ids == tokenizer.backend.token_to_id("##s")).nonzero().squeeze(1)
     assert len(pieces) == 200
     together = {}
@@ -159,15 +173,15 @@ def test_head_is_the_formula_and_tied_to_the_embeddings():
 def test_only_hidden_places_are_computed_with_the_same_result(checkpoint, tokenizer, many):
     model = MaskedLM(Bert.from_pretrained(checkpoint)).eval()
     batch = masked_batch(many, torch.arange(40), Masking(tokenizer))
-    few, rows = model(batch.ids, batch.types, batch.layout, batch.read)
-    every, hidden = model(batch.ids, batch.types, batch.layout, batch.read, every_row=True)
+    few, rows = model(batch.ids, batch.types, batch.layout, batch.output_rows)
+    every, hidden = model(batch.ids, batch.types, batch.layout, batch.output_rows, every_row=True)
     assert len(rows) == len(batch.labels) < len(hidden) == len(batch.ids)
     torch.testing.assert_close(few, every)
     whole = model.bert(batch.layout.pad(batch.ids), batch.layout.mask.long()).last_hidden_state
-    torch.testing.assert_close(model.head(batch.layout.unpad(whole)[batch.read.rows],
+    torch.testing.assert_close(model.head(batch.layout.unpad(whole)[batch.output_rows.rows],
                                           model.bert.word_embeddings.weight), few)
-    ids, _, _ = many.lay_out(batch.lines)
-    assert torch.equal(ids[batch.read.rows], batch.labels)
+    ids, _, _ = many.collate(batch.lines)
+    assert torch.equal(ids[batch.output_rows.rows], batch.labels)
 
 
 # data
@@ -176,16 +190,16 @@ def test_only_hidden_places_are_computed_with_the_same_result(checkpoint, tokeni
 def test_batches_keep_to_the_budget_and_miss_no_line():
     length = torch.randint(3, 30, (500,), generator=torch.Generator().manual_seed(0))
     lines = torch.arange(500)[::2]
-    batches = Batches(lines, length, 100, seed=1)
-    steps = [batches[step] for step in range(1, 2 * batches.in_pass + 1)]
-    passes = steps[:batches.in_pass], steps[batches.in_pass:]
+    batches = BucketBatchSampler(lines, length, 100, seed=1)
+    steps = [batches[step] for step in range(1, 2 * batches.steps_per_epoch + 1)]
+    passes = steps[:batches.steps_per_epoch], steps[batches.steps_per_epoch:]
     for batch in passes[0]:
         assert 0 < int(length[batch].sum()) < 130
     assert all(torch.equal(torch.cat(one).sort().values, lines) for one in passes)
     assert not torch.equal(torch.cat(passes[0]), torch.cat(passes[1]))
-    again = Batches(lines, length, 100, seed=1)
-    assert torch.equal(again[batches.in_pass + 3], passes[1][2])         # from the step alone
-    assert [len(b) for b in cut(torch.arange(4), torch.tensor([5, 5, 9, 1]), 10)] == [2, 2]
+    again = BucketBatchSampler(lines, length, 100, seed=1)
+    assert torch.equal(again[batches.steps_per_epoch + 3], passes[1][2])         # from the step alone
+    assert [len(b) for b in split_by_tokens(torch.arange(4), torch.tensor([5, 5, 9, 1]), 10)] == [2, 2]
 
 
 def test_a_line_is_held_out_by_what_it_says():
@@ -196,7 +210,7 @@ def test_a_line_is_held_out_by_what_it_says():
 
 
 def test_vocabulary_is_the_same_in_every_process(text):
-    code = ("import sys; from bert.text import read_text, train_tokenizer; "
+    code = ("import sys; from pretraining.corpus import read_text, train_tokenizer; "
             "tokenizer = train_tokenizer(read_text(sys.argv[1]), 100, 32); "
             "print(tokenizer.files['vocab.txt'].decode())")
     made = [subprocess.run([sys.executable, "-c", code, str(text)], cwd=ROOT, text=True, check=True,
@@ -222,16 +236,16 @@ def test_sentence_vectors_are_mean_and_first_row():
     assert mean.tolist() == [[3, 1], [5, 5]] and cls.tolist() == [[1, 0], [5, 5]]
 
 
-def student_that_says(guesses, alike):
-    return lambda vectors: (guesses, alike)
+def student_that_says(guesses, pair_similarity):
+    return lambda vectors: (guesses, pair_similarity)
 
 
 def test_teacher_loss_is_nothing_where_the_student_agrees():
     torch.manual_seed(0)
     target, none = torch.randn(6, 4), math.nan
-    alike = torch.tensor([none, 0.5, none, none, -0.1, none])
-    agrees = student_that_says((target, 3 * target), alike)
-    assert float(teacher_loss(agrees, (target, 2 * target), Goal(target, alike))) < 1e-6
+    pair_similarity = torch.tensor([none, 0.5, none, none, -0.1, none])
+    agrees = student_that_says((target, 3 * target), pair_similarity)
+    assert float(teacher_loss(agrees, (target, 2 * target), TeacherTargets(target, pair_similarity))) < 1e-6
 
 
 def test_teacher_loss_is_the_formula():
@@ -239,28 +253,28 @@ def test_teacher_loss_is_the_formula():
     vectors, target, alone = torch.randn(6, 3), torch.randn(6, 4), torch.full((6,), math.nan)
     apart = (cosines(vectors) - cosines(target)).square().mean()
     opposite = student_that_says((-target, -target), torch.zeros(6))
-    found = teacher_loss(opposite, (vectors, vectors), Goal(target, alone))
+    found = teacher_loss(opposite, (vectors, vectors), TeacherTargets(target, alone))
     torch.testing.assert_close(found, 2 + apart)             # 1 − cos = 2
-    alike = torch.linspace(0, 1, 6)
-    found = teacher_loss(opposite, (vectors, vectors), Goal(target, alike))
-    torch.testing.assert_close(found, alike.square().mean())  # pairs are not placed
+    pair_similarity = torch.linspace(0, 1, 6)
+    found = teacher_loss(opposite, (vectors, vectors), TeacherTargets(target, pair_similarity))
+    torch.testing.assert_close(found, pair_similarity.square().mean())  # pairs are not placed
 
 
 def test_a_pairs_goal_is_the_cosine_of_its_texts(checkpoint, tokenizer, tmp_path):
     bert = Bert.from_pretrained(checkpoint)
     lines = ["the cat is good", "the cat is good\tthe dog is bad", "the dog is bad"]
-    goal = ask_teacher(tokenizer, bert, lines, tmp_path / "goal.safetensors", torch.device("cpu"))
+    goal = compute_targets(tokenizer, bert, lines, tmp_path / "goal.safetensors", torch.device("cpu"))
     first, second = goal.vectors[0].float(), goal.vectors[2].float()
     assert torch.equal(goal.vectors[1], goal.vectors[0])
-    assert goal.alike.isnan().tolist() == [True, False, True]
-    torch.testing.assert_close(goal.alike[1], torch.cosine_similarity(first, second, dim=0))
+    assert goal.pair_similarity.isnan().tolist() == [True, False, True]
+    torch.testing.assert_close(goal.pair_similarity[1], torch.cosine_similarity(first, second, dim=0))
 
 
 def test_a_line_with_a_tab_is_a_pair(tokenizer, tmp_path):
     (tmp_path / "a.txt").write_text("the  cat\tthe dog \nthe film\t\n a \t b \t c\n")
     lines = read_text(tmp_path)
     assert lines == ["the cat\tthe dog", "the film", "a b c"]
-    ids, types, layout = Text(tokenizer, lines).lay_out(torch.tensor([0, 1]))
+    ids, types, layout = Corpus(tokenizer, lines).collate(torch.tensor([0, 1]))
     batch = tokenizer(["the cat"], pairs=["the dog"])
     assert torch.equal(ids[:7], batch["input_ids"][0]) and len(ids) == 11
     assert torch.equal(types[:7], batch["token_type_ids"][0]) and not types[7:].any()
@@ -295,33 +309,33 @@ def test_a_teacher_is_approached_and_asked_once(text, checkpoint, tmp_path, monk
 
 
 @pytest.fixture(scope="module")
-def learnt(text, tmp_path_factory):
-    return run(text, tmp_path_factory.mktemp("runs") / "learnt", "--steps", 150, "--lr", 5e-3,
+def learned(text, tmp_path_factory):
+    return run(text, tmp_path_factory.mktemp("runs") / "learned", "--steps", 150, "--lr", 5e-3,
                "--eval-every", 75, "--dropout", 0)
 
 
-def test_training_lowers_the_loss_and_beats_the_commonest_token(learnt):
-    before, after = scores(learnt, 0), scores(learnt)
-    vocabulary = Tokenizer.from_pretrained(learnt).vocab_size
+def test_training_lowers_the_loss_and_beats_the_commonest_token(learned):
+    before, after = scores(learned, 0), scores(learned)
+    vocabulary = Tokenizer.from_pretrained(learned).vocab_size
     assert before["masked_lm_loss"] == pytest.approx(math.log(vocabulary), abs=0.3)
     assert after["masked_lm_loss"] < 0.7 * before["masked_lm_loss"]
     assert after["masked_accuracy"] > after["commonest_token_accuracy"] + 0.2
-    assert json.loads((learnt / "metrics.json").read_text()) == after
+    assert json.loads((learned / "metrics.json").read_text()) == after
 
 
-def test_a_run_leaves_a_whole_checkpoint(learnt):
-    assert {f.name for f in learnt.iterdir()} == {
+def test_a_run_leaves_a_whole_checkpoint(learned):
+    assert {f.name for f in learned.iterdir()} == {
         "config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json", "metrics.json",
         "log.jsonl", "loss.png", "pretrain.json", "last"}
-    assert (learnt / "loss.png").read_bytes().startswith(b"\x89PNG")
-    record = json.loads((learnt / "pretrain.json").read_text())
+    assert (learned / "loss.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((learned / "pretrain.json").read_text())
     assert record["complete"] and record["data"]["lines"] == 300 and record["seconds"] > 0
-    bert, tokenizer = Bert.from_pretrained(learnt), Tokenizer.from_pretrained(learnt)
+    bert, tokenizer = Bert.from_pretrained(learned), Tokenizer.from_pretrained(learned)
     assert tokenizer.limit == 32 and tokenizer.encode(["SEA"]) == tokenizer.encode(["sea"])
-    heads = pretraining_heads(learnt)
+    heads = pretraining_heads(learned)
     assert set(heads) == {pretrain.HEAD + name for name in MaskedLMHead(bert.config).state_dict()}
     model = MaskedLM(bert)
-    assert pretrain.load_head(model.head, heads, learnt)
+    assert pretrain.load_head(model.head, heads, learned)
     ids = torch.tensor(tokenizer.encode(["two old : sea [MASK] sea salt"])[0][0])
     layout = Layout(torch.ones(1, len(ids)))
     read = layout.select((ids == tokenizer.mask_token_id)[None])
@@ -329,32 +343,32 @@ def test_a_run_leaves_a_whole_checkpoint(learnt):
     assert int(logits.argmax()) == tokenizer.backend.token_to_id("salt")
 
 
-def test_transformers_opens_it(learnt):
+def test_transformers_opens_it(learned):
     transformers = pytest.importorskip("transformers")
-    ids = torch.tensor(Tokenizer.from_pretrained(learnt).encode(["sea [MASK] sea salt"])[0])
-    bert = Bert.from_pretrained(learnt)
+    ids = torch.tensor(Tokenizer.from_pretrained(learned).encode(["sea [MASK] sea salt"])[0])
+    bert = Bert.from_pretrained(learned)
     with torch.no_grad():
-        theirs = transformers.BertForMaskedLM.from_pretrained(learnt).eval()(ids).logits[0]
+        theirs = transformers.BertForMaskedLM.from_pretrained(learned).eval()(ids).logits[0]
         hidden, layout = bert.embed(ids)
         head = MaskedLMHead(bert.config)
-        pretrain.load_head(head, pretraining_heads(learnt), learnt)
+        pretrain.load_head(head, pretraining_heads(learned), learned)
         ours = head(bert.encode(hidden, layout), bert.word_embeddings.weight)
-        encoder = transformers.BertModel.from_pretrained(learnt).eval()
+        encoder = transformers.BertModel.from_pretrained(learned).eval()
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(bert(ids).pooler_output, encoder(ids).pooler_output,
                                    atol=1e-5, rtol=1e-4)
 
 
-def test_init_goes_on_where_it_ended_and_half_is_half(learnt, text, tmp_path):
-    flags = ("--text", text, "--out", tmp_path / "more", "--init", learnt, "--steps", 1,
+def test_init_goes_on_where_it_ended_and_half_is_half(learned, text, tmp_path):
+    flags = ("--text", text, "--out", tmp_path / "more", "--init", learned, "--steps", 1,
              "--heldout", 0.1, "--tokens", 32, "--half", "--device", "cpu")
     pretrain.main([str(flag) for flag in flags])
-    assert scores(tmp_path / "more", 0) == pytest.approx(scores(learnt), rel=1e-4)
+    assert scores(tmp_path / "more", 0) == pytest.approx(scores(learned), rel=1e-4)
     tensors = load_file(tmp_path / "more" / "model.safetensors")
     assert {t.dtype for t in tensors.values()} == {torch.float16}
     assert Bert.from_pretrained(tmp_path / "more").word_embeddings.weight.dtype == torch.float32
     assert Tokenizer.from_pretrained(tmp_path / "more").files["vocab.txt"] == (
-        learnt / "vocab.txt").read_bytes()
+        learned / "vocab.txt").read_bytes()
 
 
 def test_init_without_a_head_gets_one_and_other_heads_stay(checkpoint, text, tmp_path, capfd):
@@ -423,7 +437,7 @@ def test_stopped_by_ctrl_c_and_resumed_is_uninterrupted(uninterrupted, text, tmp
     out = tmp_path / "run"
     code, _, err = script(pretrain.main, "--text", text, "--out", out, *FLAGS, *RESUMED)
     assert code == 130 and "stopped after step 6 of 12" in err
-    assert f"python -m bert.pretrain --resume {out}" in err
+    assert f"python -m pretraining --resume {out}" in err
     assert script(pretrain.main, "--resume", out)[0] == 0
     assert_same_run(out, uninterrupted)
 
@@ -476,21 +490,21 @@ def test_bad_input_is_one_sentence_and_writes_nothing(case, tmp_path, script, mo
     assert not Path("out").exists()
 
 
-def test_out_is_never_overwritten_unasked(learnt, text, tmp_path, script):
-    before = weights(learnt)
-    for flags, words in ((("--out", learnt), "--overwrite replaces it"),
+def test_out_is_never_overwritten_unasked(learned, text, tmp_path, script):
+    before = weights(learned)
+    for flags, words in ((("--out", learned), "--overwrite replaces it"),
                          (("--out", text, "--overwrite"), "no pretraining run"),
                          (("--out", text / "a.txt"), "is a file")):
         code, _, err = script(pretrain.main, "--text", text, *FLAGS, *flags)
         assert code == 2 and words in err
-    code, _, err = script(pretrain.main, "--text", text, "--out", learnt, "--init", learnt,
+    code, _, err = script(pretrain.main, "--text", text, "--out", learned, "--init", learned,
                           "--overwrite")
-    assert code == 2 and "the same folder" in err and weights(learnt) == before
+    assert code == 2 and "the same folder" in err and weights(learned) == before
 
 
-def test_resume_is_refused_where_it_cannot_go_on(learnt, text, tmp_path, script):
+def test_resume_is_refused_where_it_cannot_go_on(learned, text, tmp_path, script):
     assert "no pretrain.json" in script(pretrain.main, "--resume", tmp_path)[2]
-    code, _, err = script(pretrain.main, "--resume", learnt, "--lr", 1)
+    code, _, err = script(pretrain.main, "--resume", learned, "--lr", 1)
     assert code == 2 and "--resume goes on by the run's own settings" in err
     assert "--text and --out are needed" in script(pretrain.main)[2]
 

@@ -15,11 +15,11 @@ import evaluate
 import lora
 import train_multitask
 from bert import Bert, BertConfig, Layout, Tokenizer, UserError
-from bert.training import adamw
+from common.training import adamw
 from lora import LoRALinear, accounting
-from lora.places import adapted
+from lora.targets import adapter_layers
 from multitask import runs
-from multitask.data import Batch, Example, tokenise
+from multitask.data import Batch, Example, tokenize
 from multitask.model import MultitaskModel, build_head
 from multitask.tasks import TASKS
 from pruning import __main__ as pruning
@@ -28,7 +28,7 @@ from pruning import (
     importance,
     mask_heads,
     multiply_adds,
-    normalise,
+    normalize,
     ranks_by_importance,
     remove_heads,
     remove_layers,
@@ -36,7 +36,7 @@ from pruning import (
 )
 from pruning.gates import GATES
 from pruning.measure import task_importance
-from pruning.selection import budget
+from pruning.selection import parse_budget
 
 SMALL = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
          "intermediate_size": 48, "max_position_embeddings": 20, "initializer_range": 0.3}
@@ -77,7 +77,7 @@ MANY = [{0: [0, 1, 2, 3], 1: [0, 1, 2, 3], 2: [1, 2, 3]}, {0: [3], 1: [0, 1, 2, 
         {0: [0, 1, 2, 3], 2: [0, 1, 2, 3]}]
 
 
-@pytest.mark.parametrize("attention", ["fused", "textbook"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("heads", [{1: p} for p in PATTERNS] + [{2: p} for p in PATTERNS] + MANY,
                          ids=str)
 def test_masked_heads_equal_removed_heads(bert, heads, attention, tmp_path):
@@ -94,7 +94,7 @@ def test_the_last_layer_without_heads_still_reads_cls_alone(bert):
     batch = tiny_batch()
     remove_heads(bert, {2: [0, 1, 2, 3]})
     hidden, layout = bert.embed(**batch)
-    same(bert.encode(hidden, layout, read=layout.first()), bert(**batch).last_hidden_state[:, 0])
+    same(bert.encode(hidden, layout, output_rows=layout.cls_rows()), bert(**batch).last_hidden_state[:, 0])
 
 
 def test_a_layer_without_heads_attends_with_the_outputs_bias_alone(bert):
@@ -107,7 +107,7 @@ def test_a_layer_without_heads_attends_with_the_outputs_bias_alone(bert):
 
 def test_a_model_with_a_layer_without_heads_trains(bert):
     remove_heads(bert, {1: [0, 1, 2, 3], 0: [2]})
-    optimizer = adamw([(bert, {"peak": 1e-3})], 0.01)
+    optimizer = adamw([(bert, {"max_lr": 1e-3})], 0.01)
     before = copy.deepcopy(bert.state_dict())
     for group in optimizer.param_groups:
         group["lr"] = 1e-3
@@ -127,7 +127,7 @@ def test_later_removals_use_the_heads_first_numbers(bert, tmp_path):
     remove_heads(again, {0: [3, 2], 2: [1]})
     same(out(again), masked)
     assert again.config.pruned_heads == {0: [0, 2, 3], 2: [1]}
-    assert again.layers[0].attention.kept == [1]
+    assert again.layers[0].attention.head_indices == [1]
 
 
 def test_a_mask_of_a_pruned_model_counts_the_removed_heads_too(bert):
@@ -209,7 +209,7 @@ def test_a_configuration_with_pruned_parts_is_written_and_read(bert):
                         pruned_neurons={0: 40})
     again = BertConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again.to_dict() == config.to_dict() and again.pruned_heads == {2: [0, 3]}
-    assert again.heads_of(2) == [1, 2] and again.neurons_of(0) == 8
+    assert again.remaining_heads(2) == [1, 2] and again.ffn_size(0) == 8
     assert BertConfig.from_dict(plain | {"pruned_heads": {}}).to_dict() == plain     # older files
 
 
@@ -223,7 +223,7 @@ def batches_of(sizes, dtype=torch.float32):
     labels = torch.rand(12, generator=generator).to(dtype)
     for part in torch.arange(12).split(sizes):
         layout = Layout(mask[part])
-        yield Batch(ids[part], torch.zeros_like(ids[part]), layout, layout.first(), labels[part])
+        yield Batch(ids[part], torch.zeros_like(ids[part]), layout, layout.cls_rows(), labels[part])
 
 
 def losses(bert, batch, head_mask=None):
@@ -266,9 +266,9 @@ def test_importance_of_the_sum_is_not_the_sum_of_importance(bert):
 
 def test_importance_leaves_the_model_as_it_was(bert):
     bert.layers[0].requires_grad_(False)
-    asked = {name: p.requires_grad for name, p in bert.named_parameters()}
+    query_layout = {name: p.requires_grad for name, p in bert.named_parameters()}
     importance(bert, batches_of([12]), lambda batch: losses(bert, batch).sum())
-    assert {name: p.requires_grad for name, p in bert.named_parameters()} == asked
+    assert {name: p.requires_grad for name, p in bert.named_parameters()} == query_layout
     assert all(p.grad is None for p in bert.parameters())
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in bert.modules())
 
@@ -302,12 +302,12 @@ def test_layer_importance_is_the_losses_slope_in_the_gate(bert):
     step, slopes, tokens = 1e-5, torch.zeros(3, dtype=torch.float64), 0
     batch = next(batches_of([12], torch.float64))
     for number, layer in enumerate(bert.layers):
-        sides = []
+        segments = []
         for xi in (1 + step, 1 - step):
             hook = GATES["layers"][0](layer, torch.full((12, 1), xi, dtype=torch.float64))
-            sides.append(losses(bert, batch))
+            segments.append(losses(bert, batch))
             hook.remove()
-        slopes[number] = ((sides[0] - sides[1]) / (2 * step)).abs().sum()
+        slopes[number] = ((segments[0] - segments[1]) / (2 * step)).abs().sum()
     tokens = len(batch.layout)
     raw = importance(bert, [batch], lambda b: losses(bert, b).sum(), "layers")
     torch.testing.assert_close(raw[:, 0].detach(), slopes.detach() / tokens, rtol=1e-6, atol=0)
@@ -330,7 +330,7 @@ def test_both_texts_of_a_pair_share_an_examples_gates(checkpoint, pairs):
     model.forward = lambda task, batch: model.heads[task](
         *model.vectors(task, batch).chunk(2 if pairs == "separate" else 1))
     texts = [("the cat is good .", "a dog"), ("film", "the film was not very dull ."), ("a", "the")]
-    split = tokenise([Example(str(n), t, n % 2) for n, t in enumerate(texts)], tokenizer, pairs)
+    split = tokenize([Example(str(n), t, n % 2) for n, t in enumerate(texts)], tokenizer, pairs)
     split.labels = split.labels.double()
     raw = task_importance(model, "para", split, TASKS["para"].loss, CPU)
     total = tokens = 0
@@ -347,10 +347,10 @@ def test_both_texts_of_a_pair_share_an_examples_gates(checkpoint, pairs):
 
 def test_normalised_importance_is_the_papers():
     raw = torch.tensor([[3., 4.], [30., 40.]])
-    torch.testing.assert_close(normalise(raw, "layer"), torch.tensor([[0., 1.], [0., 1.]]))
-    torch.testing.assert_close(normalise(raw, "global"), (raw - 3) / 37)
+    torch.testing.assert_close(normalize(raw, "layer"), torch.tensor([[0., 1.], [0., 1.]]))
+    torch.testing.assert_close(normalize(raw, "global"), (raw - 3) / 37)
     gone = torch.tensor([[NAN, 4., 3.], [NAN, NAN, NAN]])
-    torch.testing.assert_close(normalise(gone), torch.tensor([[NAN, 1., 0.], [NAN] * 3]),
+    torch.testing.assert_close(normalize(gone), torch.tensor([[NAN, 1., 0.], [NAN] * 3]),
                                equal_nan=True)
 
 
@@ -377,11 +377,11 @@ def test_a_budget_for_each_layer_keeps_as_many_in_each():
 
 
 def test_a_budget_is_a_number_or_a_fraction():
-    assert budget("100", 144, "heads") == 100 and budget("0.7", 144, "heads") == 101
-    assert budget("1", 144, "heads") == 1 and budget("1.0", 144, "heads") == 144
+    assert parse_budget("100", 144, "heads") == 100 and parse_budget("0.7", 144, "heads") == 101
+    assert parse_budget("1", 144, "heads") == 1 and parse_budget("1.0", 144, "heads") == 144
     for text in ("0", "145", "1.1", "-3", "half", "0.001"):
         with pytest.raises(UserError, match="--heads"):
-            budget(text, 144, "heads")
+            parse_budget(text, 144, "heads")
 
 
 def bert_base(**more):
@@ -429,10 +429,10 @@ def test_multiply_adds_are_those_torch_counts(bert, read):
     """On sequences of one length, where no grid holds padding."""
     remove_heads(bert, {0: [1, 2], 1: [0, 1, 2, 3]})
     remove_neurons(bert, {0: [5], 2: [0, 1]})
-    bert.use_attention("textbook")
+    bert.use_attention("eager")
     hidden, layout = bert.embed(torch.ones(3, 7, dtype=torch.long))
     with FlopCounterMode(display=False) as counter:
-        first = bert.encode(hidden, layout, read=None if read == "mean" else layout.first())
+        first = bert.encode(hidden, layout, output_rows=None if read == "mean" else layout.cls_rows())
         if read == "pooler":
             bert.pool(first)
     assert multiply_adds(bert, [7, 7, 7], read) == counter.get_total_flops() / 2
@@ -442,9 +442,9 @@ def test_multiply_adds_are_those_torch_counts(bert, read):
 def test_multiply_adds_are_those_of_the_adapter_that_serves(bert, kind):
     lora.attach(bert, ("query", "fc_in"), 4, ("a",), kind=kind)
     lora.attach(bert, ("value",), 2, ("b",), kind=kind)
-    bert.use_attention("textbook")
+    bert.use_attention("eager")
     for name in "ab":
-        layout = Layout(torch.ones(3, 7)).served_by([(name, 3)])
+        layout = Layout(torch.ones(3, 7)).with_adapters([(name, 3)])
         with FlopCounterMode(display=False) as counter:
             bert(torch.ones(3, 7, dtype=torch.long), layout)
         pooler = 3 * 32 * 32
@@ -503,10 +503,10 @@ def test_a_refused_removal_changes_nothing(bert):
 
 
 def test_what_is_no_plain_matrix_is_not_cut(bert):
-    class Adapted(torch.nn.Module):
+    class AdapterLayer(torch.nn.Module):
         pass
 
-    bert.layers[0].attention.query = bert.layers[0].fc_in = Adapted()
+    bert.layers[0].attention.query = bert.layers[0].fc_in = AdapterLayer()
     for act in (lambda: remove_heads(bert, {0: [1]}), lambda: remove_neurons(bert, {0: [1]})):
         with pytest.raises(UserError, match="is a Adapted, not a plain matrix"):
             act()
@@ -567,7 +567,7 @@ def pruned(script, run, to, *flags):
 
 def test_a_pruned_run_opens_scores_and_trains_on(run, script, data, tmp_path):
     record, bert, text = pruned(script, run, tmp_path / "small", "--heads", "5")
-    assert sum(layer.attention.heads for layer in bert.layers) == 5
+    assert sum(layer.attention.num_heads for layer in bert.layers) == 5
     assert [edit["kind"] for edit in record["edits"]] == ["remove_heads"]
     assert json.loads((tmp_path / "small" / "model" / "config.json").read_text())["pruned_heads"]
     code, scores, _ = script(evaluate.main, tmp_path / "small", "--json")
@@ -579,14 +579,14 @@ def test_a_pruned_run_opens_scores_and_trains_on(run, script, data, tmp_path):
     assert code == 0 and on.config.pruned_heads == bert.config.pruned_heads
     assert on.edits == record["edits"]
     record, again, _ = pruned(script, tmp_path / "on", tmp_path / "smaller", "--heads", "2")
-    assert sum(layer.attention.heads for layer in again.layers) == 2 and len(record["edits"]) == 2
+    assert sum(layer.attention.num_heads for layer in again.layers) == 2 and len(record["edits"]) == 2
 
 
 def test_a_masked_run_scores_as_the_pruned_one(run, script, tmp_path):
     _, small, _ = pruned(script, run, tmp_path / "small", "--heads", "0.5")
     record, masked, _ = pruned(script, run, tmp_path / "masked", "--heads", "0.5", "--mask")
     assert masked.config.masked_heads == small.config.pruned_heads
-    assert masked.layers[0].attention.heads == 4 and record["edits"][0]["kind"] == "mask_heads"
+    assert masked.layers[0].attention.num_heads == 4 and record["edits"][0]["kind"] == "mask_heads"
     scores = [json.loads((tmp_path / name / "metrics.json").read_text())
               for name in ("small", "masked")]
     assert scores[0] == scores[1]
@@ -597,7 +597,7 @@ def test_a_masked_run_scores_as_the_pruned_one(run, script, tmp_path):
 def test_rounds_measure_anew(run, script, tmp_path):
     record, bert, text = pruned(script, run, tmp_path / "small", "--heads", "2", "--rounds", "3")
     assert text.splitlines()[:3] == [f"{n} of 8 heads are left" for n in (6, 4, 2)]
-    assert len(record["edits"]) == 3 and sum(la.attention.heads for la in bert.layers) == 2
+    assert len(record["edits"]) == 3 and sum(la.attention.num_heads for la in bert.layers) == 2
 
 
 @pytest.mark.parametrize(("flags", "heads", "neurons", "layers"), [
@@ -607,7 +607,7 @@ def test_rounds_measure_anew(run, script, tmp_path):
     (("--remove", "0:1,3", "--remove", "1:0"), 5, 128, 2), (("--remove", "1"), 4, 64, 1)])
 def test_every_kind_of_budget_is_met(run, script, tmp_path, flags, heads, neurons, layers):
     _, bert, _ = pruned(script, run, tmp_path / "small", *flags)
-    assert sum(layer.attention.heads for layer in bert.layers) == heads
+    assert sum(layer.attention.num_heads for layer in bert.layers) == heads
     assert sum(layer.fc_in.out_features for layer in bert.layers) == neurons
     assert len(bert.layers) == layers
 
@@ -658,11 +658,11 @@ def test_heads_go_and_ranks_vary_before_training(checkpoint, data, script, tmp_p
     assert code == 0, errors
     assert "3 heads stay" in text
     bert = runs.open_run(tmp_path / "run")[0].bert
-    assert sum(layer.attention.heads for layer in bert.layers) == 3
+    assert sum(layer.attention.num_heads for layer in bert.layers) == 3
     assert [edit["kind"] for edit in bert.edits] == ["remove_heads", "lora"]
-    ranks = {place: module.adapters["sst"].rank for place, module in adapted(bert).items()
+    ranks = {place: module.adapters["sst"].rank for place, module in adapter_layers(bert).items()
              if isinstance(module, LoRALinear)}
-    with_heads = [n for n, layer in enumerate(bert.layers) if layer.attention.heads]
+    with_heads = [n for n, layer in enumerate(bert.layers) if layer.attention.num_heads]
     assert len(ranks) == 4 * len(with_heads) and 8 in ranks.values()
     for layer in with_heads:
         assert len({rank for place, rank in ranks.items() if f"layers.{layer}." in place}) == 1
@@ -682,7 +682,7 @@ def test_a_matrix_without_heads_has_no_adapter(bert):
     remove_heads(bert, {1: [0, 1, 2, 3]})
     before = out(bert)
     lora.attach(bert, ("query", "output", "fc_in"), rank=2)
-    assert [place.split(".")[1] for place in adapted(bert) if "fc_in" not in place] == [
+    assert [place.split(".")[1] for place in adapter_layers(bert) if "fc_in" not in place] == [
         "0", "0", "2", "2"]
     assert torch.equal(out(bert), before)
 
@@ -693,7 +693,7 @@ def test_heads_are_switched_off_by_a_setting_of_a_run(checkpoint, data, script, 
                              tmp_path / "run")
     assert code == 0, errors
     bert = runs.open_run(tmp_path / "run")[0].bert
-    assert bert.config.masked_heads == {0: [1, 3], 1: [0]} and bert.layers[0].attention.heads == 4
+    assert bert.config.masked_heads == {0: [1, 3], 1: [0]} and bert.layers[0].attention.num_heads == 4
 
 
 @pytest.mark.parametrize(("flags", "says"), [

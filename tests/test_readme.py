@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = ("train_multitask.py", "evaluate.py", "-m lora merge", "-m pruning importance",
            "-m pruning prune", "-m laser sweep", "-m laser search", "-m laser apply",
-           "-m laser compress", "-m bert.pretrain")
+           "-m compression", "-m pretraining")
 
 
 def test_links_lead_to_files_of_the_project_and_to_headings():

@@ -121,7 +121,7 @@ def flags(checkpoint, data, tmp_path_factory):
 
 
 def outcome(folder):
-    """{name: bytes} of what a run has learnt and scored."""
+    """{name: bytes} of what a run has learned and scored."""
     names = ("model/**/*", "adapters/*/*", "heads.safetensors", "metrics.json", "predictions/*")
     return {str(path.relative_to(folder)): path.read_bytes()
             for name in names for path in folder.glob(name) if path.is_file()}
@@ -213,10 +213,10 @@ def test_run_killed_twice_resumes_to_the_same_bytes(train, resume, assert_same):
 
 
 METHODS = {
-    "surgery": ("--surgery", "weight", "--accumulate", 2, "--steps", 8),
+    "surgery": ("--surgery", "pcgrad-tensor", "--accumulate", 2, "--steps", 8),
     "annealed": ("--sampling", "annealed", "--layer-decay", 0.5, "--l2", 1e-3, "--steps", 8),
     "separate": ("--encoders", "separate", "--task-epochs", "sts=1", "--patience", 1),
-    "lora": ("--lora", 2, "--lora-norms", "--adapters", "shared", "--surgery", "whole",
+    "lora": ("--lora", 2, "--lora-norms", "--adapters", "shared", "--surgery", "pcgrad",
              "--steps", 8),
 }
 

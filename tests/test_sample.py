@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from bag_of_words import bag_of_words_scores
 
-from data.make_sample import FILES, PARA_KINDS, ROWS, SST_FRAMES, STS_KINDS, generate
+from tools.make_sample_data import FILES, PARA_KINDS, ROWS, SST_FRAMES, STS_KINDS, generate
 
 FOLDER = Path(__file__).parent.parent / "data"
 COMPARE = (("train", "dev"), ("train", "test"), ("dev", "test"))

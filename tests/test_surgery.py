@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import train_multitask
-from multitask.surgery import coefficients, cosines, draw_orders, gram_matrices, pcgrad, take
+from multitask.pcgrad import coefficients, cosines, draw_orders, gram_matrices, pcgrad, pop_grads
 
 SHAPES = ((5, 7), (11,), (2, 3, 4))
 
@@ -134,7 +134,7 @@ def test_orders_are_drawn_from_the_seed_and_the_step():
 def test_taking_a_gradient_leaves_none():
     weight = torch.nn.Parameter(torch.ones(2))
     weight.grad = torch.tensor([1.0, 2.0])
-    assert take([weight])[0].tolist() == [1.0, 2.0] and weight.grad is None
+    assert pop_grads([weight])[0].tolist() == [1.0, 2.0] and weight.grad is None
 
 
 FLAGS = ("--device", "cpu", "--tasks", "sst,para,sts", "--batch-size", 8, "--steps", 3, "--clip",
@@ -148,7 +148,7 @@ def run(checkpoint, data, out, *more):
 
 
 @pytest.mark.parametrize("more", [(), ("--accumulate", 2), ("--precision", "bf16")])
-@pytest.mark.parametrize("mode", ["whole", "weight"])
+@pytest.mark.parametrize("mode", ["pcgrad", "pcgrad-tensor"])
 def test_a_run_logs_how_its_tasks_conflict(checkpoint, data, tmp_path, mode, more):
     lines = run(checkpoint, data, tmp_path / "run", "--surgery", mode, *more)
     steps = [line for line in lines if "loss" in line]
@@ -165,7 +165,7 @@ def test_heads_gradients_come_out_untouched(checkpoint, data, tmp_path, monkeypa
     """After one step from the same start, heads are the same bits with surgery and without."""
     from multitask.runs import open_run
 
-    for name, more in (("plain", ()), ("cut", ("--surgery", "whole"))):
+    for name, more in (("plain", ()), ("cut", ("--surgery", "pcgrad"))):
         run(checkpoint, data, tmp_path / name, "--steps", 1, *more)
     plain, cut = (open_run(tmp_path / name)[0] for name in ("plain", "cut"))
     for a, b in zip(plain.heads.parameters(), cut.heads.parameters()):
@@ -174,9 +174,9 @@ def test_heads_gradients_come_out_untouched(checkpoint, data, tmp_path, monkeypa
                for a, b in zip(plain.bert.parameters(), cut.bert.parameters()))
 
 
-@pytest.mark.parametrize("more", [("--tasks", "sst"), ("--learn", "sst"), ("--freeze",),
+@pytest.mark.parametrize("more", [("--tasks", "sst"), ("--train-tasks", "sst"), ("--freeze",),
                                   ("--encoders", "separate"), ("--sampling", "annealed")])
 def test_surgery_where_nothing_can_conflict_is_a_sentence(checkpoint, data, tmp_path, script, more):
     code, _, err = script(train_multitask.main, "--bert", checkpoint, "--data", data, "--out",
-                          tmp_path / "run", "--surgery", "whole", *more)
+                          tmp_path / "run", "--surgery", "pcgrad", *more)
     assert code == 2 and "--surgery compares" in err and not (tmp_path / "run").exists()

@@ -11,11 +11,11 @@ import train_multitask
 from bert import Bert, Tokenizer
 from bert.checkpoint import pretraining_heads
 from bert.files import TINY
-from bert.masking import MaskedLM, Masking
-from bert.pretrain import HeldOut, load_head
-from bert.text import Text
 from multitask.data import read_course_file
 from multitask.tasks import TASKS
+from pretraining.__main__ import HeldOut, load_head
+from pretraining.corpus import Corpus
+from pretraining.masking import MaskedLM, Masking
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,7 +35,7 @@ def test_hidden_words_of_unseen_texts_are_guessed(real_data):
     tokenizer, model = Tokenizer.from_pretrained("tiny"), MaskedLM(Bert.from_pretrained("tiny"))
     load_head(model.head, pretraining_heads("tiny"), "tiny")
     numbers = torch.arange(len(lines))
-    held_out = HeldOut(Text(tokenizer, lines, 128), numbers, numbers, Masking(tokenizer))
+    held_out = HeldOut(Corpus(tokenizer, lines, 128), numbers, numbers, Masking(tokenizer))
     scores = held_out.scores(model, None, torch.device("cpu"), nullcontext)
     assert scores["masked_accuracy"] >= scores["commonest_token_accuracy"] + 0.20
 

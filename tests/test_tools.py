@@ -23,10 +23,12 @@ import laser.__main__ as laser_script
 import pruning.__main__ as pruning_script
 import train_multitask
 from bert import UserError
-from laser import autoencoder, pictures, search
+from compression import autoencoder
+from compression.stored import groups
+from laser import plots as pictures
+from laser import search
 from laser.report import flat
-from laser.stored import groups
-from laser.workplace import Workplace
+from laser.session import RunSession
 from multitask import runs
 from multitask.evaluation import load_split
 from multitask.metrics import summary
@@ -35,7 +37,7 @@ from multitask.tasks import TASKS
 
 TRAIN = ("--batch-size", "8", "--steps", "3", "--lr", "3e-2")
 LORA = (*TRAIN, "--lora", "4")
-ALL = "query,key,value,output,fc_in,fc_out"
+ALL = "query,key,value,attention_output,fc_in,fc_out"
 
 
 def prune(*flags, source="full"):
@@ -57,9 +59,9 @@ FREE = {                 # kind of run → the run it is made of, main, argument
     "lora-xs": (None, train_multitask.main, (*LORA, "--lora-kind", "xs")),
     "lora-shared": (None, train_multitask.main, (*LORA, "--adapters", "shared")),
     "lora-groups": (None, train_multitask.main, (*LORA, "--adapters", "sst=a,para=b,sts=b")),
-    "pairs-mean": (None, train_multitask.main, (*LORA, "--pairs", "separate", "--read", "mean",
+    "pairs-mean": (None, train_multitask.main, (*LORA, "--pairs", "separate", "--pooling", "mean",
                                                 "--head", "sts=cosine", "--loss", "cosine")),
-    "pooler": (None, train_multitask.main, (*TRAIN, "--read", "pooler")),
+    "pooler": (None, train_multitask.main, (*TRAIN, "--pooling", "pooler")),
     "masked": prune("--remove", "0:1,3", "--remove", "1:0", "--mask"),
     "heads": prune("--remove", "0:0,1,2,3", "--remove", "1:2"),
     "neurons": prune("--neurons", "0.6", "--order", "random"),
@@ -291,7 +293,7 @@ def test_a_compressed_lora_run_takes_its_own_adapters_again(made, evaluated, scr
 @pytest.mark.parametrize("kind", ["pairs-mean", "lora", "full"])
 def test_fisher_weights_are_of_the_loss_the_run_was_trained_with(kind, made):
     """Against a literal sum: every task's squared gradients, batch by batch."""
-    place = Workplace(SimpleNamespace(run=made(kind), data=None, limit=None, device="cpu",
+    place = RunSession(SimpleNamespace(run=made(kind), data=None, limit=None, device="cpu",
                                       precision=None))
     found = place.importance(["fc_out"])[1, "fc_out"]
     weight, expected = place.model.bert.layers[1].fc_out.weight, torch.zeros(32)

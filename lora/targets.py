@@ -6,17 +6,17 @@ import re
 from torch import nn
 
 from bert import UserError
-from bert.cli import did_you_mean
-from lora.layers import Adapted, unknown
+from common.cli import did_you_mean
+from lora.layers import AdapterLayer, unknown
 
 TARGETS = {                                                  # a layer's matrices: name → place
     "query": "attention.query", "key": "attention.key", "value": "attention.value",
-    "output": "attention.output", "fc_in": "fc_in", "fc_out": "fc_out",
+    "attention_output": "attention.output", "fc_in": "fc_in", "fc_out": "fc_out",
 }
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
-def place_of(bert, layer, target):
+def module_name_of(bert, layer, target):
     """(3, "query") → "layers.3.attention.query" """
     if target not in TARGETS:
         raise UserError(f"there is no target {target!r}{did_you_mean(str(target), TARGETS)}; a "
@@ -27,37 +27,37 @@ def place_of(bert, layer, target):
     return f"layers.{layer}.{TARGETS[target]}"
 
 
-def norm_places(bert):
+def layernorm_names(bert):
     return ["embedding_norm"] + [f"layers.{layer}.{norm}" for layer in range(len(bert.layers))
                                  for norm in ("attention_norm", "output_norm")]
 
 
-def replace(bert, place, module):
-    parent, _, attribute = place.rpartition(".")
+def replace(bert, module_name, module):
+    parent, _, attribute = module_name.rpartition(".")
     setattr(bert.get_submodule(parent), attribute, module)
     return module
 
 
-def pretrained(bert, place):
+def base_layer(bert, module_name):
     """The module that the checkpoint's weights are in, whatever holds it now."""
-    module = bert.get_submodule(place)
-    return module.base if isinstance(module, Adapted) else module
+    module = bert.get_submodule(module_name)
+    return module.base if isinstance(module, AdapterLayer) else module
 
 
-def adapted(bert):
+def adapter_layers(bert):
     """{place: module} of all that hold adapters."""
-    return {place: module for place, module in bert.named_modules() if isinstance(module, Adapted)}
+    return {module_name: module for module_name, module in bert.named_modules() if isinstance(module, AdapterLayer)}
 
 
-def names(bert):
+def adapter_names(bert):
     """The adapters attached, in the order in which they came."""
-    return list(next(iter(adapted(bert).values())).adapters) if adapted(bert) else []
+    return list(next(iter(adapter_layers(bert).values())).adapters) if adapter_layers(bert) else []
 
 
-def parameters(bert, name):
+def adapter_parameters(bert, name):
     """One adapter's parameters by their names in the model: of its matrices and its LayerNorms."""
     check_name(bert, name)
-    return {f"{place}.adapters.{name}.{key}": parameter for place, module in adapted(bert).items()
+    return {f"{module_name}.adapters.{name}.{key}": parameter for module_name, module in adapter_layers(bert).items()
             if module.adapters[name] is not None
             for key, parameter in module.adapters[name].named_parameters()}
 
@@ -67,27 +67,27 @@ def matrices(bert, name):
     check_name(bert, name)
     inner = {f"layers.{layer}.{inside}": (layer, target) for layer in range(len(bert.layers))
              for target, inside in TARGETS.items()}
-    return {inner[place]: module.adapters[name] for place, module in adapted(bert).items()
-            if place in inner and module.adapters[name] is not None}
+    return {inner[module_name]: module.adapters[name] for module_name, module in adapter_layers(bert).items()
+            if module_name in inner and module.adapters[name] is not None}
 
 
 def check_name(bert, name):
-    if name not in names(bert):
-        raise unknown(name, names(bert))
+    if name not in adapter_names(bert):
+        raise unknown(name, adapter_names(bert))
 
 
 def check_new(bert, name):
     if not NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):
         raise UserError(f"an adapter cannot be called {name!r}; choose a plain word of letters, "
                         f"digits, - and _")
-    if name in names(bert):
+    if name in adapter_names(bert):
         raise UserError(f"there is an adapter {name!r} already; detach it first, or choose another "
                         f"name")
     check_unmerged(bert)
 
 
 def check_unmerged(bert):
-    merged = next((m.merged for m in adapted(bert).values() if m.merged is not None), None)
+    merged = next((m.merged for m in adapter_layers(bert).values() if m.merged is not None), None)
     if merged is not None:
         raise UserError(f"adapter {merged!r} is merged into the weights, which are not the "
                         f"pretrained ones now; unmerge first")

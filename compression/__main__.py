@@ -1,10 +1,10 @@
 """Store matrices of a saved run smaller, without training it again, and see what that costs.
 
-    python -m laser compress RUN                                  # FFN matrices, every method
-    python -m laser compress RUN --matrices key --ratios 5,10,25
-    python -m laser compress RUN --matrices embeddings
-    python -m laser compress RUN --methods shared --ratios 10 --save RUN2
-    python -m laser compress tiny --data FOLDER                   # a checkpoint: its masked-LM loss
+    python -m compression RUN                                  # FFN matrices, every method
+    python -m compression RUN --matrices key --ratios 5,10,25
+    python -m compression RUN --matrices embeddings
+    python -m compression RUN --methods shared --ratios 10 --save RUN2
+    python -m compression tiny --data FOLDER                   # a checkpoint: its masked-LM loss
 
 A ratio of 10 gives the chosen matrices a tenth of their bytes; everything that must be stored to
 have them back counts. Biases, and the matrices that are not chosen, stay as they are. What is saved
@@ -12,7 +12,7 @@ is the stored form; it is decoded when the run is opened. So this saves space, n
 matrices, python -m laser apply --factored, save both).
 
 Leaves compress-MATRICES.csv and .png in RUN/laser (or --out). Stopped, the same command goes on.
-Methods: see laser/codecs.py and laser/autoencoder.py.
+Methods: see compression/codecs.py and compression/autoencoder.py.
 """
 
 import hashlib
@@ -22,26 +22,26 @@ import torch
 import torch.nn.functional as F
 
 from bert import UserError
-from bert.cli import Parser, did_you_mean
 from bert.files import write_json
-from laser import pictures
-from laser.codecs import FLOAT
+from common.cli import Parser, did_you_mean
+from compression.codecs import FLOAT
+from compression.stored import CODECS, EMBEDDINGS, FILE, Compressed, get_weight, matrix_places
+from laser import plots as pictures
 from laser.interventions import MATRICES
 from laser.report import comparison, flat, parameters, stored
-from laser.stored import CODECS, EMBEDDINGS, FILE, Compressed, places_of, weight_of
+from laser.session import Checkpoint, RunSession, add_run_flags, results_folder
 from laser.sweep import write_csv
-from laser.workplace import Checkpoint, Workplace, add_run_flags, results_folder
 from multitask import runs
 
-WAYS = {                                                     # methods that are tried by default
-    "matrices": ("svd", "centred", "weighted", "kronecker", "prune", "bits", "autoencoder",
+DEFAULT_METHODS = {                                                     # methods that are tried by default
+    "matrices": ("svd", "centered", "weighted", "kronecker", "prune", "bits", "autoencoder",
                  "shared"),
-    EMBEDDINGS: ("centred", "prune", "bits", "direction"),
+    EMBEDDINGS: ("centered", "prune", "bits", "direction"),
 }
 
 
 def parse(arguments):
-    parser = Parser(prog="python -m laser compress", description=__doc__)
+    parser = Parser(prog="python -m compression", description=__doc__)
     add_run_flags(parser)
     parser.add_argument("--out", help="folder of the results (default: RUN/laser)")
     parser.add_argument("--matrices", default="fc_in,fc_out",
@@ -56,9 +56,9 @@ def parse(arguments):
     names = list(MATRICES) if args.matrices == "all" else args.matrices.split(",")
     if EMBEDDINGS in names and len(names) > 1:
         raise UserError("--matrices: embeddings are compressed alone, by methods of their own")
-    ways = args.methods.split(",") if args.methods else list(WAYS.get(names[0], WAYS["matrices"]))
+    methods = args.methods.split(",") if args.methods else list(DEFAULT_METHODS.get(names[0], DEFAULT_METHODS["matrices"]))
     for flag, given, known in (("--matrices", names, (*MATRICES, EMBEDDINGS)),
-                               ("--methods", ways, CODECS)):
+                               ("--methods", methods, CODECS)):
         for name in given:
             if name not in known:
                 raise UserError(f"{flag}: there is no {name!r}{did_you_mean(name, known)}; there "
@@ -70,34 +70,34 @@ def parse(arguments):
     if min(ratios) <= 1:
         raise UserError(f"--ratios {args.ratios} is not understood; write numbers above 1, as in "
                         f"5,10")
-    if args.save and len(ways) * len(ratios) > 1:
+    if args.save and len(methods) * len(ratios) > 1:
         raise UserError("--save saves one model; give one of --methods and one of --ratios")
-    return args, names, ways, ratios
+    return args, names, methods, ratios
 
 
-def nearness(weights, decoded):
+def reconstruction_error(weights, decoded):
     """→ {"rmse", "cosine"} of decoded rows and the rows they stand for, means over all."""
     old, new = (torch.cat([w.flatten() for w in side.values()]) for side in (weights, decoded))
     cosines = torch.cat([F.cosine_similarity(weights[p], decoded[p]) for p in weights])
     return {"rmse": float((old - new).square().mean().sqrt()), "cosine": float(cosines.mean())}
 
 
-def measure(place, compressed):
+def measure(session, compressed):
     """Score the model with the decoded matrices in it → one row of the table."""
-    bert = place.model.bert
-    weights = {p: weight_of(bert, p).data for p in compressed.shapes}
+    bert = session.model.bert
+    weights = {p: get_weight(bert, p).data for p in compressed.shapes}
     decoded = compressed.decode()
     whole = FLOAT * (parameters(bert) - sum(w.numel() for w in weights.values()))
     try:
         for p, weight in decoded.items():
-            weight_of(bert, p).data = weight.to(place.device)
-        scores, *_ = place.evaluate()
+            get_weight(bert, p).data = weight.to(session.device)
+        scores, *_ = session.evaluate()
     finally:
         for p, weight in weights.items():
-            weight_of(bert, p).data = weight
+            get_weight(bert, p).data = weight
     return {"method": compressed.method, "ratio": compressed.ratio, "bytes": compressed.bytes,
             "model_bytes": whole + compressed.bytes,
-            **nearness({p: w.cpu() for p, w in weights.items()}, decoded),
+            **reconstruction_error({p: w.cpu() for p, w in weights.items()}, decoded),
             **flat(scores)}
 
 
@@ -126,26 +126,26 @@ class Results:
         return self.found["rows"][name]
 
 
-def as_it_is(place, names):
+def as_it_is(session, names):
     """The table's first row: nothing compressed."""
-    bert, (scores, *_) = place.model.bert, place.evaluate()
-    chosen = sum(weight_of(bert, p).numel() for p in places_of(bert, names))
+    bert, (scores, *_) = session.model.bert, session.evaluate()
+    chosen = sum(get_weight(bert, p).numel() for p in matrix_places(bert, names))
     return {"method": "as it is", "ratio": 1.0, "bytes": FLOAT * chosen,
             "model_bytes": FLOAT * parameters(bert), "rmse": 0.0, "cosine": 1.0, **flat(scores)}
 
 
-def save(args, place, names, method, ratio):
+def save(args, session, names, method, ratio):
     """Save the run with these matrices in stored form."""
-    folder, bert = place.new_run(args.save, args.overwrite), place.model.bert
-    importance = place.importance(names) if method == "weighted" else None
+    folder, bert = session.new_run(args.save, args.overwrite), session.model.bert
+    importance = session.importance(names) if method == "weighted" else None
     compressed = Compressed.fit(bert, names, method, ratio, importance)
-    before, (scores, *_) = stored(place.run), place.evaluate()
+    before, (scores, *_) = stored(session.run), session.evaluate()
     for p, weight in compressed.decode().items():
-        weight_of(bert, p).data = weight.to(place.device)
-    new_scores, predictions, _ = place.evaluate()
+        get_weight(bert, p).data = weight.to(session.device)
+    new_scores, predictions, _ = session.evaluate()
     bert.edits = [*bert.edits, {"kind": "compressed", "method": method, "ratio": ratio,
                                 "matrices": names}]
-    runs.save_edited(folder, args.run, place.settings, place.model, place.tokenizer, place.splits,
+    runs.save_edited(folder, args.run, session.settings, session.model, session.tokenizer, session.splits,
                      new_scores, predictions, {FILE: compressed.stored})
     print(comparison({"before": {"bytes": before, "scores": scores},
                       "after": {"bytes": stored(folder), "scores": new_scores}}))
@@ -153,23 +153,23 @@ def save(args, place, names, method, ratio):
 
 
 def main(arguments):
-    args, names, ways, ratios = parse(arguments)
-    place = (Workplace if runs.is_run(args.run) else Checkpoint)(args)
+    args, names, methods, ratios = parse(arguments)
+    session = (RunSession if runs.is_saved_run(args.run) else Checkpoint)(args)
     if args.save:
-        return save(args, place, names, ways[0], ratios[0])
-    bert, stem, folder = place.model.bert, f"compress-{'-'.join(names)}", results_folder(args)
-    results = Results(folder / f"{stem}.json", [place.mark, names])
-    importance = place.importance(names) if "weighted" in ways else None
-    rows = [results.get("as it is", lambda: as_it_is(place, names))]
-    for way in ways:
+        return save(args, session, names, methods[0], ratios[0])
+    bert, stem, folder = session.model.bert, f"compress-{'-'.join(names)}", results_folder(args)
+    results = Results(folder / f"{stem}.json", [session.fingerprint, names])
+    importance = session.importance(names) if "weighted" in methods else None
+    rows = [results.get("as it is", lambda: as_it_is(session, names))]
+    for method in methods:
         for ratio in ratios:
-            rows.append(results.get(f"{way} {ratio:g}", lambda way=way, ratio=ratio: measure(
-                place, Compressed.fit(bert, names, way, ratio, importance))))
+            rows.append(results.get(f"{method} {ratio:g}", lambda method=method, ratio=ratio: measure(
+                session, Compressed.fit(bert, names, method, ratio, importance))))
     print(table(rows))
     write_csv(folder / f"{stem}.csv", rows)
     score = next(name for name in ("overall", "mean", "masked_lm_loss") if name in rows[0])
-    curves = {way: [(row["model_bytes"], row[score]) for row in rows if row["method"] == way]
-              for way in ("as it is", *ways)}
+    curves = {method: [(row["model_bytes"], row[score]) for row in rows if row["method"] == method]
+              for method in ("as it is", *methods)}
     pictures.sizes(curves, score, folder / f"{stem}.png")
     print(f"\n{folder}/: {stem}.csv, {stem}.png")
     return None

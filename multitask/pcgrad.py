@@ -43,7 +43,7 @@ def pcgrad(gradients, orders, per_weight=False, mean=False, reuse=False):
     return combined, grams
 
 
-def take(parameters):
+def pop_grads(parameters):
     """→ [gradient or None] of parameters, which then have none: the next task starts afresh."""
     gradients = [parameter.grad for parameter in parameters]
     for parameter in parameters:
@@ -51,12 +51,12 @@ def take(parameters):
     return gradients
 
 
-def put(parameters, gradients):
+def set_grads(parameters, gradients):
     for parameter, gradient in zip(parameters, gradients):
         parameter.grad = gradient
 
 
-def note(log, grams, tasks):
+def log_conflicts(log, grams, tasks):
     """Into the log: the cosine of each two tasks' gradients, and whether they are in conflict."""
     for pair, cosine in cosines(grams, tasks).items():
         log.add("cosine", pair, cosine)

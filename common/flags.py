@@ -17,9 +17,9 @@ from pathlib import Path
 from bert.errors import UserError
 
 
-def setting(default, help, choices=None, least=None, most=math.inf, **metadata):
+def setting(default, help, choices=None, min=None, max=math.inf, **metadata):
     """A field; `least` is allowed, `most` is not. Further metadata is the script's own."""
-    limits = {"help": help, "choices": choices, "least": least, "most": most}
+    limits = {"help": help, "choices": choices, "min": min, "max": max}
     return field(default=default, metadata=limits | metadata)
 
 
@@ -34,8 +34,8 @@ def check(settings):
         types = (int, float) if f.type is float else f.type
         if not isinstance(value, types) or (isinstance(value, bool) and f.type is not bool):
             raise UserError(f"{flag} is {value!r}; it must be of type {f.type.__name__}")
-        if limits["least"] is not None and not limits["least"] <= value < limits["most"]:
-            below = f" and below {limits['most']:g}" if limits["most"] < math.inf else ""
+        if limits["min"] is not None and not limits["min"] <= value < limits["max"]:
+            below = f" and below {limits['most']:g}" if limits["max"] < math.inf else ""
             raise UserError(f"{flag} is {value}; it must be {limits['least']} or more{below}")
         if limits["choices"] and value not in limits["choices"]:
             raise UserError(f"{flag} is {value!r}; it must be one of "
@@ -70,7 +70,7 @@ def command(settings):
     return shlex.join(words)
 
 
-def anchored(settings, *names):
+def with_absolute_paths(settings, *names):
     """The same settings with these paths absolute, so that a run opens from any working directory.
     What is no path here (a name on the hub) stays as it is."""
     paths = {name: Path(getattr(settings, name)).expanduser() for name in names

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from bert.errors import UserError
-from bert.files import writing
+from bert.files import atomic_write
 
 
 def warmup_then_decay(step, steps, warmup, decay=True):
@@ -22,8 +22,8 @@ def warmup_then_decay(step, steps, warmup, decay=True):
 
 
 def adamw(parts, weight_decay):
-    """AdamW over [(module, {"peak": highest learning rate, …})]: what trains of each module, of
-    which only matrices decay. Of "peak" the loop makes "lr" in every step."""
+    """AdamW over [(module, {"max_lr": highest learning rate, …})]: what trains of each module, of
+    which only matrices decay. Of "max_lr" the loop makes "lr" in every step."""
     groups = [{"params": [p for p in module.parameters()
                           if p.requires_grad and (p.dim() > 1) == matrices],
                "weight_decay": weight_decay if matrices else 0.0, **more}
@@ -31,18 +31,18 @@ def adamw(parts, weight_decay):
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)
 
 
-def random_state(device):
+def rng_state(device):
     """Where dropout's random numbers stand, on the CPU and on `device`."""
     return [torch.get_rng_state(),
             torch.cuda.get_rng_state(device) if device.type == "cuda" else None]
 
 
-def save_state(path, model, optimizer, randoms, **more):
+def save_state(path, model, optimizer, rng_states, **more):
     """Write the state to resume from: one dictionary of all that has a state, in one file.
     `randoms` has the random_state of each process."""
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-             "randoms": randoms, **more}
-    with writing(path) as file:
+             "rng_states": rng_states, **more}
+    with atomic_write(path) as file:
         try:
             torch.save(state, file)
         except RuntimeError as error:                        # torch's word for a full disk
@@ -65,7 +65,7 @@ def restore(state, model, optimizer, device, process=0):
     try:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        cpu, cuda = state["randoms"][min(process, len(state["randoms"]) - 1)]
+        cpu, cuda = state["rng_states"][min(process, len(state["rng_states"]) - 1)]
         torch.set_rng_state(cpu)
         if device.type == "cuda" and cuda is not None:
             torch.cuda.set_rng_state(cuda, device)

@@ -40,7 +40,7 @@ def processes(device="auto"):
     dist.destroy_process_group()
 
 
-def add_up(tensors):
+def all_reduce(tensors):
     """Each tensor (that is not None) becomes its sum over all processes."""
     if world() > 1:
         waits = [dist.all_reduce(t, async_op=True) for t in tensors if t is not None]
@@ -48,7 +48,7 @@ def add_up(tensors):
             wait.wait()
 
 
-def shares(indices, parts):
+def shard_batch(indices, parts):
     """A batch's indices → [(indices, weight)]: this process's share, in so many parts. The weighted
     mean losses of all parts of all processes add up to the mean loss of the batch. Where too few
     are left, a part has an example of weight 0, so that all processes have the same gradients to
@@ -68,7 +68,7 @@ def total(value):
     return value.item()
 
 
-def agreed(flag, now):
+def any_rank(flag, now):
     """Whether any process says so; several ask each other only where `now` is true in all."""
     return flag if world() == 1 else now and total(flag) > 0
 
@@ -81,7 +81,7 @@ def gather(value):
     return values
 
 
-def from_first(value):
+def broadcast(value):
     """The first process's value, in every process."""
     values = [value]
     if world() > 1:

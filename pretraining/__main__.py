@@ -1,9 +1,9 @@
 """Pretrain a BERT on plain text: it learns to guess hidden words, as in Devlin et al. 2019.
 
-    python -m bert.pretrain --text FOLDER --out mine                 a new model and vocabulary
-    python -m bert.pretrain --text FOLDER --out mine --teacher bert-base-uncased
-    python -m bert.pretrain --text FOLDER --out more --init mine     go on with any checkpoint
-    python -m bert.pretrain --resume mine                            go on with a stopped run
+    python -m pretraining --text FOLDER --out mine                 a new model and vocabulary
+    python -m pretraining --text FOLDER --out mine --teacher bert-base-uncased
+    python -m pretraining --text FOLDER --out more --init mine     go on with any checkpoint
+    python -m pretraining --resume mine                            go on with a stopped run
 
 The text is a folder of .txt files (or one file), one sentence or passage a line. 15 % of the tokens
 are chosen; of these 80 % become [MASK], 10 % another token, 10 % stay; the model is to name what
@@ -35,28 +35,35 @@ import torch.nn.functional as F
 from torch import nn
 
 from bert.checkpoint import check_names_and_shapes, pretraining_heads, tensors_to_save
-from bert.cli import Parser, StopSignal, UserStop, pick_device, run_script
 from bert.config import BertConfig
 from bert.errors import UserError
 from bert.files import write_json, write_tensors
-from bert.log import Log, draw
-from bert.masking import MaskedLM, Masking, masked_batch
 from bert.model import Bert
-from bert.settings import add_flags, anchored, check, flag_of, setting
-from bert.teacher import READ_TOKENS, ask_teacher, sentence_vectors, teacher_loss
-from bert.text import Batches, Text, cut, is_held_out, read_text, train_tokenizer
 from bert.tokenizer import Tokenizer
-from bert.training import (
+from common.cli import Parser, StopSignal, UserStop, pick_device, run_script
+from common.flags import add_flags, check, flag_of, setting, with_absolute_paths
+from common.log import Log, draw
+from common.training import (
     adamw,
     progress_bar,
-    random_state,
     read_state,
     restore,
+    rng_state,
     save_state,
     warmup_then_decay,
 )
+from pretraining.corpus import (
+    BucketBatchSampler,
+    Corpus,
+    is_held_out,
+    read_text,
+    split_by_tokens,
+    train_tokenizer,
+)
+from pretraining.distillation import READ_TOKENS, compute_targets, sentence_vectors, teacher_loss
+from pretraining.masking import MaskedLM, Masking, masked_batch
 
-LAST = Path("last", "state.pt")      # in the run: the state to resume from
+STATE_FILE = Path("last", "state.pt")      # in the run: the state to resume from
 LOG_EVERY = 10                       # steps between two looks at the losses
 FILES = ("config.json", "model.safetensors", "vocab.txt", "tokenizer.json", "tokenizer_config.json",
          "special_tokens_map.json", "metrics.json", "log.jsonl", "loss.png")     # of a run
@@ -73,33 +80,33 @@ class Settings:
     overwrite: bool = setting(False, "replace the pretraining run that is in --out")
     init: str = setting("", "go on with this checkpoint: its weights, head and vocabulary")
     teacher: str = setting("", "a larger BERT whose sentence vectors are to be matched")
-    teacher_weight: float = setting(5.0, "of the teacher's loss beside the masked LM's", least=0)
+    teacher_weight: float = setting(5.0, "of the teacher's loss beside the masked LM's", min=0)
     whole_word: bool = setting(False, "hide all pieces of a word together")
-    hidden: int = setting(128, "width of the hidden states", least=1, shape=True)
-    layers: int = setting(4, "layers", least=1, shape=True)
-    heads: int = setting(4, "attention heads of a layer", least=1, shape=True)
-    intermediate: int = setting(512, "width inside the feed-forward network", least=1, shape=True)
-    max_positions: int = setting(128, "longest sequence, in tokens", least=8, shape=True)
-    dropout: float = setting(0.1, "dropout, of attention too", least=0, shape=True)
-    vocab_size: int = setting(6000, "size of the vocabulary to be trained", least=10, shape=True)
-    tokens: int = setting(128, "longer lines are cut to this many tokens", least=8)
-    batch_tokens: int = setting(4096, "tokens in a batch, padding not counted", least=8)
-    heldout: float = setting(0.02, "fraction of the lines that is never trained on", least=0)
-    epochs: int = setting(10, "passes over the text", least=1)
-    steps: int = setting(0, "stop after this many steps instead (0: go by --epochs)", least=0)
-    lr: float = setting(1e-3, "highest learning rate", least=0)
-    warmup: float = setting(0.1, "fraction of the steps in which the learning rate rises", least=0)
-    weight_decay: float = setting(0.01, "AdamW's, on matrices only", least=0)
-    clip: float = setting(1.0, "largest norm of the gradient (0: any)", least=0)
-    seed: int = setting(0, "of weights, masks, dropout and the order of lines", least=0)
-    eval_every: int = setting(0, "steps between evaluations (0: each pass)", least=0)
-    save_every: int = setting(500, "steps between states to --resume from", least=1)
+    hidden: int = setting(128, "width of the hidden states", min=1, shape=True)
+    layers: int = setting(4, "layers", min=1, shape=True)
+    heads: int = setting(4, "attention heads of a layer", min=1, shape=True)
+    intermediate: int = setting(512, "width inside the feed-forward network", min=1, shape=True)
+    max_positions: int = setting(128, "longest sequence, in tokens", min=8, shape=True)
+    dropout: float = setting(0.1, "dropout, of attention too", min=0, shape=True)
+    vocab_size: int = setting(6000, "size of the vocabulary to be trained", min=10, shape=True)
+    tokens: int = setting(128, "longer lines are cut to this many tokens", min=8)
+    batch_tokens: int = setting(4096, "tokens in a batch, padding not counted", min=8)
+    heldout: float = setting(0.02, "fraction of the lines that is never trained on", min=0)
+    epochs: int = setting(10, "passes over the text", min=1)
+    steps: int = setting(0, "stop after this many steps instead (0: go by --epochs)", min=0)
+    lr: float = setting(1e-3, "highest learning rate", min=0)
+    warmup: float = setting(0.1, "fraction of the steps in which the learning rate rises", min=0)
+    weight_decay: float = setting(0.01, "AdamW's, on matrices only", min=0)
+    clip: float = setting(1.0, "largest norm of the gradient (0: any)", min=0)
+    seed: int = setting(0, "of weights, masks, dropout and the order of lines", min=0)
+    eval_every: int = setting(0, "steps between evaluations (0: each pass)", min=0)
+    save_every: int = setting(500, "steps between states to --resume from", min=1)
     half: bool = setting(False, "store the weights as float16: half the file")
     device: str = setting("auto", "auto takes CUDA where there is one",
                           choices=("auto", "cuda", "cpu"))
     precision: str = setting("auto", "auto: bf16 on CUDA, else fp32; weights stay fp32",
                              choices=("auto", "fp32", "bf16"))
-    threads: int = setting(0, "CPU threads (0: torch's choice)", least=0)
+    threads: int = setting(0, "CPU threads (0: torch's choice)", min=0)
 
     def __post_init__(self):
         check(self)
@@ -159,10 +166,10 @@ class HeldOut:
         order = lines[text.length[lines].argsort(stable=True)]
         self.text = text
         self.batches = [masked_batch(text, batch, masking, generator)
-                        for batch in cut(order, text.length, READ_TOKENS)]
+                        for batch in split_by_tokens(order, text.length, READ_TOKENS)]
         labels = torch.cat([batch.labels for batch in self.batches])
         self.tokens, self.lines = len(labels), len(lines)
-        counts = torch.bincount(text.lay_out(training)[0], minlength=len(masking.special))
+        counts = torch.bincount(text.collate(training)[0], minlength=len(masking.special))
         commonest = counts.masked_fill(masking.special, 0).argmax()
         self.commonest = float((labels == commonest).double().mean())
 
@@ -175,30 +182,30 @@ class HeldOut:
         for batch in self.batches:
             batch = batch.to(device)
             with autocast():
-                logits, _ = model(batch.ids, batch.types, batch.layout, batch.read)
+                logits, _ = model(batch.ids, batch.types, batch.layout, batch.output_rows)
             loss += float(F.cross_entropy(logits.float(), batch.labels, reduction="sum"))
             right += int((logits.argmax(dim=1) == batch.labels).sum())
         scores = {"masked_lm_loss": loss / self.tokens, "masked_accuracy": right / self.tokens,
                   "commonest_token_accuracy": self.commonest}
         if teacher is not None:
-            scores |= self.nearness(model, teacher, device, autocast)
+            scores |= self.teacher_agreement(model, teacher, device, autocast)
         return scores
 
-    def nearness(self, model, teacher, device, autocast):
+    def teacher_agreement(self, model, teacher, device, autocast):
         """On the text as it is: mean cosines with the teacher's vectors for lines of one text, and
         for pairs the correlation of the two's opinions how alike the texts are."""
         cosines, opinions = [], []
         for batch in self.batches:
-            ids, types, _ = self.text.lay_out(batch.lines)
+            ids, types, _ = self.text.collate(batch.lines)
             layout, goal = batch.layout.to(device), teacher.of(batch.lines, device)
             with autocast():
-                _, hidden = model(ids.to(device), types.to(device), layout, batch.read.to(device),
+                _, hidden = model(ids.to(device), types.to(device), layout, batch.output_rows.to(device),
                                   every_row=True)
-            guesses, alike = model.student(sentence_vectors(hidden.float(), layout))
+            guesses, pair_similarity = model.student(sentence_vectors(hidden.float(), layout))
             near = torch.stack([F.cosine_similarity(guess, goal.vectors) for guess in guesses])
-            pair = ~goal.alike.isnan()
+            pair = ~goal.pair_similarity.isnan()
             cosines.append(near[:, ~pair])                                   # [2, B - pairs]
-            opinions.append(torch.stack([alike[pair], goal.alike[pair]]))    # [2, pairs]
+            opinions.append(torch.stack([pair_similarity[pair], goal.pair_similarity[pair]]))    # [2, pairs]
         mean, cls = torch.cat(cosines, dim=1).mean(dim=1).tolist()
         scores = {"teacher_cosine_mean": mean, "teacher_cosine_cls": cls}
         opinions = torch.cat(opinions, dim=1)
@@ -213,7 +220,7 @@ class HeldOut:
 def losses_of(model, batch, teacher, autocast):
     """{name: loss} of a batch: the masked LM's, −mean log p(token), and the teacher's if any."""
     with autocast():
-        logits, hidden = model(batch.ids, batch.types, batch.layout, batch.read,
+        logits, hidden = model(batch.ids, batch.types, batch.layout, batch.output_rows,
                                every_row=teacher is not None)
     losses = {"masked_lm": F.cross_entropy(logits.float(), batch.labels)}
     if teacher is not None:
@@ -223,15 +230,15 @@ def losses_of(model, batch, teacher, autocast):
     return losses
 
 
-class Parts(NamedTuple):
+class Components(NamedTuple):
     """What a run is made of."""
 
     tokenizer: Tokenizer
     model: MaskedLM
-    text: Text
+    text: Corpus
     masking: Masking
     heldout: HeldOut
-    batches: Batches
+    batches: BucketBatchSampler
     teacher: tuple | None            # its tokenizer and encoder
     kept: dict                       # pretraining heads of --init that are not trained here
     data: dict                       # how much text, and its fingerprint
@@ -253,7 +260,7 @@ def prepare(settings, start):
     model = MaskedLM(bert, teacher[1].config.hidden_size if teacher else None)
     if not load_head(model.head, heads, start) and start:
         print(f"{start} has no masked-LM head; a new one begins")
-    masking, text = Masking(tokenizer, settings.whole_word), Text(tokenizer, lines, settings.tokens)
+    masking, text = Masking(tokenizer, settings.whole_word), Corpus(tokenizer, lines, settings.tokens)
     useful = text.any_of(~masking.special)                   # [lines] has something to guess
     training, held = ((useful & side).nonzero().squeeze(1) for side in (~out, out))
     if not len(training) or not len(held):
@@ -261,10 +268,10 @@ def prepare(settings, start):
                         f"left to train on and {len(held):,} held out; both are needed: give more "
                         f"text, or change --heldout {settings.heldout:g}")
     heldout = HeldOut(text, held, training, masking)
-    batches = Batches(training, text.length, settings.batch_tokens, settings.seed)
+    batches = BucketBatchSampler(training, text.length, settings.batch_tokens, settings.seed)
     kept = {name: tensor for name, tensor in heads.items() if not name.startswith(HEAD)}
-    return Parts(tokenizer, model, text, masking, heldout, batches, teacher, kept,
-                 size_of(lines, text, training, held))
+    return Components(tokenizer, model, text, masking, heldout, batches, teacher, kept,
+                 corpus_stats(lines, text, training, held))
 
 
 def pretrain(settings, folder, record=None, state=None):
@@ -273,11 +280,11 @@ def pretrain(settings, folder, record=None, state=None):
     device, autocast = pick_device(settings.device, settings.precision)
     parts = prepare(settings, settings.init if state is None else folder)
     record = prepare_folder(folder, settings, parts, record)
-    teacher = None if parts.teacher is None else ask_teacher(
+    teacher = None if parts.teacher is None else compute_targets(
         *parts.teacher, parts.text.lines, folder / "teacher.safetensors", device)
     model, batches = parts.model.to(device), parts.batches
-    optimizer = adamw([(model, {"peak": settings.lr})], settings.weight_decay)
-    steps = settings.steps or settings.epochs * batches.in_pass
+    optimizer = adamw([(model, {"max_lr": settings.lr})], settings.weight_decay)
+    steps = settings.steps or settings.epochs * batches.steps_per_epoch
     print(describe(parts, steps))
     torch.manual_seed(settings.seed)                         # of masks and dropout
     done, seconds = 0, 0.0
@@ -287,19 +294,19 @@ def pretrain(settings, folder, record=None, state=None):
     log = Log(folder / "log.jsonl", done)
     began = time.perf_counter() - seconds
 
-    def examine(step):
+    def evaluate_and_save(step):
         scores = parts.heldout.scores(model, teacher, device, autocast)
         log.write(step=step, heldout=scores, seconds=round(time.perf_counter() - began, 1))
         save_checkpoint(folder, model, parts.kept, scores, settings.half)
-        return score_line(step / batches.in_pass, scores)
+        return score_line(step / batches.steps_per_epoch, scores)
 
     with StopSignal() as stop, progress_bar("pretrain", steps, "step", done) as bar:
         if state is None:
-            bar.write(examine(0))
+            bar.write(evaluate_and_save(0))
         for step in range(done + 1, steps + 1):
             model.train()
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * warmup_then_decay(step, steps, settings.warmup)
+                group["lr"] = group["max_lr"] * warmup_then_decay(step, steps, settings.warmup)
             batch = masked_batch(parts.text, batches[step], parts.masking).to(device)
             losses = losses_of(model, batch, teacher, autocast)
             loss = losses["masked_lm"] + settings.teacher_weight * losses.get("teacher", 0.0)
@@ -314,14 +321,14 @@ def pretrain(settings, folder, record=None, state=None):
                 log.add("loss", name, value)
             if step % LOG_EVERY == 0 or step == steps:
                 bar.set_postfix(log.write_means(step, time.perf_counter() - began), refresh=False)
-            if step % (settings.eval_every or batches.in_pass) == 0 or step == steps:
-                bar.write(examine(step))
+            if step % (settings.eval_every or batches.steps_per_epoch) == 0 or step == steps:
+                bar.write(evaluate_and_save(step))
             if step % settings.save_every == 0 or step == steps or stop.asked:
-                save_state(folder / LAST, model, optimizer, [random_state(device)], step=step,
+                save_state(folder / STATE_FILE, model, optimizer, [rng_state(device)], step=step,
                            seconds=time.perf_counter() - began)
             if stop.asked and step < steps:
                 raise UserStop(f"stopped after step {step:,} of {steps:,}; go on with: "
-                               f"python -m bert.pretrain --resume {folder}")
+                               f"python -m pretraining --resume {folder}")
     finish(folder, record, log, time.perf_counter() - began)
 
 
@@ -397,7 +404,7 @@ def read_run(folder):
 # ------------------------------------------------------------------------------------ the report
 
 
-def size_of(lines, text, training, held):
+def corpus_stats(lines, text, training, held):
     """How much text there is: goes to pretrain.json, and tells whether it has changed."""
     return {"lines": len(lines), "words": sum(len(line.split()) for line in lines),
             "tokens": len(text.ids), "training_lines": len(training), "heldout_lines": len(held),
@@ -414,7 +421,7 @@ def describe(parts, steps):
             f"model: {weights:,} weights, a vocabulary of {parts.tokenizer.vocab_size:,}; guessing "
             f"blindly would cost {math.log(parts.tokenizer.vocab_size):.2f}\n"
             f"{steps:,} steps of {batches.tokens:,} tokens; a pass over the text takes "
-            f"{batches.in_pass:,}")
+            f"{batches.steps_per_epoch:,}")
 
 
 def score_line(epoch, scores):
@@ -465,7 +472,7 @@ def report(folder, record, lines):
 
 def parse(arguments):
     """The flags that were given, and only those: {field of Settings, or "resume": value}."""
-    parser = Parser(prog="python -m bert.pretrain", description=__doc__)
+    parser = Parser(prog="python -m pretraining", description=__doc__)
     parser.add_argument("--resume", metavar="FOLDER", default=argparse.SUPPRESS,
                         help="go on with a stopped run, by its own settings")
     add_flags(parser, Settings)
@@ -483,14 +490,14 @@ def main(arguments=None):
                             f"cannot stand beside it; leave out one or the other")
         settings = Settings(**given)
         folder = choose_folder(settings)
-        return pretrain(anchored(settings, "text", "init", "teacher"), folder)
+        return pretrain(with_absolute_paths(settings, "text", "init", "teacher"), folder)
     if set(given) - {"device", "save_every"}:
         raise UserError("--resume goes on by the run's own settings; only --device and "
                         "--save-every may stand beside it. To start from a checkpoint with others, "
                         "use --init")
     folder = Path(resumed).expanduser()
     record, settings = read_run(folder)
-    state = read_state(folder / LAST)
+    state = read_state(folder / STATE_FILE)
     if record["complete"]:
         lines = Log(folder / "log.jsonl", math.inf).lines
         print(f"{folder} is complete: nothing is left to do\n{report(folder, record, lines)}")

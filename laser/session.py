@@ -9,16 +9,16 @@ import torch
 
 from bert import Bert, Tokenizer, UserError
 from bert.checkpoint import pretraining_heads
-from bert.cli import pick_device
-from bert.masking import MaskedLM, Masking
-from bert.pretrain import HeldOut, load_head
-from bert.text import Text
-from laser.outputs import fingerprint
-from laser.stored import places_of, weight_of
+from common.cli import pick_device
+from compression.stored import get_weight, matrix_places
+from laser.output_cache import fingerprint
 from multitask import runs
 from multitask.data import read_course_file
 from multitask.evaluation import evaluate, load_dev, load_split
 from multitask.tasks import TASKS
+from pretraining.__main__ import HeldOut, load_head
+from pretraining.corpus import Corpus
+from pretraining.masking import MaskedLM, Masking
 
 SAMPLE = 256                         # training examples of each task that say which rows matter
 
@@ -43,11 +43,11 @@ def results_folder(args):
     """--out, or a folder in the run; of a checkpoint, which may be a name on the hub, one here."""
     if args.out:
         return Path(args.out)
-    inside = runs.is_run(args.run)
+    inside = runs.is_saved_run(args.run)
     return Path(args.run, "laser") if inside else Path(f"laser-{Path(args.run).name}")
 
 
-class Workplace:
+class RunSession:
     """`splits` {task: {name: Split}} are the dev sets that training scores, `first_splits` {task:
     Split} the one of each task that counts."""
 
@@ -68,7 +68,7 @@ class Workplace:
                              self.splits.items()}
 
     @property
-    def mark(self):
+    def fingerprint(self):
         """What scores depend on."""
         return fingerprint(self.model, self.first_splits, self.precision)
 
@@ -88,8 +88,8 @@ class Workplace:
         batches of training examples (Hsu et al. 2022, Fisher-weighted SVD). The loss is the one
         that the run was trained with; frozen weights get gradients from here on."""
         self.model.eval()
-        weights = {p: weight_of(self.model.bert, p).requires_grad_()
-                   for p in places_of(self.model.bert, matrices)}
+        weights = {p: get_weight(self.model.bert, p).requires_grad_()
+                   for p in matrix_places(self.model.bert, matrices)}
         found = {p: torch.zeros(len(w)) for p, w in weights.items()}
         for task in self.model.heads:
             split = load_split(task, "train", self.data, self.tokenizer, self.settings, SAMPLE)
@@ -125,11 +125,11 @@ class Checkpoint:
         lines = list(dict.fromkeys(text for task, path in zip(("sst", "para", "sts"), files)
                                    for example in read_course_file(path, TASKS[task])[:args.limit]
                                    for text in example.texts))
-        text, numbers = Text(tokenizer, lines, 128), torch.arange(len(lines))
+        text, numbers = Corpus(tokenizer, lines, 128), torch.arange(len(lines))
         self.heldout = HeldOut(text, numbers, numbers, Masking(tokenizer))
 
     @property
-    def mark(self):
+    def fingerprint(self):
         return fingerprint(self.model, {}, str(self.heldout.tokens))
 
     def evaluate(self):

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from bert.files import writing
+from bert.files import atomic_write
 from laser.sweep import score_names
 
 
 def _save(figure, path):
-    with writing(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=110)
 
 
@@ -18,7 +18,7 @@ def _figure(*size):
 
 
 def heat_maps(rows, path):
-    """A panel for each score and matrix: rows are layers, columns keeps, colour and number the gain
+    """A panel for each score and matrix: rows are layers, columns keeps, color and number the gain
     in points (hundredths) over the unedited model, whose score stands above."""
     base, edited, names = rows[0], rows[1:], score_names(rows)
     matrices, layers, keeps = (list(dict.fromkeys(row[key] for row in edited))
@@ -77,7 +77,7 @@ def gains(results, title, path):
                  100 * np.array([g.high - g.value for g in found])]
         axes.errorbar(places, values, np.abs(reach), fmt="o", markersize=4, linewidth=1)
         axes.plot([x - 0.3, x + 0.3], [values.mean()] * 2, color="black", linewidth=1)
-    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.axhline(0, color="gray", linewidth=0.8)
     axes.set_xticks(range(len(results)), list(results))
     axes.set(ylabel="gain in points on the half not seen", title=title)
     _save(figure, path)

@@ -15,28 +15,28 @@ from torch import nn
 
 from bert import UserError
 from bert.files import read_tensors
-from laser.autoencoder import LEARNT
-from laser.codecs import FLOAT, PLAIN, bytes_of
-from laser.edit import dense
-from laser.interventions import MATRICES, is_empty, locate, spot
+from compression.autoencoder import TRAINED
+from compression.codecs import CLOSED_FORM, FLOAT, bytes_of
+from laser.edit import with_weight
+from laser.interventions import MATRICES, get_linear, is_empty, parent_module
 
-CODECS = PLAIN | LEARNT
+CODECS = CLOSED_FORM | TRAINED
 EMBEDDINGS = "embeddings"
 FILE = Path("model", "compressed.safetensors")               # in a run's folder
 
 
-def spot_of(bert, place):
+def parent_module_of(bert, place):
     """→ the module that holds this matrix's module, and its attribute's name."""
-    return (bert, "word_embeddings") if place[1] == EMBEDDINGS else spot(bert, *place)
+    return (bert, "word_embeddings") if place[1] == EMBEDDINGS else parent_module(bert, *place)
 
 
-def weight_of(bert, place):
+def get_weight(bert, place):
     if place[1] == EMBEDDINGS:
         return bert.word_embeddings.weight
-    return locate(bert, *place)[2].weight
+    return get_linear(bert, *place)[2].weight
 
 
-def places_of(bert, matrices):
+def matrix_places(bert, matrices):
     """All (layer, matrix) of these matrices that are not empty."""
     return [(layer, matrix) for matrix in matrices
             for layer in range(1 if matrix == EMBEDDINGS else len(bert.layers))
@@ -52,7 +52,7 @@ class Compressed:
     @classmethod
     def fit(cls, bert, matrices, method, ratio, importance=None):
         """`importance` {(layer, matrix): [n]}, of rows, is for the method `weighted`."""
-        weights = {p: weight_of(bert, p).detach().cpu() for p in places_of(bert, matrices)}
+        weights = {p: get_weight(bert, p).detach().cpu() for p in matrix_places(bert, matrices)}
         stored, importance = {}, importance or {}
         for prefix, group in groups({p: w.shape for p, w in weights.items()}, method):
             whole = torch.cat([weights[p] for p in group])
@@ -91,7 +91,7 @@ def groups(shapes, method):
             for matrix, m in kinds]
 
 
-class Absent(nn.Module):
+class Placeholder(nn.Module):
     """Stands for a module whose weight is stored elsewhere; its bias is here."""
 
     def __init__(self, old):
@@ -103,10 +103,10 @@ class Absent(nn.Module):
 def take_out(bert, matrices):
     """Leave these matrices out of the model → {(layer, matrix): the module that was there}."""
     taken = {}
-    for place in places_of(bert, matrices):
-        parent, name = spot_of(bert, place)
+    for place in matrix_places(bert, matrices):
+        parent, name = parent_module_of(bert, place)
         taken[place] = getattr(parent, name)
-        setattr(parent, name, Absent(taken[place]))
+        setattr(parent, name, Placeholder(taken[place]))
     return taken
 
 
@@ -120,11 +120,11 @@ def left_out(bert):
         yield
     finally:
         for place, module in taken.items():
-            parent, name = spot_of(bert, place)
+            parent, name = parent_module_of(bert, place)
             setattr(parent, name, module)
 
 
-def reshape(bert, edit):
+def rebuild(bert, edit):
     """Before a saved run's weights are loaded."""
     if edit["method"] not in CODECS or set(edit["matrices"]) - {*MATRICES, EMBEDDINGS}:
         raise UserError(f"run.json: {edit} is of another version")
@@ -133,7 +133,7 @@ def reshape(bert, edit):
 
 def restore(bert, edit, folder):
     """After: decode the stored matrices and put them in."""
-    spots = {p: spot_of(bert, p) for p in places_of(bert, edit["matrices"])}
+    spots = {p: parent_module_of(bert, p) for p in matrix_places(bert, edit["matrices"])}
     shapes = {p: getattr(parent, name).weight.shape for p, (parent, name) in spots.items()}
     path = Path(folder) / FILE
     try:
@@ -145,5 +145,5 @@ def restore(bert, edit, folder):
                         ) from error
     for p, (parent, name) in spots.items():
         new = (nn.Embedding.from_pretrained(decoded[p], freeze=False) if p[1] == EMBEDDINGS
-               else dense(getattr(parent, name), decoded[p]))
+               else with_weight(getattr(parent, name), decoded[p]))
         setattr(parent, name, new)

@@ -6,11 +6,11 @@ from torch import nn
 
 from bert import UserError
 from lora import KINDS
-from multitask.sampling import Batches, steps_in_epoch
+from multitask.sampling import BatchSampler, steps_in_epoch
 
 
 @dataclass
-class Plan:
+class Schedule:
     """A unit is what is trained, stopped and kept for itself: the encoder that all tasks share with
     their heads, each task's encoder with its head, or an adapter with the heads of its tasks."""
 
@@ -29,46 +29,46 @@ def default_lr(model, settings):
     return times * (3.84 / width) ** 2
 
 
-def make_plan(settings, sizes, processes):
+def make_schedule(settings, sizes, processes):
     """sizes {task that is trained: examples} → Plan. A step has batch_size examples of a task, as
     often as gradients accumulate, in each process."""
     size = settings.batch_size * settings.accumulate * processes
-    batches = {task: Batches(n, size, settings.seed) for task, n in sizes.items()}
+    batches = {task: BatchSampler(n, size, settings.seed) for task, n in sizes.items()}
     units = settings.units
     epoch_steps = steps_in_epoch({t: len(b) for t, b in batches.items()}, settings.sampling)
     epochs = settings.epochs or max(3, round(500 / epoch_steps))
     steps = settings.steps or epochs * epoch_steps
     epochs = -(-steps // epoch_steps)
-    own = settings.of_tasks("task_epochs", int)
+    own = settings.parse_per_task("task_epochs", int)
     unit_steps = {unit: min(own.get(tasks[0], epochs) * epoch_steps, steps)
                   for unit, tasks in units.items()}
-    return Plan(units, batches, epoch_steps, epochs, max(unit_steps.values()), unit_steps)
+    return Schedule(units, batches, epoch_steps, epochs, max(unit_steps.values()), unit_steps)
 
 
-def learning_parts(model, settings, plan, lr):
-    """→ [(module, {"unit": the unit it is of, "peak": its highest learning rate, "steps": until it
+def parameter_groups(model, settings, schedule, lr):
+    """→ [(module, {"unit": the unit it is of, "max_lr": its highest learning rate, "steps": until it
     is through})]. Each layer below the top one learns slower by --layer-decay; adapters decay if
     their kind says so."""
     decays = not settings.lora or KINDS[settings.lora_kind].decays
     parts, more = [], {} if decays else {"weight_decay": 0.0}
-    beside = beside_encoders(model, plan)
-    for unit, steps in plan.unit_steps.items():
+    beside = beside_encoders(model, schedule)
+    for unit, steps in schedule.unit_steps.items():
         bert = model.encoder(unit)
-        peak = settings.of_tasks("task_lr", float).get(plan.units[unit][0], lr)
+        peak = settings.parse_per_task("task_lr", float).get(schedule.units[unit][0], lr)
         embeddings = nn.ModuleList([bert.word_embeddings, bert.position_embeddings,
                                     bert.token_type_embeddings, bert.embedding_norm])
         levels = [bert.pooler, *reversed(bert.layers), embeddings]
         if settings.lora:
             levels = [of_adapter(level, unit) for level in levels]
-        parts += [(module, {"peak": peak * settings.layer_decay ** max(depth - 1, 0),
+        parts += [(module, {"max_lr": peak * settings.layer_decay ** max(depth - 1, 0),
                             "steps": steps, "unit": unit} | more)
                   for depth, module in enumerate(levels)]
-        parts += [(module, {"peak": settings.head_lr, "steps": steps, "unit": unit})
-                  for task in (*plan.units[unit], None) for module in beside.get(task, {}).values()]
+        parts += [(module, {"max_lr": settings.head_lr, "steps": steps, "unit": unit})
+                  for task in (*schedule.units[unit], None) for module in beside.get(task, {}).values()]
     return parts
 
 
-def beside_encoders(model, plan):
+def beside_encoders(model, schedule):
     """→ {task, or None for all tasks: {part of the model: its parameters}}: what is trained of
     heads and further modules."""
     found = {}
@@ -76,8 +76,8 @@ def beside_encoders(model, plan):
         part, task = model.part(name)
         if parameter.requires_grad and not name.startswith("encoders."):
             found.setdefault(task, {}).setdefault(part, nn.ParameterList()).append(parameter)
-    if len(plan.units) > 1 and None in found:
-        raise UserError(f"all tasks use {', '.join(found[None])}, but {', '.join(plan.units)} are "
+    if len(schedule.units) > 1 and None in found:
+        raise UserError(f"all tasks use {', '.join(found[None])}, but {', '.join(schedule.units)} are "
                         f"trained and kept apart, each at its own best step; make one for each "
                         f"task (an nn.ModuleDict by task), or let the tasks share one encoder or "
                         f"adapter")

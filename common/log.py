@@ -6,7 +6,7 @@ import math
 import torch
 
 from bert.errors import UserError
-from bert.files import writing
+from bert.files import atomic_write
 
 
 class Log:
@@ -20,7 +20,7 @@ class Log:
         self.path, self.sums = path, {}
         self.lines = [line for line in _read_lines(path) if line["step"] <= step]
         if path is not None:
-            with writing(path) as file:
+            with atomic_write(path) as file:
                 file.write("".join(json.dumps(line) + "\n" for line in self.lines).encode())
 
     def add(self, what, name, value, weight=1.0):
@@ -77,5 +77,5 @@ def draw(panels, path):
         axes.grid(alpha=0.3)
         if curves:
             axes.legend()
-    with writing(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=120)

@@ -22,8 +22,8 @@ from torch import nn
 
 from bert import UserError
 from bert.model import BertLayer
-from laser.edit import dense, reduced_weight
-from laser.interventions import MATRICES, locate
+from laser.edit import reduced_weight, with_weight
+from laser.interventions import MATRICES, get_linear
 from laser.reduce import Decomposition, rank_of
 
 ATTENTION = tuple(name for name, path in MATRICES.items() if path.startswith("attention."))
@@ -35,15 +35,15 @@ class Ranks:
 
     def __init__(self, weight):
         self.parts = Decomposition(weight)
-        self.rows = self.turned = None
+        self.rows = self.projected = None
 
     def product(self, rows, rank, bias):
         if rows is not self.rows:
-            self.rows, self.turned = rows, F.linear(rows, self.parts.right)          # [N, r]
-        return F.linear(self.turned[:, :rank], self.parts.left[:, :rank], bias)      # [N, out]
+            self.rows, self.projected = rows, F.linear(rows, self.parts.right)          # [N, r]
+        return F.linear(self.projected[:, :rank], self.parts.left[:, :rank], bias)      # [N, out]
 
 
-class AtRank(nn.Module):
+class TruncatedLinear(nn.Module):
     """The Projection at one rank, without a matrix of its own."""
 
     def __init__(self, ranks, rank, bias):
@@ -54,7 +54,7 @@ class AtRank(nn.Module):
         return self.ranks.product(rows, self.rank, self.bias)
 
 
-class Replay:
+class SharedPrefixEvaluator:
     """Outputs of a multitask model under many stacks of interventions. Every matrix is decomposed
     when it is first needed, once."""
 
@@ -68,20 +68,20 @@ class Replay:
 
     def ranks_of(self, place):
         if place not in self.ranks:
-            self.ranks[place] = Ranks(locate(self.bert, *place)[2].weight)
+            self.ranks[place] = Ranks(get_linear(self.bert, *place)[2].weight)
         return self.ranks[place]
 
     def module(self, intervention):
         """What takes the Projection's place."""
         if intervention not in self.modules:
-            *_, old = locate(self.bert, *intervention.place)
+            *_, old = get_linear(self.bert, *intervention.place)
             if intervention.keep == 1:
                 new = old
             elif intervention.variant == "svd":
                 rank = rank_of(intervention.keep, old.weight.shape)
-                new = AtRank(self.ranks_of(intervention.place), rank, old.bias)
+                new = TruncatedLinear(self.ranks_of(intervention.place), rank, old.bias)
             else:
-                new = dense(old, reduced_weight(old, intervention))
+                new = with_weight(old, reduced_weight(old, intervention))
             self.modules[intervention] = new
         return self.modules[intervention]
 
@@ -92,14 +92,14 @@ class Replay:
             self.module(intervention)                        # an unknown place is an error here
         batch = self.model.with_adapter(task, batch)
         hidden, layout = self.bert.embed(batch.input_ids, batch.layout, batch.token_type_ids)
-        read, found = self.model.rows_read(batch), [None] * len(stacks)
-        for numbers, last in self.walk(0, hidden, layout, read, list(enumerate(stacks))):
-            answer = self.model.answer(task, self.model.read_out(self.bert, last, layout))
+        output_rows, found = self.model.pooled_rows(batch), [None] * len(stacks)
+        for numbers, last in self.walk(0, hidden, layout, output_rows, list(enumerate(stacks))):
+            answer = self.model.apply_head(task, self.model.pool(self.bert, last, layout))
             for number in numbers:
                 found[number] = answer
         return torch.stack(found)
 
-    def walk(self, number, hidden, layout, read, stacks):
+    def walk(self, number, hidden, layout, output_rows, stacks):
         """Run the layers from `number` on; `stacks` [(its number, stack)] agree on all below.
         Yields (numbers of stacks that are alike, their last hidden state)."""
         if number == len(self.bert.layers):
@@ -107,22 +107,22 @@ class Replay:
             return
         layer, rows = self.bert.layers[number], None
         if number == len(self.bert.layers) - 1:
-            rows = read
-        lie = layout if rows is None else rows
+            rows = output_rows
+        ffn_layout = layout if rows is None else rows
         for edits, those in branches(stacks, number, ATTENTION):
             with self.edited(edits):
-                mixed = layer.mix_tokens(hidden, layout, read=rows)
+                mixed = layer.attention_block(hidden, layout, output_rows=rows)
             for edits, these in branches(those, number, ("fc_in",)):
                 with self.edited(edits):
-                    inner = layer.ffn_in(mixed, lie)
+                    inner = layer.ffn_in(mixed, ffn_layout)
                 for edits, alike in branches(these, number, ("fc_out",)):
                     with self.edited(edits):
-                        after = layer.ffn_out(mixed, inner, lie)
-                    yield from self.walk(number + 1, after, layout, read, alike)
+                        after = layer.ffn_out(mixed, inner, ffn_layout)
+                    yield from self.walk(number + 1, after, layout, output_rows, alike)
 
     @contextmanager
     def edited(self, interventions):
-        places = [locate(self.bert, *i.place) for i in interventions]
+        places = [get_linear(self.bert, *i.place) for i in interventions]
         for (parent, name, _), intervention in zip(places, interventions):
             setattr(parent, name, self.modules[intervention])
         try:

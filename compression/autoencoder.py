@@ -15,7 +15,7 @@ x is the largest whole number with  10x² + x·(n + 6 + 4m) + m + n  numbers wit
 layers differ in m (uneven pruning), those of equal m have one.
 
 Of embeddings:  z = We + b,  ê = Vz + c,  loss  0.1995 · (1 − cos) + 0.0025 · mean|ê − e|^α,  α from
-1 down to 0.1. It starts at the centred SVD, which is the best such pair for the squared error.
+1 down to 0.1. It starts at the centered SVD, which is the best such pair for the squared error.
 
 Left out: early stopping by masked-LM loss. Different: rows go into the encoder with a mean square
 of 1, and small matrices get more passes than the paper's 30.
@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from bert import UserError
-from bert.training import progress_bar
-from laser.codecs import FLOAT, Codec, fit_centred, product
+from common.training import progress_bar
+from compression.codecs import FLOAT, Codec, fit_centered, product
 
 EPOCHS, STEPS = 30, 30_000           # passes over the rows, and more of them if steps were too few
 
@@ -84,9 +84,9 @@ def passes(parameters, n, batch, decays, factor, title):
             bar.update()
 
 
-def fit_autoencoder(weight, room, rows=None):
+def fit_autoencoder(weight, byte_budget, rows=None):
     (n, m), norms = weight.shape, weight.norm(dim=1)
-    x = width(n, m, room // FLOAT)
+    x = width(n, m, byte_budget // FLOAT)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         down, up = encoder(m, x), decoder(m, x)
@@ -113,8 +113,8 @@ def direction_loss(found, target, power):
     return 0.1995 * (1 - cosine) + 0.0025 * ((found - target).abs() + 1e-10).pow(power).mean()
 
 
-def fit_direction(weight, room, rows=None):
-    start = fit_centred(weight, room)
+def fit_direction(weight, byte_budget, rows=None):
+    start = fit_centered(weight, byte_budget)
     rank, mean = len(start["right"]), start["mean"]
     down, up = nn.Linear(weight.size(1), rank), nn.Linear(rank, weight.size(1))
     with torch.no_grad():
@@ -130,7 +130,7 @@ def fit_direction(weight, room, rows=None):
         return {"left": down(weight), "right": up.weight.T.contiguous(), "mean": up.bias.detach()}
 
 
-LEARNT = {
+TRAINED = {
     "autoencoder": Codec(fit_autoencoder, decode_autoencoder),
     "shared": Codec(fit_autoencoder, decode_autoencoder, shared=True),
     "direction": Codec(fit_direction, product),

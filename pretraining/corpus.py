@@ -37,14 +37,14 @@ def read_text(name):
         files = [path]
     else:
         raise UserError(f"--text {name} does not exist; give a folder of .txt files, or one file")
-    lines = [tidy(line) for file in files for line in read_utf8(file).splitlines()]
+    lines = [normalize_whitespace(line) for file in files for line in read_utf8(file).splitlines()]
     lines = [line for line in lines if line]
     if not lines:
         raise UserError(f"--text {name} holds no text: every line is empty")
     return lines
 
 
-def tidy(line):
+def normalize_whitespace(line):
     """White space collapsed, but for the tab between two texts."""
     texts = [" ".join(text.split()) for text in line.split("\t")]
     return "\t".join(texts) if len(texts) == 2 and all(texts) else " ".join(filter(None, texts))
@@ -81,7 +81,7 @@ def train_tokenizer(lines, size, limit):
         return Tokenizer.from_pretrained(folder)
 
 
-class Text:
+class Corpus:
     """The token ids of all lines, end to end, and their types (1 in the second text of a pair):
     line i is ids[start[i] : start[i] + length[i]]."""
 
@@ -99,7 +99,7 @@ class Text:
         line = torch.arange(len(self.length)).repeat_interleave(self.length)
         return torch.zeros(len(self.length)).index_add_(0, line, wanted[self.ids].float()) > 0
 
-    def lay_out(self, lines):
+    def collate(self, lines):
         """[B] line numbers → their tokens' ids and types [N], and the layout of these N rows."""
         length = self.length[lines]
         column = torch.arange(int(length.max()))
@@ -108,14 +108,14 @@ class Text:
         return self.ids[places], self.types[places], Layout(mask)
 
 
-def cut(order, length, tokens):
+def split_by_tokens(order, length, tokens):
     """[n] line numbers → batches of them, in this order, each of about so many tokens: a line
     belongs to the batch into which its last token falls. Their number depends on no order."""
     batch = (length[order].cumsum(0) - 1) // tokens
     return order.split(torch.bincount(batch).tolist())
 
 
-class Batches:
+class BucketBatchSampler:
     """Shuffled passes over the lines, without end. Seed and step say which lines come, so there is
     no state to save. Attention's grid is as wide as the batch's longest line: lines of like length
     together made a step three times as fast. So each pool of shuffled lines is sorted by length and
@@ -123,18 +123,18 @@ class Batches:
 
     def __init__(self, lines, length, tokens, seed):
         self.lines, self.length, self.tokens, self.seed = lines, length, tokens, seed
-        self.in_pass = math.ceil(int(length[lines].sum()) / tokens)
+        self.steps_per_epoch = math.ceil(int(length[lines].sum()) / tokens)
         self.number, self.batches = None, None
 
     def __getitem__(self, step):
         """The line numbers [B] of this step; steps count from 1."""
-        number, place = divmod(step - 1, self.in_pass)
+        number, place = divmod(step - 1, self.steps_per_epoch)
         if number != self.number:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
             order = self.lines[torch.randperm(len(self.lines), generator=generator)]
-            pools = cut(order, self.length, POOL * self.tokens)
+            pools = split_by_tokens(order, self.length, POOL * self.tokens)
             order = torch.cat([p[self.length[p].argsort(stable=True)] for p in pools])
-            batches = cut(order, self.length, self.tokens)
+            batches = split_by_tokens(order, self.length, self.tokens)
             shuffled = torch.randperm(len(batches), generator=generator)
             self.number, self.batches = number, [batches[i] for i in shuffled]
         return self.batches[place]

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from bert.files import read_metadata, read_tensors, write_tensors
-from bert.text import Text, cut
-from bert.training import progress_bar
+from common.training import progress_bar
+from pretraining.corpus import Corpus, split_by_tokens
 
 READ_TOKENS = 8192                   # of a batch that is only read
 
@@ -24,35 +24,35 @@ READ_TOKENS = 8192                   # of a batch that is only read
 def sentence_vectors(hidden, layout):
     """hidden [N, H] → the mean over each line's tokens [B, H], and its [CLS] [B, H]."""
     mean = layout.pad(hidden).sum(dim=1) / layout.mask.sum(dim=1, keepdim=True)
-    return mean, hidden.index_select(0, layout.first().rows)
+    return mean, hidden.index_select(0, layout.cls_rows().rows)
 
 
-class Student(nn.Module):
+class DistillationHead(nn.Module):
     """Maps the student's two sentence vectors into the teacher's space, and a pair's [CLS] to how
     alike its texts are. Thrown away in the end."""
 
     def __init__(self, width, teacher_width):
         super().__init__()
         self.mean, self.cls = nn.Linear(width, teacher_width), nn.Linear(width, teacher_width)
-        self.alike = nn.Linear(width, 1)
+        self.pair_similarity = nn.Linear(width, 1)
 
     def forward(self, vectors):
         """(mean, cls), each [B, H] → two guesses at the teacher's vectors, each [B, D], and one at
         its cosine of the two texts, [B]."""
         mean, cls = vectors
-        return (self.mean(mean), self.cls(cls)), self.alike(cls).squeeze(1)
+        return (self.mean(mean), self.cls(cls)), self.pair_similarity(cls).squeeze(1)
 
 
-class Goal(NamedTuple):
+class TeacherTargets(NamedTuple):
     """What the teacher says of each line: the vector of its (first) text [lines, D] float16, and
     for a pair the cosine of its two texts [lines]; no number for a line that is no pair."""
 
     vectors: torch.Tensor
-    alike: torch.Tensor
+    pair_similarity: torch.Tensor
 
     def of(self, lines, device):
         """The goals of a batch, [B] line numbers → vectors [B, D], alike [B] in float32."""
-        return Goal(*(part[lines].to(device).float() for part in self))
+        return TeacherTargets(*(part[lines].to(device).float() for part in self))
 
 
 def cosines(vectors):
@@ -69,9 +69,9 @@ def teacher_loss(student, vectors, goal):
     projection, so it shapes the vectors that remain. Both for the mean and for [CLS], and for lines
     of one text. The third is for pairs: aₖ, read off the [CLS] of both texts in one sequence, says
     how alike the teacher finds them."""
-    guesses, alike = student(vectors)
-    pair = ~goal.alike.isnan()                                               # [B]
-    loss = F.mse_loss(alike[pair], goal.alike[pair], reduction="sum") / max(1, int(pair.sum()))
+    guesses, pair_similarity = student(vectors)
+    pair = ~goal.pair_similarity.isnan()                                               # [B]
+    loss = F.mse_loss(pair_similarity[pair], goal.pair_similarity[pair], reduction="sum") / max(1, int(pair.sum()))
     if pair.all():
         return loss
     targets = goal.vectors[~pair]
@@ -81,7 +81,7 @@ def teacher_loss(student, vectors, goal):
     return loss
 
 
-def ask_teacher(tokenizer, bert, lines, path, device):
+def compute_targets(tokenizer, bert, lines, path, device):
     """The teacher's Goal for every line. Its vector of a text is the mean of its last hidden states
     over its own tokens. Computed once and kept in `path`, with a fingerprint of text and
     weights."""
@@ -89,27 +89,27 @@ def ask_teacher(tokenizer, bert, lines, path, device):
     for tensor in bert.state_dict().values():
         digest.update(tensor.contiguous().numpy())
     if path.is_file() and read_metadata(path).get("of") == digest.hexdigest():
-        return Goal(**read_tensors(path))
+        return TeacherTargets(**read_tensors(path))
     first, _, second = zip(*(line.partition("\t") for line in lines))
     texts = {text: number for number, text in enumerate(dict.fromkeys(first + second))}
     vectors = text_vectors(tokenizer, bert, list(texts), device)         # of each text once
-    goal = Goal(vectors[[texts[text] for text in first]], torch.full((len(lines),), math.nan))
+    goal = TeacherTargets(vectors[[texts[text] for text in first]], torch.full((len(lines),), math.nan))
     pair = [number for number, text in enumerate(second) if text]
     other = vectors[[texts[second[number]] for number in pair]]
-    goal.alike[pair] = F.cosine_similarity(goal.vectors[pair].float(), other.float())
+    goal.pair_similarity[pair] = F.cosine_similarity(goal.vectors[pair].float(), other.float())
     write_tensors(path, goal._asdict(), of=digest.hexdigest())
     return goal
 
 
 def text_vectors(tokenizer, bert, texts, device):
     """[texts, D] float16"""
-    text = Text(tokenizer, texts)
+    text = Corpus(tokenizer, texts)
     vectors = torch.empty(len(texts), bert.config.hidden_size, dtype=torch.float16)
     bert.to(device)
     with torch.inference_mode(), progress_bar("teacher", len(texts), "text") as bar:
         longest_first = text.length.argsort(descending=True, stable=True)
-        for batch in cut(longest_first, text.length, READ_TOKENS):
-            ids, _, layout = text.lay_out(batch)
+        for batch in split_by_tokens(longest_first, text.length, READ_TOKENS):
+            ids, _, layout = text.collate(batch)
             ids, layout = ids.to(device), layout.to(device)
             hidden = bert.encode(bert.embed(layout.pad(ids), layout)[0], layout)
             vectors[batch] = sentence_vectors(hidden, layout)[0].cpu().half()

@@ -19,10 +19,10 @@ from torch import nn
 
 from bert.config import ACTIVATIONS
 from bert.layout import Layout
-from bert.teacher import Student
 from bert.tokenizer import SPECIAL
+from pretraining.distillation import DistillationHead
 
-CHOSEN = 0.15                        # of the tokens are to be guessed; of these
+MASK_PROB = 0.15                        # of the tokens are to be guessed; of these
 MASKED, RANDOM = 0.8, 0.1            # become [MASK], become any token; the others stay
 
 
@@ -36,18 +36,18 @@ class Masking:
         vocabulary = tokenizer.backend.get_vocab()                       # {token: id}
         self.special = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.bool)   # [V]
         self.special[[vocabulary[token] for token in SPECIAL]] = True
-        self.continues = torch.zeros_like(self.special)              # [V] goes on with a word
+        self.is_continuation = torch.zeros_like(self.special)              # [V] goes on with a word
         if whole_word:
-            self.continues[[i for token, i in vocabulary.items() if token.startswith("##")]] = True
+            self.is_continuation[[i for token, i in vocabulary.items() if token.startswith("##")]] = True
         self.ordinary = (~self.special).nonzero().squeeze(1)         # ids of random tokens
 
     def choose(self, ids, generator=None):
         """[N] ids → [N] bool: 15 % of the tokens, at least one, and never a special token. Each
         word draws a number, the lowest win; without whole_word each token is a word of its own."""
-        word = (~self.continues[ids]).cumsum(0) - 1                      # [N] 0, 1, 1, 2, …
+        word = (~self.is_continuation[ids]).cumsum(0) - 1                      # [N] 0, 1, 1, 2, …
         draw = torch.rand(len(ids), dtype=torch.float64, generator=generator)[word]
         draw[self.special[ids]] = 2.0                                    # above all others
-        count = max(1, round(CHOSEN * int((draw < 2.0).sum())))
+        count = max(1, round(MASK_PROB * int((draw < 2.0).sum())))
         return (draw <= draw.sort().values[count - 1]) & (draw < 2.0)    # words whole
 
     def replace(self, ids, chosen, generator=None):
@@ -93,15 +93,15 @@ class MaskedLM(nn.Module):
     def __init__(self, bert, teacher_width=None):
         super().__init__()
         self.bert, self.head = bert, MaskedLMHead(bert.config)
-        self.student = Student(bert.config.hidden_size, teacher_width) if teacher_width else None
+        self.student = DistillationHead(bert.config.hidden_size, teacher_width) if teacher_width else None
 
-    def forward(self, ids, types, layout, read, every_row=False):
+    def forward(self, ids, types, layout, output_rows, every_row=False):
         """ids, types [N] → logits [M, V] of the rows that `read` (a selection of `layout`) names,
         and the last hidden states: those M rows, [M, H], or with every_row all of them, [N, H].
         Rows that no one reads are not computed in the last layer."""
         hidden, _ = self.bert.embed(layout.pad(ids), layout, layout.pad(types))          # [N, H]
-        hidden = self.bert.encode(hidden, layout, read=None if every_row else read)
-        guessing = hidden.index_select(0, read.rows) if every_row else hidden            # [M, H]
+        hidden = self.bert.encode(hidden, layout, output_rows=None if every_row else output_rows)
+        guessing = hidden.index_select(0, output_rows.rows) if every_row else hidden            # [M, H]
         return self.head(guessing, self.bert.word_embeddings.weight), hidden
 
 
@@ -113,7 +113,7 @@ class Batch(NamedTuple):
     ids: torch.Tensor
     types: torch.Tensor
     layout: Layout
-    read: Layout
+    output_rows: Layout
     labels: torch.Tensor
 
     def to(self, device):
@@ -126,7 +126,7 @@ class Batch(NamedTuple):
 
 def masked_batch(text, lines, masking, generator=None):
     """[B] line numbers → their Batch, newly masked."""
-    ids, types, layout = text.lay_out(lines)
+    ids, types, layout = text.collate(lines)
     hidden_ids, chosen = masking(ids, generator)
-    read = layout.select(layout.pad(chosen))
-    return Batch(lines, hidden_ids, types, layout, read, ids[chosen])
+    output_rows = layout.select(layout.pad(chosen))
+    return Batch(lines, hidden_ids, types, layout, output_rows, ids[chosen])

@@ -5,10 +5,10 @@
 
 Rows are output neurons (or tokens, of embeddings). `rows` [n] says how much each row matters; only
 `weighted` asks. Sizes count everything stored: factors, decoders, norms, scales, positions. For
-the autoencoders see laser/autoencoder.py.
+the autoencoders see compression/autoencoder.py.
 
     svd         U_k Σ_k · V_kᵀ, the closest matrix of rank k
-    centred     the same of W − mean row, and the mean row
+    centered     the same of W − mean row, and the mean row
     weighted    D⁻¹ U_k Σ_k · V_kᵀ of D·W: rows that matter more are met more closely
     kronecker   Σᵢ Aᵢ ⊗ Bᵢ, the closest such sum (Van Loan & Pitsianis 1993)
     prune       the largest entries, and a bit for each entry saying which these are
@@ -38,11 +38,11 @@ def bytes_of(stored):
     return sum(tensor.nbytes for tensor in stored.values())
 
 
-def how_many(room, each, what):
+def max_count(byte_budget, each, what):
     """How many of a thing that takes `each` bytes fit; UserError if not one does."""
-    count = int(room // each)
+    count = int(byte_budget // each)
     if count < 1:
-        raise UserError(f"{int(room):,} bytes for a matrix hold not even one {what} of "
+        raise UserError(f"{int(byte_budget):,} bytes for a matrix hold not even one {what} of "
                         f"{int(each):,} bytes; lower --ratios, or leave the method out")
     return count
 
@@ -51,22 +51,22 @@ def product(stored, shape):
     return stored["left"] @ stored["right"] + stored.get("mean", 0.0)
 
 
-def fit_svd(weight, room, rows=None, mean=None):
+def fit_svd(weight, byte_budget, rows=None, mean=None):
     fixed = 0 if mean is None else mean.nbytes
-    rank = how_many(room - fixed, FLOAT * sum(weight.shape), "rank")
+    rank = max_count(byte_budget - fixed, FLOAT * sum(weight.shape), "rank")
     down, up = Decomposition(weight).factors(min(rank, *weight.shape))
     stored = {"left": up, "right": down}
     return stored if mean is None else stored | {"mean": mean}
 
 
-def fit_centred(weight, room, rows=None):
+def fit_centered(weight, byte_budget, rows=None):
     mean = weight.mean(dim=0)                                # [m]
-    return fit_svd(weight - mean, room, mean=mean)
+    return fit_svd(weight - mean, byte_budget, mean=mean)
 
 
-def fit_weighted(weight, room, rows=None):
+def fit_weighted(weight, byte_budget, rows=None):
     scale = torch.ones(len(weight)) if rows is None else (rows / rows.mean() + 0.01).sqrt()  # [n]
-    stored = fit_svd(weight * scale[:, None], room)
+    stored = fit_svd(weight * scale[:, None], byte_budget)
     return stored | {"left": stored["left"] / scale[:, None]}
 
 
@@ -79,11 +79,11 @@ def kronecker_shape(n, m):
                               abs(math.log(s[0] * m / (s[1] * n)))))
 
 
-def fit_kronecker(weight, room, rows=None):
+def fit_kronecker(weight, byte_budget, rows=None):
     n, m = weight.shape
     a, b = kronecker_shape(n, m)
     c, d = n // a, m // b
-    terms = how_many(room, FLOAT * (a * b + c * d), "Kronecker term")
+    terms = max_count(byte_budget, FLOAT * (a * b + c * d), "Kronecker term")
     blocks = weight.reshape(a, c, b, d).transpose(1, 2).reshape(a * b, c * d)    # rank 1 = one term
     down, up = Decomposition(blocks).factors(min(terms, *blocks.shape))
     return {"a": up.T.reshape(-1, a, b), "b": down.reshape(-1, c, d)}            # [r, …]
@@ -93,9 +93,9 @@ def decode_kronecker(stored, shape):
     return torch.einsum("rab,rcd->acbd", stored["a"], stored["b"]).reshape(shape)
 
 
-def fit_prune(weight, room, rows=None):
+def fit_prune(weight, byte_budget, rows=None):
     positions = math.ceil(weight.numel() / 8)
-    count = min(how_many(room - positions, FLOAT, "entry beside the positions' bits"),
+    count = min(max_count(byte_budget - positions, FLOAT, "entry beside the positions' bits"),
                 weight.numel())
     largest = weight.flatten().abs().topk(count).indices.sort().values
     kept = np.zeros(weight.numel(), bool)
@@ -110,9 +110,9 @@ def decode_prune(stored, shape):
     return flat.view(shape)
 
 
-def fit_bits(weight, room, rows=None):
+def fit_bits(weight, byte_budget, rows=None):
     n, m = weight.shape
-    bits = min(how_many(room - 2 * FLOAT * n, math.ceil(n * m / 8), "bit an entry"), 8)
+    bits = min(max_count(byte_budget - 2 * FLOAT * n, math.ceil(n * m / 8), "bit an entry"), 8)
     low, high = weight.amin(dim=1), weight.amax(dim=1)                           # [n]
     step = ((high - low) / (2 ** bits - 1)).clamp_min(1e-12)
     codes = ((weight - low[:, None]) / step[:, None]).round().to(torch.uint8).numpy()
@@ -128,9 +128,9 @@ def decode_bits(stored, shape):
     return codes * stored["step"][:, None] + stored["low"][:, None]
 
 
-PLAIN = {
+CLOSED_FORM = {
     "svd": Codec(fit_svd, product),
-    "centred": Codec(fit_centred, product),
+    "centered": Codec(fit_centered, product),
     "weighted": Codec(fit_weighted, product),
     "kronecker": Codec(fit_kronecker, decode_kronecker),
     "prune": Codec(fit_prune, decode_prune),

@@ -3,7 +3,7 @@
 import csv
 import io
 
-from bert.files import writing
+from bert.files import atomic_write
 
 
 def write_csv(path, raw, scores, part):
@@ -17,12 +17,12 @@ def write_csv(path, raw, scores, part):
                 if value == value:                           # not NaN: the part is there
                     unscaled = f"{raw[task][layer, number]:.9g}" if task in raw else ""
                     table.writerow([task, layer, number, unscaled, f"{value:.9g}"])
-    with writing(path) as file:
+    with atomic_write(path) as file:
         file.write(text.getvalue().encode())
 
 
 def draw_heat_maps(path, scores, part):
-    """scores {task: [layers, parts]} from 0 to 1 → one map for each task, side by side (paper B's
+    """scores {task: [layers, parts]} from 0 to 1 → one map for each task, side by side (Wang et al.'s
     figure 1). White: the part is gone."""
     from matplotlib.figure import Figure  # slow to import, needed once
 
@@ -33,7 +33,7 @@ def draw_heat_maps(path, scores, part):
         axes.set(title=task, xlabel=part)
     panels[0].set_ylabel("layer")
     figure.colorbar(shown, ax=list(panels), label="importance")
-    with writing(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=120)
 
 

@@ -1,0 +1,1 @@
+"""Matrices of a run stored in fewer bytes, without training it again."""
