@@ -15,7 +15,8 @@ from pathlib import Path
 
 import laser
 from bert import UserError
-from common.cli import Parser, pick_device, run_script
+from common.cli import Parser, run_script
+from common.device import pick_device
 from multitask import adapters, runs
 from multitask.compare import compare
 from multitask.data import Example, tokenize

@@ -19,20 +19,14 @@ import torch
 from torch import nn
 
 from bert import Bert, Tokenizer, UserError
+from bert.errors import did_you_mean
 from bert.files import write_json
-from common.cli import Parser, StopSignal, UserStop, did_you_mean, pick_device, run_script
+from common.cli import Parser, StopSignal, UserStop, run_script
+from common.device import peak_memory, pick_device
 from common.flags import add_flags, command, with_absolute_paths
-from common.log import Log
-from common.training import (
-    adamw,
-    peak_memory,
-    progress_bar,
-    read_state,
-    restore,
-    rng_state,
-    save_state,
-    warmup_then_decay,
-)
+from common.log import Log, progress_bar
+from common.optimization import adamw, parameter_groups, warmup_then_decay
+from common.train_state import read_state, restore, rng_state, save_state
 from lora import accounting
 from multitask import adapters, distributed, pcgrad, runs
 from multitask.adapters import SHARED
@@ -43,7 +37,7 @@ from multitask.model import build_model, model_from
 from multitask.recipes import RECIPES, listing
 from multitask.report import draw_curves, score_line, score_table
 from multitask.sampling import SAMPLERS
-from multitask.schedule import default_lr, make_schedule, parameter_groups
+from multitask.schedule import default_lr, make_schedule, trained_modules
 from multitask.settings import NEEDS, Settings, without_effect
 from multitask.tasks import TASKS
 from pruning.before_training import keep_heads, lora_ranks, switch_off
@@ -111,7 +105,8 @@ def train(settings, folder, recipe="", record=None, state=None):
     sizes = {task: len(data[task]["train"]) for task in settings.trained_tasks}
     schedule = make_schedule(settings, sizes, distributed.world())
     lr = settings.lr or default_lr(model, settings)
-    optimizer = adamw(parameter_groups(model, settings, schedule, lr), settings.weight_decay)
+    optimizer = adamw(parameter_groups(trained_modules(model, settings, schedule, lr),
+                                       settings.weight_decay))
     units = {unit: [p for group in optimizer.param_groups if group["unit"] == unit
                     for p in group["params"]] for unit in schedule.units}
     trained = sum(units.values(), [])

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch  # noqa: E402
 
 from bert import Bert, Tokenizer  # noqa: E402
-from common.training import adamw  # noqa: E402
+from common.optimization import adamw, parameter_groups  # noqa: E402
 from multitask import pcgrad  # noqa: E402
 from multitask.adapters import mixed  # noqa: E402
 from multitask.evaluation import load_split  # noqa: E402
@@ -62,7 +62,7 @@ class Bench:
         tokenizer = Tokenizer.from_pretrained(weights)
         self.model = build_model(Bert.from_pretrained(weights), settings).train()
         self.shared = list(self.model.encoders.parameters())
-        self.optimizer = adamw([(self.model, {"max_lr": 0.0})], 0.01)
+        self.optimizer = adamw(parameter_groups([(self.model, {"max_lr": 0.0})], 0.01))
         self.splits = {task: load_split(task, "train", data, tokenizer, settings, 2000)
                        for task in settings.task_names}
         self.orders = {task: BatchSampler(2000, SIZE, 0) for task in self.splits}

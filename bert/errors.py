@@ -1,6 +1,23 @@
-"""The one exception that scripts turn into a sentence and exit code 2."""
+"""The one exception that scripts turn into a sentence and exit code 2, and the check that names the
+nearest word."""
+
+import difflib
 
 
 class UserError(ValueError):
-    """What a user can cause and mend: the message says what came, why it cannot work, what to
-    do."""
+    """A mistake of the user: the message says what came, why it cannot work, and what to do."""
+
+
+def did_you_mean(word, known):
+    """" (did you mean lora?)", or "" if no known word is near."""
+    near = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def check_known(name, known, what, where=""):
+    """Raise UserError if `name` is not among `known`: "--tasks: there is no task 'st' (did you mean
+    sst?); there are sst, para". `where` begins the sentence."""
+    if name not in known:
+        names = ", ".join(map(str, known)) or "none"
+        raise UserError(f"{where}{': ' if where else ''}there is no {what} {name!r}"
+                        f"{did_you_mean(name, known)}; there are {names}")

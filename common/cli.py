@@ -1,20 +1,14 @@
-"""What the scripts share at the command line: mistakes are sentences, a stop is clean."""
+"""The command line: mistakes are sentences, sub-commands share their flags, a stop is clean."""
 
 import argparse
-import difflib
+import inspect
 import signal
 import sys
 import warnings
-from functools import partial
 
 import torch
 
-from bert.errors import UserError
-
-
-def did_you_mean(word, known):
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
+from bert.errors import UserError, check_known, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,6 +27,36 @@ class Parser(argparse.ArgumentParser):
             near = did_you_mean(unknown[0].split("=")[0], self._option_string_actions)
             raise UserError(f"there is no flag or argument {unknown[0]!r}{near}; see --help")
         return found
+
+
+RUN_FLAGS = {                                                # of commands that work on a saved run
+    "run": dict(metavar="RUN", help="folder of a saved run"),
+    "--data": dict(metavar="FOLDER", help="folder with the data files (default: the run's own)"),
+    "--limit": dict(type=int, metavar="N", help="only the first N rows of each dev file (0: all; "
+                                                "default: as in training)"),
+    "--device": dict(default="auto", choices=("auto", "cuda", "cpu")),
+    "--precision": dict(choices=("auto", "fp32", "bf16"), help="default: the run's"),
+    "--overwrite": dict(action="store_true", help="replace the run that is in --out"),
+}
+
+
+def add_run_flags(parser, *names):
+    """Add these flags of RUN_FLAGS."""
+    for name in names:
+        parser.add_argument(name, **RUN_FLAGS[name])
+
+
+def run_command(package, doc, commands, arguments=None):
+    """Run `python -m package COMMAND …`. commands: {name: (function, add_flags)}; add_flags(parser)
+    declares the flags, the function takes what was parsed, and its docstring is the help."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        return print(doc)
+    check_known(arguments[0], commands, "command")
+    function, add_flags = commands[arguments[0]]
+    parser = Parser(prog=f"python -m {package} {arguments[0]}", description=inspect.getdoc(function))
+    add_flags(parser)
+    return function(parser.parse_args(arguments[1:]))
 
 
 class UserStop(Exception):
@@ -84,13 +108,3 @@ class StopSignal:
             raise KeyboardInterrupt
         self.asked = True
         print("\nstopping after this step; once more stops at once", file=sys.stderr)
-
-
-def pick_device(name, precision="fp32"):
-    """--device and --precision → torch.device, and a function that makes the autocast context."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu")
-    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return device, partial(torch.autocast, device.type, torch.bfloat16, precision == "bf16")

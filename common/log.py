@@ -1,9 +1,11 @@
-"""log.jsonl: what happened in a run, a line of JSON each time."""
+"""What a run reports while it works: log.jsonl, and the progress bar."""
 
 import json
 import math
+import sys
 
 import torch
+from tqdm import tqdm
 
 from bert.errors import UserError
 from bert.files import atomic_write
@@ -65,17 +67,7 @@ def _read_lines(path):
     return lines
 
 
-def draw(panels, path):
-    """Curves side by side, as a picture: panels is [(title, {name: [(step, value), …]})]."""
-    from matplotlib.figure import Figure  # slow to import, needed once
-
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
-    for axes, (title, curves) in zip(figure.subplots(1, len(panels)), panels):
-        for name, points in curves.items():
-            axes.plot(*zip(*points), marker="." if len(points) < 50 else "", label=name)
-        axes.set(xlabel="step", title=title)
-        axes.grid(alpha=0.3)
-        if curves:
-            axes.legend()
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=120)
+def progress_bar(title, total, unit, done=0, leave=True, silent=False):
+    """A tqdm bar; where stderr is a file, it writes a line only every 30 seconds."""
+    return tqdm(total=total, initial=done, desc=title, unit=unit, leave=leave, disable=silent,
+                mininterval=0.5 if sys.stderr.isatty() else 30)

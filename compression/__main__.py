@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 
 from bert import UserError
+from bert.errors import did_you_mean
 from bert.files import write_json
-from common.cli import Parser, did_you_mean
+from common.cli import Parser
 from compression.codecs import FLOAT
 from compression.stored import CODECS, EMBEDDINGS, FILE, Compressed, get_weight, matrix_places
 from laser import plots as pictures

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bert import UserError
-from common.training import progress_bar
+from common.log import progress_bar
 from compression.codecs import FLOAT, Codec, fit_centered, product
 
 EPOCHS, STEPS = 30, 30_000           # passes over the rows, and more of them if steps were too few

@@ -13,7 +13,8 @@ it may stand :magnitude (keep the largest entries) or :random[:seed] (keep entri
 import sys
 
 from bert import UserError
-from common.cli import Parser, did_you_mean, run_script
+from bert.errors import did_you_mean
+from common.cli import Parser, run_script
 from compression import __main__ as compress
 from laser import plots as pictures
 from laser import search, sweep

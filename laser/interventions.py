@@ -12,8 +12,8 @@ matrix than fc_out, though Hugging Face's names for the two end alike. Biases st
 from typing import NamedTuple
 
 from bert import UserError
+from bert.errors import did_you_mean
 from bert.model import PackedLinear
-from common.cli import did_you_mean
 
 MATRICES = {                                                 # our name → its place in a BertLayer
     "fc_in": "fc_in",

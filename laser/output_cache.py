@@ -13,7 +13,7 @@ import torch
 from bert import BertConfig, UserError
 from bert.files import read_metadata, read_tensors, write_tensors
 from common.cli import StopSignal, UserStop
-from common.training import progress_bar
+from common.log import progress_bar
 from laser.interventions import format_stack
 from laser.shared_prefix import SharedPrefixEvaluator
 from multitask.evaluation import TOKENS

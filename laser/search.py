@@ -20,7 +20,7 @@ import statistics
 import numpy as np
 
 from bert import UserError
-from common.cli import did_you_mean
+from bert.errors import did_you_mean
 from laser.additive import additive
 from laser.heldout import bootstrap, gain, gain_with_interval, halves
 from laser.interventions import format_stack

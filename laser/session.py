@@ -9,7 +9,7 @@ import torch
 
 from bert import Bert, Tokenizer, UserError
 from bert.checkpoint import pretraining_heads
-from common.cli import pick_device
+from common.device import pick_device
 from compression.stored import get_weight, matrix_places
 from laser.output_cache import fingerprint
 from multitask import runs

@@ -13,8 +13,8 @@ import io
 import torch
 
 from bert import UserError
+from bert.errors import did_you_mean
 from bert.files import atomic_write
-from common.cli import did_you_mean
 from laser.edit import reduced_weight
 from laser.interventions import MATRICES, Intervention, format_stack, get_linear, is_empty
 from laser.output_cache import scores_of

@@ -9,7 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 from bert import UserError
-from common.cli import did_you_mean
+from bert.errors import did_you_mean
 from lora.layers import LoRA
 from lora.xs import LoRAXS
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bert import UserError
-from common.cli import did_you_mean
+from bert.errors import did_you_mean
 
 
 class LoRA(nn.Module):

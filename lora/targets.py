@@ -6,7 +6,7 @@ import re
 from torch import nn
 
 from bert import UserError
-from common.cli import did_you_mean
+from bert.errors import did_you_mean
 from lora.layers import AdapterLayer, unknown
 
 TARGETS = {                                                  # a layer's matrices: name → place

@@ -6,7 +6,7 @@ import torch
 
 from bert import UserError
 from bert.files import atomic_write
-from common.training import progress_bar
+from common.log import progress_bar
 from multitask.data import find_file, tokenize
 from multitask.metrics import summary
 from multitask.tasks import TASKS

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from bert import UserError
-from common.cli import did_you_mean
+from bert.errors import did_you_mean
 from multitask.adapters import SHARED, adapter_by_task
 from multitask.heads import HEADS
 from multitask.tasks import TASKS

@@ -1,7 +1,7 @@
 """What a person looks at when a run has ended: the table of scores and the picture of its
 curves."""
 
-from common.log import draw
+from common.plots import draw_curves as draw_panels
 
 
 def score_table(scores, title="dev"):
@@ -47,7 +47,7 @@ def draw_curves(lines, path):
     panels = [("training loss of each task", losses), ("dev scores", scores)]
     if cosines:
         panels.append(("cosine of the tasks' gradients", cosines))
-    draw(panels, path)
+    draw_panels(panels, path)
 
 
 def share_of(lines, pair):

@@ -22,7 +22,7 @@ import torch
 from bert import Bert, Tokenizer, UserError
 from bert.checkpoint import check_names_and_shapes, load_bert, save_bert
 from bert.files import read_metadata, read_tensors, write_json, write_tensors
-from common.cli import pick_device
+from common.device import pick_device
 from common.flags import with_absolute_paths
 from compression.stored import left_out
 from lora import detached

@@ -45,7 +45,7 @@ def make_schedule(settings, sizes, processes):
     return Schedule(units, batches, epoch_steps, epochs, max(unit_steps.values()), unit_steps)
 
 
-def parameter_groups(model, settings, schedule, lr):
+def trained_modules(model, settings, schedule, lr):
     """→ [(module, {"unit": the unit it is of, "max_lr": its highest learning rate, "steps": until it
     is through})]. Each layer below the top one learns slower by --layer-decay; adapters decay if
     their kind says so."""

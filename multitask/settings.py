@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, fields
 
 from bert import UserError
-from common.cli import did_you_mean
+from bert.errors import did_you_mean
 from common.flags import check, flag_of, setting
 from lora import KINDS, TARGETS
 from multitask.adapters import SHARED

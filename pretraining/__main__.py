@@ -40,18 +40,13 @@ from bert.errors import UserError
 from bert.files import write_json, write_tensors
 from bert.model import Bert
 from bert.tokenizer import Tokenizer
-from common.cli import Parser, StopSignal, UserStop, pick_device, run_script
+from common.cli import Parser, StopSignal, UserStop, run_script
+from common.device import pick_device
 from common.flags import add_flags, check, flag_of, setting, with_absolute_paths
-from common.log import Log, draw
-from common.training import (
-    adamw,
-    progress_bar,
-    read_state,
-    restore,
-    rng_state,
-    save_state,
-    warmup_then_decay,
-)
+from common.log import Log, progress_bar
+from common.optimization import adamw, parameter_groups, warmup_then_decay
+from common.plots import draw_curves
+from common.train_state import read_state, restore, rng_state, save_state
 from pretraining.corpus import (
     BucketBatchSampler,
     Corpus,
@@ -283,7 +278,8 @@ def pretrain(settings, folder, record=None, state=None):
     teacher = None if parts.teacher is None else compute_targets(
         *parts.teacher, parts.text.lines, folder / "teacher.safetensors", device)
     model, batches = parts.model.to(device), parts.batches
-    optimizer = adamw([(model, {"max_lr": settings.lr})], settings.weight_decay)
+    optimizer = adamw(parameter_groups([(model, {"max_lr": settings.lr})],
+                                       settings.weight_decay))
     steps = settings.steps or settings.epochs * batches.steps_per_epoch
     print(describe(parts, steps))
     torch.manual_seed(settings.seed)                         # of masks and dropout
@@ -446,7 +442,7 @@ def draw_loss(lines, path):
         for name, score in line.get("heldout", {}).items():
             to = losses if name == "masked_lm_loss" else scores
             to.setdefault("held-out " + name.replace("_", " "), []).append((line["step"], score))
-    draw([("losses", losses), ("held-out lines", scores)], path)
+    draw_curves([("losses", losses), ("held-out lines", scores)], path)
 
 
 def finish(folder, record, log, seconds):

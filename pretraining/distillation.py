@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bert.files import read_metadata, read_tensors, write_tensors
-from common.training import progress_bar
+from common.log import progress_bar
 from pretraining.corpus import Corpus, split_by_tokens
 
 READ_TOKENS = 8192                   # of a batch that is only read

@@ -17,7 +17,9 @@ from pathlib import Path
 import torch
 
 from bert import UserError
-from common.cli import Parser, did_you_mean, pick_device, run_script
+from bert.errors import did_you_mean
+from common.cli import Parser, run_script
+from common.device import pick_device
 from multitask import runs
 from multitask.adapters import SHARED
 from multitask.model import chosen_tasks

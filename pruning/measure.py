@@ -2,7 +2,7 @@
 
 import torch
 
-from common.training import progress_bar
+from common.log import progress_bar
 from multitask.data import tokenize
 from multitask.evaluation import TOKENS, read_split
 from pruning.gates import importance, normalize

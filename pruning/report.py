@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from bert.files import atomic_write
-from common.cli import pick_device
-from common.training import peak_memory
+from common.device import peak_memory, pick_device
 from multitask import adapters, runs
 from multitask.evaluation import load_split, run_split
 from multitask.recipes import RECIPES

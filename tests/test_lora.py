@@ -16,7 +16,7 @@ import lora
 import train_multitask
 from bert import Bert, BertConfig, Layout, Tokenizer, UserError
 from bert.checkpoint import load_bert
-from common.training import adamw
+from common.optimization import adamw, parameter_groups
 from lora.__main__ import main as merge_main
 from lora.accounting import count, dense, table
 from lora.files import base_checksum
@@ -187,7 +187,7 @@ def test_frozen_weights_hold_no_gradient_and_nothing_below_the_first_adapter_is_
 def test_an_adapter_idle_in_a_step_is_untouched_by_the_optimizer(bert, kind):
     lora.attach(bert, ALL, 4, ("a", "b"), layernorms=True, kind=kind)
     shake(bert, "a", "b")
-    optimizer = adamw([(bert, {"max_lr": 1.0})], 0.1)
+    optimizer = adamw(parameter_groups([(bert, {"max_lr": 1.0})], 0.1))
     for group in optimizer.param_groups:
         group["lr"] = 0.1
 
@@ -779,14 +779,14 @@ def test_no_operation_of_a_step_with_adapters_waits_for_the_device(checkpoint):
 
 
 def test_learning_rates_of_adapters_and_heads_differ_and_r_does_not_decay(checkpoint):
-    from multitask.schedule import default_lr, make_schedule, parameter_groups
+    from multitask.schedule import default_lr, make_schedule, trained_modules
     for kind, decay in (("lora", 0.01), ("xs", 0.0)):
         settings = Settings(lora=4, lora_kind=kind, head_lr=0.5)
         model = build_model(Bert.from_pretrained(checkpoint), settings)
         adapters.attach(model, settings)
         schedule = make_schedule(settings, dict.fromkeys(settings.trained_tasks, 40), 1)
-        parts = parameter_groups(model, settings, schedule, default_lr(model, settings))
-        groups = adamw(parts, 0.01).param_groups
+        parts = trained_modules(model, settings, schedule, default_lr(model, settings))
+        groups = adamw(parameter_groups(parts, 0.01)).param_groups
         assert {group["max_lr"] for group in groups} == {0.5, default_lr(model, settings)}
         for group in groups:
             if group["max_lr"] != 0.5:

@@ -11,13 +11,13 @@ import evaluate as evaluate_script
 import train_multitask
 from bert import Bert, UserError
 from common.flags import command
-from common.training import adamw, warmup_then_decay
+from common.optimization import adamw, parameter_groups, warmup_then_decay
 from multitask import adapters, runs
 from multitask.heads import ReLUCosine
 from multitask.model import build_head, build_model
 from multitask.recipes import RECIPES
 from multitask.sampling import SAMPLERS, annealing_exponent, draw, steps_in_epoch
-from multitask.schedule import make_schedule, parameter_groups
+from multitask.schedule import make_schedule, trained_modules
 from multitask.settings import Settings
 from multitask.tasks import TASKS
 
@@ -111,7 +111,8 @@ def groups_of(bert, **more):
     settings = Settings(**more)
     model = build_model(bert, settings)
     schedule = make_schedule(settings, {task: 64 for task in settings.trained_tasks}, 1)
-    return model, adamw(parameter_groups(model, settings, schedule, 1e-3), 0.01).param_groups
+    modules = trained_modules(model, settings, schedule, 1e-3)
+    return model, adamw(parameter_groups(modules, 0.01)).param_groups
 
 
 def test_every_weight_learns_in_one_group(bert):
@@ -148,7 +149,8 @@ def test_rates_and_lengths_are_of_the_task_whatever_its_adapter_is_called(bert):
     adapters.attach(model, settings)
     schedule = make_schedule(settings, dict.fromkeys(settings.trained_tasks, 64), 1)
     assert schedule.unit_steps == {"a": 6, "b": 6, "c": 2}
-    groups = adamw(parameter_groups(model, settings, schedule, 1e-3), 0.01).param_groups
+    modules = trained_modules(model, settings, schedule, 1e-3)
+    groups = adamw(parameter_groups(modules, 0.01)).param_groups
     of = {p: group["max_lr"] for group in groups for p in group["params"]}
     query = model.bert.layers[0].attention.query.adapters
     assert [of[query[name].A] for name in "abc"] == [5e-3, 1e-3, 1e-3]

@@ -15,7 +15,7 @@ import evaluate as evaluate_script
 import train_multitask
 from bert import Bert, Tokenizer, UserError
 from common.flags import command
-from common.training import adamw, warmup_then_decay
+from common.optimization import adamw, parameter_groups, warmup_then_decay
 from multitask import runs
 from multitask.data import Example, tokenize
 from multitask.evaluation import describe_prediction, run_split
@@ -157,7 +157,7 @@ def test_no_operation_of_a_step_waits_for_the_device(parts, pairs, masked):
     if masked:
         mask_heads(bert, masked)
     model = build_model(bert, Settings(tasks="para", pairs=pairs)).train()
-    optimizer = adamw([(model, {"max_lr": 0.1})], 0.01)
+    optimizer = adamw(parameter_groups([(model, {"max_lr": 0.1})], 0.01))
     batch = tokenize(PAIRS, tokenizer, pairs).batch(range(4))
     before = model.heads["para"].out.weight.clone()
     for group in optimizer.param_groups:
@@ -171,7 +171,8 @@ def test_no_operation_of_a_step_waits_for_the_device(parts, pairs, masked):
 
 def test_each_part_has_its_learning_rate_and_only_matrices_decay(parts):
     model = build_model(parts[0], Settings())
-    groups = adamw([(model.bert, {"max_lr": 2e-5}), (model.heads, {"max_lr": 3e-4})], 0.01).param_groups
+    modules = [(model.bert, {"max_lr": 2e-5}), (model.heads, {"max_lr": 3e-4})]
+    groups = adamw(parameter_groups(modules, 0.01)).param_groups
     assert [group["max_lr"] for group in groups] == [2e-5, 2e-5, 3e-4, 3e-4]
     assert [group["weight_decay"] for group in groups] == [0.01, 0.0, 0.01, 0.0]
     assert all((p.dim() > 1) == (group["weight_decay"] > 0) for group in groups

@@ -15,7 +15,7 @@ import evaluate
 import lora
 import train_multitask
 from bert import Bert, BertConfig, Layout, Tokenizer, UserError
-from common.training import adamw
+from common.optimization import adamw, parameter_groups
 from lora import LoRALinear, accounting
 from lora.targets import adapter_layers
 from multitask import runs
@@ -107,7 +107,7 @@ def test_a_layer_without_heads_attends_with_the_outputs_bias_alone(bert):
 
 def test_a_model_with_a_layer_without_heads_trains(bert):
     remove_heads(bert, {1: [0, 1, 2, 3], 0: [2]})
-    optimizer = adamw([(bert, {"max_lr": 1e-3})], 0.01)
+    optimizer = adamw(parameter_groups([(bert, {"max_lr": 1e-3})], 0.01))
     before = copy.deepcopy(bert.state_dict())
     for group in optimizer.param_groups:
         group["lr"] = 1e-3

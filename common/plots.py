@@ -1,0 +1,29 @@
+"""Figures: matplotlib without its global state, imported only when something is drawn."""
+
+from bert.files import atomic_write
+
+
+def new_figure(width, height):
+    """An empty figure, `width` × `height` inches."""
+    from matplotlib.figure import Figure  # slow to import
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure, path, dpi=120):
+    """Write the figure as PNG."""
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=dpi)
+
+
+def draw_curves(panels, path):
+    """Write curves side by side; panels is [(title, {name: [(step, value), …]})]."""
+    figure = new_figure(5 * len(panels), 4)
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels)), panels):
+        for name, points in curves.items():
+            axes.plot(*zip(*points), marker="." if len(points) < 50 else "", label=name)
+        axes.set(xlabel="step", title=title)
+        axes.grid(alpha=0.3)
+        if curves:
+            axes.legend()
+    save_figure(figure, path)

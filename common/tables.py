@@ -1,0 +1,32 @@
+"""Tables: for the terminal, in Markdown, and as CSV files."""
+
+import csv
+import io
+
+from bert.files import atomic_write
+
+
+def text_table(rows, left=1):
+    """Rows of texts, the header first → aligned lines. The first `left` columns are flush left, the
+    others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(cell.ljust(width) if n < left else cell.rjust(width)
+                               for n, (cell, width) in enumerate(zip(row, widths))).rstrip()
+                     for row in rows)
+
+
+def markdown_table(rows):
+    """Rows of texts, the header first → a table in Markdown."""
+    header, *lines = rows
+    return "".join(f"| {' | '.join(line)} |\n" for line in [header, ["---"] * len(header), *lines])
+
+
+def write_csv(path, rows):
+    """Write rows {column: value} as a CSV file. A row may lack columns of another."""
+    names = list(dict.fromkeys(name for row in rows[::-1] for name in row))
+    text = io.StringIO()
+    table = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
