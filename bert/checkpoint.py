@@ -26,8 +26,8 @@ RENAME = [                                                   # (theirs, ours)
     ("encoder.layer.#.attention.self.value", "layers.#.attention.value"),
     ("encoder.layer.#.attention.output.dense", "layers.#.attention.output"),
     ("encoder.layer.#.attention.output.LayerNorm", "layers.#.attention_norm"),
-    ("encoder.layer.#.intermediate.dense", "layers.#.fc_in"),
-    ("encoder.layer.#.output.dense", "layers.#.fc_out"),
+    ("encoder.layer.#.intermediate.dense", "layers.#.ffn.fc_in"),
+    ("encoder.layer.#.output.dense", "layers.#.ffn.fc_out"),
     ("encoder.layer.#.output.LayerNorm", "layers.#.output_norm"),
     ("pooler.dense", "pooler"),
 ]

@@ -129,41 +129,56 @@ class SelfAttention(nn.Module):
         return query_layout.unpad(context.transpose(1, 2).flatten(2))
 
 
-class BertLayer(nn.Module):
-    """Attention, then a feed-forward network W₂·GELU(W₁x + b₁) + b₂ on each token; after both,
-    residual and LayerNorm (post-norm)."""
+class FeedForward(nn.Module):
+    """W₂·GELU(W₁x + b₁) + b₂ on each token. Its two halves can be called one by one."""
 
     def __init__(self, config, number=0):
         super().__init__()
-        neurons = config.ffn_size(number)
+        size = config.ffn_size(number)
+        self.fc_in = PackedLinear(config.hidden_size, size)
+        self.fc_out = PackedLinear(size, config.hidden_size)
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, hidden, layout):
+        """hidden [N, H] → [N, H]"""
+        return self.project(self.activate(hidden, layout), layout)
+
+    def activate(self, hidden, layout):
+        """The first half, GELU(W₁x + b₁): [N, H] → [N, intermediate]."""
+        return self.activation(self.fc_in(hidden, layout))
+
+    def project(self, activations, layout):
+        """The second half, W₂·activations + b₂: [N, intermediate] → [N, H]."""
+        return self.fc_out(activations, layout)
+
+
+class BertLayer(nn.Module):
+    """Attention, then the feed-forward network; after each, residual and LayerNorm (post-norm)."""
+
+    def __init__(self, config, number=0):
+        super().__init__()
         self.attention = SelfAttention(config, number)
         self.attention_norm = PackedLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.fc_in = PackedLinear(config.hidden_size, neurons)
-        self.fc_out = PackedLinear(neurons, config.hidden_size)
+        self.ffn = FeedForward(config, number)
         self.output_norm = PackedLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.activation = ACTIVATIONS[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden, layout, head_mask=None, output_rows=None):
-        """hidden [N, H] → [N, H], or [M, H] where `read` selects M rows of `layout`."""
+        """hidden [N, H] → [N, H], or [M, H] if `output_rows` selects M rows of `layout`."""
         hidden = self.attention_block(hidden, layout, head_mask, output_rows)
         layout = layout if output_rows is None else output_rows
-        return self.ffn_out(hidden, self.ffn_in(hidden, layout), layout)
+        return self.add_and_norm(hidden, self.ffn(hidden, layout), layout)
 
     def attention_block(self, hidden, layout, head_mask=None, output_rows=None):
-        """The first half: attention, residual, LayerNorm."""
+        """Attention, residual, LayerNorm: [N, H] → [N, H], or [M, H]."""
         context = self.attention(hidden, layout, head_mask, output_rows)
         if output_rows is not None:
             hidden, layout = hidden.index_select(0, output_rows.rows), output_rows
         return self.attention_norm(hidden + self.dropout(context), layout)
 
-    def ffn_in(self, hidden, layout):
-        """The feed-forward network's activations: GELU(W₁x + b₁), [N, H] → [N, intermediate]."""
-        return self.activation(self.fc_in(hidden, layout))
-
-    def ffn_out(self, hidden, inner, layout):
-        """W₂·inner + b₂, residual `hidden` [N, H], LayerNorm: [N, intermediate] → [N, H]."""
-        return self.output_norm(hidden + self.dropout(self.fc_out(inner, layout)), layout)
+    def add_and_norm(self, hidden, ffn_output, layout):
+        """The residual and LayerNorm after the feed-forward network, both [N, H] → [N, H]."""
+        return self.output_norm(hidden + self.dropout(ffn_output), layout)
 
 
 class BertOutput(NamedTuple):
@@ -244,13 +259,19 @@ class Bert(nn.Module):
         others. head_mask is [layers, heads] or [batch, layers, heads], and counts the heads that
         were removed too. A list given as `states` receives every layer's output."""
         head_mask = self._check_head_mask(head_mask, layout, hidden)
-        for number, layer in enumerate(self.layers[start:], start):
-            last = number == len(self.layers) - 1
-            hidden = layer(hidden, layout, output_rows=output_rows if last else None,
+        for number, layer, rows in self.walk(output_rows, start):
+            hidden = layer(hidden, layout, output_rows=rows,
                            head_mask=None if head_mask is None else head_mask[..., number, :])
             if states is not None:
                 states.append(hidden)
         return hidden
+
+    def walk(self, output_rows=None, start=0):
+        """Yield (number, layer, rows) of each layer from `start` on: the order in which layers run,
+        and the selection of rows that each computes (None: all). Every walk over the layers uses
+        this one: forward, LASER's evaluator, the count of multiply-adds."""
+        for number, layer in enumerate(self.layers[start:], start):
+            yield number, layer, output_rows if number == len(self.layers) - 1 else None
 
     def _check_head_mask(self, head_mask, layout, hidden):
         """head_mask as a tensor beside `hidden`; UserError where its shape does not fit."""

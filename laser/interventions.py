@@ -16,8 +16,8 @@ from bert.errors import did_you_mean
 from bert.model import PackedLinear
 
 MATRICES = {                                                 # our name → its place in a BertLayer
-    "fc_in": "fc_in",
-    "fc_out": "fc_out",
+    "fc_in": "ffn.fc_in",
+    "fc_out": "ffn.fc_out",
     "query": "attention.query",
     "key": "attention.key",
     "value": "attention.value",

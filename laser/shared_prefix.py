@@ -114,10 +114,11 @@ class SharedPrefixEvaluator:
                 mixed = layer.attention_block(hidden, layout, output_rows=rows)
             for edits, these in branches(those, number, ("fc_in",)):
                 with self.edited(edits):
-                    inner = layer.ffn_in(mixed, ffn_layout)
+                    inner = layer.ffn.activate(mixed, ffn_layout)
                 for edits, alike in branches(these, number, ("fc_out",)):
                     with self.edited(edits):
-                        after = layer.ffn_out(mixed, inner, ffn_layout)
+                        output = layer.ffn.project(inner, ffn_layout)
+                        after = layer.add_and_norm(mixed, output, ffn_layout)
                     yield from self.walk(number + 1, after, layout, output_rows, alike)
 
     @contextmanager

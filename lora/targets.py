@@ -11,7 +11,7 @@ from lora.layers import AdapterLayer, unknown
 
 TARGETS = {                                                  # a layer's matrices: name → place
     "query": "attention.query", "key": "attention.key", "value": "attention.value",
-    "attention_output": "attention.output", "fc_in": "fc_in", "fc_out": "fc_out",
+    "attention_output": "attention.output", "fc_in": "ffn.fc_in", "fc_out": "ffn.fc_out",
 }
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 

@@ -27,7 +27,7 @@ def multiply_adds(bert, lengths, pooling="cls", adapter=None):
         cls_only = layer is bert.layers[-1] and pooling != "mean"
         query_hidden = torch.ones_like(lengths) if cls_only else lengths       # [B] rows that ask
         attention_pairs = int((query_hidden * lengths).sum())
-        query_layout = (attention.query, attention.output, layer.fc_in, layer.fc_out)
+        query_layout = (attention.query, attention.output, layer.ffn.fc_in, layer.ffn.fc_out)
         total += int(query_hidden.sum()) * sum(matrix(module, adapter) for module in query_layout)
         total += tokens * (matrix(attention.key, adapter) + matrix(attention.value, adapter))
         total += 2 * attention_pairs * attention.num_heads * attention.head_size

@@ -35,7 +35,7 @@ def gate_neurons(layer, gates):
         inner, layout = inputs                               # [M, neurons]
         return inner * gates.index_select(0, layout.sequence), layout
 
-    return layer.fc_out.register_forward_pre_hook(scale)
+    return layer.ffn.fc_out.register_forward_pre_hook(scale)
 
 
 def gate_layer(layer, gates):

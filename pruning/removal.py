@@ -15,7 +15,7 @@ from bert import UserError
 from bert.model import PackedLinear
 
 CUT = {"heads": ("attention.query", "attention.key", "attention.value", "attention.output"),
-       "neurons": ("fc_in", "fc_out")}                   # kind of part → matrices that lose rows
+       "neurons": ("ffn.fc_in", "ffn.fc_out")}                   # kind of part → matrices that lose rows
 KINDS = ("mask_heads", "remove_heads", "remove_neurons", "remove_layers")    # in bert.edits
 
 
@@ -75,7 +75,7 @@ def remove_neurons(bert, neurons):
     for layer, numbers in neurons.items():
         _check_layer(bert, layer)
         check_plain(bert, "neurons", [layer])
-        here = bert.layers[layer].fc_in.out_features
+        here = bert.layers[layer].ffn.fc_in.out_features
         wrong = next((n for n in numbers if not 0 <= n < here), None)
         if wrong is not None or len(set(numbers)) < len(numbers):
             raise UserError(f"layer {layer} has neurons 0 to {here - 1}; "
@@ -85,7 +85,7 @@ def remove_neurons(bert, neurons):
         raise UserError("no neuron is to be removed; name at least one")
     config = replace(bert.config, pruned_neurons=gone)
     for layer, numbers in neurons.items():
-        fc_in, fc_out = bert.layers[layer].fc_in, bert.layers[layer].fc_out
+        fc_in, fc_out = bert.layers[layer].ffn.fc_in, bert.layers[layer].ffn.fc_out
         rows = sorted(set(range(fc_in.out_features)) - set(numbers))
         keep_rows(fc_in, rows)
         keep_columns(fc_out, rows)

@@ -130,7 +130,7 @@ def test_the_configuration_names_the_dtype_that_the_file_holds(tmp_path, dtype):
 
 def test_what_transformers_could_not_open_is_not_written(tmp_path):
     bert = Bert.from_pretrained(REFERENCE / "gelu")
-    bert.layers[0].fc_in = torch.nn.Sequential(bert.layers[0].fc_in)
+    bert.layers[0].ffn.fc_in = torch.nn.Sequential(bert.layers[0].ffn.fc_in)
     with pytest.raises(UserError, match="missing encoder.layer.0.intermediate.dense.weight"):
         bert.save_pretrained(tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -148,7 +148,7 @@ def test_a_new_model_starts_as_bert_does():
     torch.manual_seed(0)
     bert = Bert(BertConfig(vocab_size=500, hidden_size=64, num_attention_heads=4))
     assert abs(bert.word_embeddings.weight.std() - 0.02) < 0.001
-    assert not bert.layers[0].fc_in.bias.any() and bert.embedding_norm.weight.eq(1).all()
+    assert not bert.layers[0].ffn.fc_in.bias.any() and bert.embedding_norm.weight.eq(1).all()
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

@@ -145,7 +145,7 @@ def test_one_decoder_for_all_layers_leaves_more_for_the_codes(checkpoint):
     bert = Bert.from_pretrained(checkpoint)
     alone, shared = (Compressed.fit(bert, ["fc_in"], method, 3)
                      for method in ("autoencoder", "shared"))
-    byte_budget = sum(layer.fc_in.weight.nbytes for layer in bert.layers) / 3
+    byte_budget = sum(layer.ffn.fc_in.weight.nbytes for layer in bert.layers) / 3
     assert alone.bytes <= byte_budget and shared.bytes <= byte_budget
     widths = [alone.stored["fc_in.0.codes"].size(1), shared.stored["fc_in.codes"].size(1)]
     assert widths[1] > widths[0]

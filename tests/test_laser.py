@@ -104,11 +104,11 @@ def test_magnitude_drops_the_smallest_entries_and_random_the_fraction():
 
 def test_full_rank_changes_nothing_and_keep_one_not_a_bit(bert, checkpoint):
     tokenizer = Tokenizer.from_pretrained(checkpoint)
-    before, weight = output(bert, tokenizer), bert.layers[1].fc_in.weight
+    before, weight = output(bert, tokenizer), bert.layers[1].ffn.fc_in.weight
     torch.testing.assert_close(low_rank(weight, 32), weight, rtol=0, atol=1e-5)
     for variant in ("svd", "magnitude", "random"):
         apply(bert, [Intervention(1, matrix, 1.0, variant) for matrix in MATRICES])
-        assert torch.equal(bert.layers[1].fc_in.weight, weight)
+        assert torch.equal(bert.layers[1].ffn.fc_in.weight, weight)
         assert torch.equal(output(bert, tokenizer), before)
 
 
@@ -248,7 +248,7 @@ def test_replay_of_a_changed_model_equals_it_in_every_task(bert, checkpoint, cha
 def test_replay_runs_what_is_below_an_edit_once(bert, checkpoint):
     model = build_model(bert, Settings(tasks="sts"))
     split = tokenize(PAIRS, Tokenizer.from_pretrained(checkpoint))
-    counts = {name: 0 for name in ("0.attention", "0.fc_in", "1.attention", "1.fc_in")}
+    counts = {name: 0 for name in ("0.attention", "0.ffn.fc_in", "1.attention", "1.ffn.fc_in")}
 
     def count(name):
         def hook(*_):
@@ -262,7 +262,7 @@ def test_replay_runs_what_is_below_an_edit_once(bert, checkpoint):
     assert set(counts.values()) == {1}
     stacks = [(), *((Intervention(0, "fc_out", keep),) for keep in (0.1, 0.2, 0.5))]
     SharedPrefixEvaluator(model).outputs("sts", split.batch(range(4)), stacks)
-    assert counts == {"0.attention": 2, "0.fc_in": 2, "1.attention": 5, "1.fc_in": 5}
+    assert counts == {"0.attention": 2, "0.ffn.fc_in": 2, "1.attention": 5, "1.ffn.fc_in": 5}
     for hook in hooks:
         hook.remove()
 
@@ -318,7 +318,7 @@ def test_outputs_of_another_model_are_refused(run, tmp_path):
     outputs.add([()])
     model = outputs.model
     with torch.no_grad():
-        model.bert.layers[0].fc_in.weight[0, 0] += 1
+        model.bert.layers[0].ffn.fc_in.weight[0, 0] += 1
     with pytest.raises(UserError, match="another model"):
         OutputCache(model, outputs.splits, CPU, nullcontext, tmp_path / "o.safetensors")
 
@@ -494,7 +494,7 @@ def test_a_factored_run_can_be_trained_on(run, script, data, tmp_path):
     code, _, err = script(train_multitask.main, "--from", tmp_path / "new", "--data", data,
                           "--steps", "1", "--out", tmp_path / "more")
     assert code == 0, err
-    assert runs.open_run(tmp_path / "more")[0].bert.layers[1].fc_in.down.out_features == 6
+    assert runs.open_run(tmp_path / "more")[0].bert.layers[1].ffn.fc_in.down.out_features == 6
 
 
 @pytest.mark.parametrize("arguments, says", [

@@ -104,7 +104,7 @@ def test_dropout_acts_on_the_adapter_in_training_only(bert):
 
 def test_a_factored_matrix_takes_no_adapter(bert):
     laser.apply(bert, laser.parse("0:fc_out:0.3"), factored=True)
-    with pytest.raises(UserError, match="layers.0.fc_out is a Factored"):
+    with pytest.raises(UserError, match="layers.0.ffn.fc_out is a Factored"):
         lora.attach(bert, ("fc_out",))
     lora.attach(bert, ("query",))
 
@@ -113,8 +113,8 @@ def test_rank_may_differ_by_layer_and_matrix(adapter_layers):
     shapes = {name: list(p.shape) for name, p in lora.adapter_parameters(adapter_layers, "b").items()}
     assert shapes == {"layers.0.attention.query.adapters.b.A": [2, 32],
                       "layers.0.attention.query.adapters.b.B": [32, 2],
-                      "layers.2.fc_out.adapters.b.A": [3, 48],
-                      "layers.2.fc_out.adapters.b.B": [32, 3]}
+                      "layers.2.ffn.fc_out.adapters.b.A": [3, 48],
+                      "layers.2.ffn.fc_out.adapters.b.B": [32, 3]}
 
 
 # one adapter a row
@@ -246,7 +246,7 @@ def test_merging_is_explicit_the_same_thrice_as_once_and_undone_to_the_bit(bert,
     lora.merge(bert, "a")
     after = bert.state_dict()
     assert all(torch.equal(after[key], once[key]) for key in once)
-    assert not torch.equal(once["layers.0.fc_in.base.weight"], before["layers.0.fc_in.base.weight"])
+    assert not torch.equal(once["layers.0.ffn.fc_in.base.weight"], before["layers.0.ffn.fc_in.base.weight"])
     lora.unmerge(bert)
     lora.unmerge(bert)
     assert all(torch.equal(bert.state_dict()[key], before[key]) for key in before)

@@ -126,8 +126,8 @@ def test_each_layer_learns_slower_than_the_one_above_it(bert):
     model, groups = groups_of(bert, layer_decay=0.5)
     peak = {p: group["max_lr"] for group in groups for p in group["params"]}
     shared = model.bert
-    assert peak[shared.pooler.weight] == peak[shared.layers[1].fc_in.weight] == 1e-3
-    assert peak[shared.layers[0].fc_in.weight] == 0.5e-3
+    assert peak[shared.pooler.weight] == peak[shared.layers[1].ffn.fc_in.weight] == 1e-3
+    assert peak[shared.layers[0].ffn.fc_in.weight] == 0.5e-3
     assert peak[shared.word_embeddings.weight] == 0.25e-3
     assert peak[model.heads["sst"].out.weight] == Settings().head_lr
 
@@ -136,7 +136,7 @@ def test_tasks_that_share_nothing_have_their_own_rates_and_lengths(bert):
     model, groups = groups_of(bert, encoders="separate", task_lr="sst=5e-3", epochs=3,
                               task_epochs="sts=1")
     of = {p: group for group in groups for p in group["params"]}
-    first = {task: of[model.encoder(task).layers[1].fc_in.weight] for task in model.heads}
+    first = {task: of[model.encoder(task).layers[1].ffn.fc_in.weight] for task in model.heads}
     assert [first[task]["max_lr"] for task in ("sst", "para", "sts")] == [5e-3, 1e-3, 1e-3]
     assert [first[task]["steps"] for task in ("sst", "para", "sts")] == [6, 6, 2]
     assert of[model.heads["sts"].out.weight]["steps"] == 2
@@ -210,10 +210,10 @@ def test_only_the_tasks_to_learn_are_trained_and_all_are_scored(checkpoint, data
 def test_separate_encoders_learn_apart_and_open_again(checkpoint, data, tmp_path, script):
     together = train(checkpoint, data, tmp_path / "three", "--encoders", "separate")
     alone = train(checkpoint, data, tmp_path / "one", "--encoders", "separate", "--train-tasks", "sst")
-    moved = together.encoder("sst").layers[0].fc_in.weight
-    assert not torch.equal(moved, together.encoder("sts").layers[0].fc_in.weight)
-    assert torch.equal(alone.encoder("sts").layers[0].fc_in.weight,
-                       Bert.from_pretrained(checkpoint).layers[0].fc_in.weight)
+    moved = together.encoder("sst").layers[0].ffn.fc_in.weight
+    assert not torch.equal(moved, together.encoder("sts").layers[0].ffn.fc_in.weight)
+    assert torch.equal(alone.encoder("sts").layers[0].ffn.fc_in.weight,
+                       Bert.from_pretrained(checkpoint).layers[0].ffn.fc_in.weight)
     assert Bert.from_pretrained(tmp_path / "three" / "model" / "sst") is not None
     scores = json.loads((tmp_path / "three" / "metrics.json").read_text())
     code, out, _ = script(evaluate_script.main, tmp_path / "three", "--json")

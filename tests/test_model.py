@@ -216,7 +216,7 @@ def test_impossible_input_is_an_error_that_says_why(bert):
 def test_bf16_autocast_runs_every_linear_in_bf16_and_keeps_fp32_weights(bert):
     seen = set()
     for layer in bert.layers:
-        layer.fc_in.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+        layer.ffn.fc_in.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         out = bert.train()(**tiny_batch())
     summed_loss(out, tiny_batch()).backward()

@@ -299,8 +299,8 @@ def test_a_new_run_starts_from_a_saved_one(run, script, data, tmp_path):
     assert code == 0 and "sst: its head in the run" in out and "sts: a new head" in out
     before, after = (runs.open_run(folder)[0] for folder in (run, tmp_path / "next"))
     torch.testing.assert_close(before.heads["sst"].out.weight, after.heads["sst"].out.weight)
-    torch.testing.assert_close(before.bert.layers[0].fc_in.weight,
-                               after.bert.layers[0].fc_in.weight)
+    torch.testing.assert_close(before.bert.layers[0].ffn.fc_in.weight,
+                               after.bert.layers[0].ffn.fc_in.weight)
 
 
 def test_limit_takes_the_first_examples_of_train_and_dev(checkpoint, data, script, tmp_path):

@@ -172,11 +172,11 @@ def test_removed_neurons_equal_neurons_that_give_nothing(bert, tmp_path):
     removed = copy.deepcopy(bert)
     with torch.no_grad():
         for layer, rows in gone.items():
-            bert.layers[layer].fc_out.weight[:, rows] = 0
+            bert.layers[layer].ffn.fc_out.weight[:, rows] = 0
     remove_neurons(removed, gone)
     same(out(removed), out(bert))
     remove_neurons(removed, {0: [45]})                       # as they are now: 47 at first
-    bert.layers[0].fc_out.weight.data[:, 47] = 0
+    bert.layers[0].ffn.fc_out.weight.data[:, 47] = 0
     same(out(removed), out(bert))
     removed.save_pretrained(tmp_path)
     assert torch.equal(out(Bert.from_pretrained(tmp_path)), out(removed))
@@ -280,7 +280,7 @@ def test_neuron_importance_is_brute_force(bert):
     for batch in batches_of([1] * 12, torch.float64):
         bert.zero_grad()
         losses(bert, batch).sum().backward()
-        total += torch.stack([(layer.fc_out.weight * layer.fc_out.weight.grad).sum(0).abs()
+        total += torch.stack([(layer.ffn.fc_out.weight * layer.ffn.fc_out.weight.grad).sum(0).abs()
                               for layer in bert.layers])
         tokens += len(batch.layout)
     raw = importance(bert, batches_of([7, 5], torch.float64),
@@ -506,7 +506,7 @@ def test_what_is_no_plain_matrix_is_not_cut(bert):
     class AdapterLayer(torch.nn.Module):
         pass
 
-    bert.layers[0].attention.query = bert.layers[0].fc_in = AdapterLayer()
+    bert.layers[0].attention.query = bert.layers[0].ffn.fc_in = AdapterLayer()
     for act in (lambda: remove_heads(bert, {0: [1]}), lambda: remove_neurons(bert, {0: [1]})):
         with pytest.raises(UserError, match="is a Adapted, not a plain matrix"):
             act()
@@ -608,7 +608,7 @@ def test_rounds_measure_anew(run, script, tmp_path):
 def test_every_kind_of_budget_is_met(run, script, tmp_path, flags, heads, neurons, layers):
     _, bert, _ = pruned(script, run, tmp_path / "small", *flags)
     assert sum(layer.attention.num_heads for layer in bert.layers) == heads
-    assert sum(layer.fc_in.out_features for layer in bert.layers) == neurons
+    assert sum(layer.ffn.fc_in.out_features for layer in bert.layers) == neurons
     assert len(bert.layers) == layers
 
 

@@ -296,7 +296,7 @@ def test_fisher_weights_are_of_the_loss_the_run_was_trained_with(kind, made):
     place = RunSession(SimpleNamespace(run=made(kind), data=None, limit=None, device="cpu",
                                       precision=None))
     found = place.importance(["fc_out"])[1, "fc_out"]
-    weight, expected = place.model.bert.layers[1].fc_out.weight, torch.zeros(32)
+    weight, expected = place.model.bert.layers[1].ffn.fc_out.weight, torch.zeros(32)
     for task in place.model.heads:
         split = load_split(task, "train", place.data, place.tokenizer, place.settings)
         for rows in (range(0, 16), range(16, 24)):

@@ -1,0 +1,48 @@
+"""The matrices of a layer by name: LoRA adapts them, LASER reduces them, pruning shortens them.
+
+    module_name(bert, 3, "query")                 # "layers.3.attention.query"
+    get_linear(bert, 3, "fc_in")                  # the PackedLinear with that matrix
+    replace_module(bert, "layers.3.ffn.fc_in", new)
+"""
+
+from bert.errors import UserError, check_known
+from bert.model import PackedLinear
+
+MATRICES = {                                                 # name → module of a BertLayer
+    "fc_in": "ffn.fc_in",                                    # Hugging Face: intermediate.dense
+    "fc_out": "ffn.fc_out",                                  # Hugging Face: output.dense
+    "query": "attention.query",
+    "key": "attention.key",
+    "value": "attention.value",
+    "attention_output": "attention.output",                  # Hugging Face: attention.output.dense
+}
+
+
+def module_name(bert, layer, matrix):
+    """The name in `bert` of the module that holds this matrix. UserError if there is none."""
+    check_known(matrix, MATRICES, "matrix", where=f"{layer}:{matrix}")
+    if layer not in range(len(bert.layers)):
+        raise UserError(f"{layer}:{matrix}: there is no layer {layer}; this model has layers 0 to "
+                        f"{len(bert.layers) - 1}")
+    return f"layers.{layer}.{MATRICES[matrix]}"
+
+
+def get_linear(bert, layer, matrix):
+    """The PackedLinear that holds this matrix. UserError if another module has replaced it (an
+    adapter, two factors) or if pruning has emptied it."""
+    found = bert.get_submodule(module_name(bert, layer, matrix))
+    if not isinstance(found, PackedLinear):
+        raise UserError(f"{layer}:{matrix} is a {type(found).__name__}, not a plain matrix; choose "
+                        f"other matrices, merge adapters first (python -m lora merge), or take the "
+                        f"run from which this one was made")
+    if not found.weight.numel():
+        raise UserError(f"{layer}:{matrix} is empty, because all heads or neurons of its layer "
+                        f"were removed; choose another matrix")
+    return found
+
+
+def replace_module(bert, name, module):
+    """Put `module` where bert has the module called `name`, and return it."""
+    parent, _, attribute = name.rpartition(".")
+    setattr(bert.get_submodule(parent), attribute, module)
+    return module
