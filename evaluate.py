@@ -13,13 +13,13 @@ text.
 import json
 from pathlib import Path
 
-import laser
 from bert import UserError
-from common.cli import Parser, run_script
+from common.cli import Parser, add_run_flags, run_script
 from common.device import pick_device
-from multitask import adapters, runs
+from multitask import runs
 from multitask.compare import compare
-from multitask.data import Example, tokenize
+from multitask.course import Example
+from multitask.data import tokenize
 from multitask.evaluation import (
     describe_prediction,
     evaluate,
@@ -64,7 +64,7 @@ def score(args, model, tokenizer, settings, device, autocast):
 
 
 def answer(args, model, tokenizer, settings, device, autocast):
-    """What every fitting task says of one text, or of a pair of texts → {task: {"label", …}}"""
+    """Judge one text, or a pair of texts, by every task that fits → {task: {"label", …}}"""
     texts = (args.text,) if args.pair is None else (args.text, args.pair)
     if not all(text.strip() for text in texts):
         raise UserError("--text or --pair is empty; there is nothing to judge")
@@ -76,9 +76,9 @@ def answer(args, model, tokenizer, settings, device, autocast):
     answers = {task: describe_prediction(task, run_split(model, task, split, device, autocast)[0])
                for task in tasks}
     if not args.json:
-        for task, said in answers.items():
-            number = next(name for name in said if name != "label")
-            print(f"{task}: {said['label']} ({number} {said[number]:.2f})")
+        for task, found in answers.items():
+            number = next(name for name in found if name != "label")
+            print(f"{task}: {found['label']} ({number} {found[number]:.2f})")
     return answers
 
 
@@ -88,7 +88,6 @@ def parse(arguments):
     parser.add_argument("--compare", metavar="RUN", nargs="+", help="put these runs side by side")
     parser.add_argument("--out", metavar="FOLDER", default="runs", help="of --compare's table and "
                         "picture (default: runs)")
-    parser.add_argument("--data", help="folder with the course's files (default: the run's own)")
     parser.add_argument("--split", default="dev", choices=("dev", "test"), help="default: dev")
     parser.add_argument("--tasks", help="only these of the run's tasks, as in sst,sts")
     parser.add_argument("--limit", type=int, help="only the first N rows of each file")
@@ -102,8 +101,7 @@ def parse(arguments):
     parser.add_argument("--laser", help="reduce matrices first: layer:matrix:keep[,…]; see "
                                         "python -m laser")
     parser.add_argument("--json", action="store_true", help="print a JSON object, nothing else")
-    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="default: the run's")
+    add_run_flags(parser, "--data", "--device", "--precision")
     args = parser.parse_args(arguments)
     if (args.run is None) == (args.compare is None):
         raise UserError("name one run to open, or --compare two or more")
@@ -114,14 +112,16 @@ def parse(arguments):
     return args
 
 
-def swap(model, adapter, quiet):
-    """Do what one --adapter says."""
+def swap_adapter(model, adapter, quiet):
+    """Serve a task by the adapter that one --adapter names, "task=folder"."""
+    from lora.binding import swap
+
     task, equals, folder = adapter.partition("=")
     if not equals:
         raise UserError(f"--adapter {adapter!r} is not understood; write task=folder, as in "
                         f"sts=runs/other/adapters/sts")
     chosen_tasks(model, task, "--adapter")
-    has_head = adapters.swap(model, task, folder)
+    has_head = swap(model, task, folder)
     if not quiet:
         whose = "its head" if has_head else "the run's own head"
         print(f"{task}: the adapter in {folder} and {whose}")
@@ -133,8 +133,10 @@ def main(arguments=None):
         return compare(args.compare, Path(args.out))
     model, tokenizer, settings, _ = runs.open_run(args.run)
     for adapter in args.adapter:
-        swap(model, adapter, args.json)
+        swap_adapter(model, adapter, args.json)
     if args.laser is not None:
+        import laser  # only now: most runs are not reduced
+
         laser.apply(model.bert, laser.parse(args.laser))
     device, autocast = pick_device(args.device, args.precision or settings.precision)
     work = score if args.text is None else answer

@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from recipes import ROOT, train_run  # noqa: E402
 
-from multitask.compare import main_scores, mean_and_spread  # noqa: E402
+from multitask.compare import mean_and_spread  # noqa: E402
+from multitask.metrics import main_scores  # noqa: E402
 from multitask.recipes import RECIPES  # noqa: E402
 
 BUDGET = "--limit 4000 --lr 0 --head-lr 1e-3 --warmup 0.1 --pooling cls --precision bf16"

@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from recipes import train_run  # noqa: E402
 
-from multitask.data import checksum, read_course_file  # noqa: E402
+from bert.files import fingerprint as checksum  # noqa: E402
+from multitask.course import read_course_file  # noqa: E402
 from multitask.metrics import summary  # noqa: E402
 from multitask.tasks import TASKS  # noqa: E402
 

@@ -22,8 +22,8 @@ import torch  # noqa: E402
 
 from bert import Bert, Tokenizer  # noqa: E402
 from common.optimization import adamw, parameter_groups  # noqa: E402
+from lora.binding import mixed  # noqa: E402
 from multitask import pcgrad  # noqa: E402
-from multitask.adapters import mixed  # noqa: E402
 from multitask.evaluation import load_split  # noqa: E402
 from multitask.model import build_model  # noqa: E402
 from multitask.sampling import BatchSampler  # noqa: E402

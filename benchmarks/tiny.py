@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_multitask
 from bert import Bert, Tokenizer
 from bert.checkpoint import pretraining_heads
-from multitask.data import read_course_file
+from multitask.course import read_course_file
 from multitask.tasks import TASKS
 from pretraining.__main__ import HeldOut, load_head
 from pretraining.corpus import Corpus

@@ -236,6 +236,7 @@ class Bert(nn.Module):
         """"sdpa" or "eager", in every layer."""
         if name not in ATTENTIONS:
             raise UserError(f"attention {name!r} is unknown; known are {sorted(ATTENTIONS)}")
+        self.attention_name = name
         for layer in self.layers:
             layer.attention.attention_function = ATTENTIONS[name]
 

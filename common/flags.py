@@ -2,7 +2,7 @@
 
     @dataclass
     class Settings:
-        lr: float = setting(1e-3, "highest learning rate", least=0)
+        lr: float = setting(1e-3, "highest learning rate", min=0)
 
         def __post_init__(self):
             check(self)
@@ -17,33 +17,37 @@ from pathlib import Path
 from bert.errors import UserError
 
 
-def setting(default, help, choices=None, min=None, max=math.inf, **metadata):
-    """A field; `least` is allowed, `most` is not. Further metadata is the script's own."""
-    limits = {"help": help, "choices": choices, "min": min, "max": max}
+def setting(default, help, choices=None, min=None, max=math.inf, group="", **metadata):
+    """A field. min ≤ value < max. `group` is the heading in --help. Further metadata is the
+    script's own."""
+    limits = {"help": help, "choices": choices, "min": min, "max": max, "group": group}
     return field(default=default, metadata=limits | metadata)
 
 
 def flag_of(f):
+    """The flag of a field: "--batch-size" of batch_size."""
     return f.metadata.get("flag") or "--" + f.name.replace("_", "-")
 
 
 def check(settings):
-    """UserError where a value is of another type, outside its limits or not among its choices."""
+    """UserError if a value has another type, is outside its limits, or is not among its choices."""
     for f in fields(settings):
         flag, value, limits = flag_of(f), getattr(settings, f.name), f.metadata
         types = (int, float) if f.type is float else f.type
         if not isinstance(value, types) or (isinstance(value, bool) and f.type is not bool):
             raise UserError(f"{flag} is {value!r}; it must be of type {f.type.__name__}")
         if limits["min"] is not None and not limits["min"] <= value < limits["max"]:
-            below = f" and below {limits['most']:g}" if limits["max"] < math.inf else ""
-            raise UserError(f"{flag} is {value}; it must be {limits['least']} or more{below}")
+            below = f" and below {limits['max']:g}" if limits["max"] < math.inf else ""
+            raise UserError(f"{flag} is {value}; it must be {limits['min']} or more{below}")
         if limits["choices"] and value not in limits["choices"]:
             raise UserError(f"{flag} is {value!r}; it must be one of "
                             f"{', '.join(limits['choices'])}")
 
 
 def add_flags(parser, settings_class):
-    """One flag for each field. What is parsed holds only the flags that were given."""
+    """Add one flag for each field, below the heading of its group. The parsed namespace holds only
+    flags that were given."""
+    groups = {"": parser}
     for f in fields(settings_class):
         options = {"dest": f.name, "default": argparse.SUPPRESS, "help": f.metadata["help"]}
         if f.type is bool:
@@ -55,7 +59,10 @@ def add_flags(parser, settings_class):
             if f.default not in ("", 0):
                 default = f"{f.default:g}" if f.type is float else f.default
                 options["help"] += f" (default: {default})"
-        parser.add_argument(flag_of(f), **options)
+        group = f.metadata["group"]
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        groups[group].add_argument(flag_of(f), **options)
 
 
 def command(settings):

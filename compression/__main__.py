@@ -144,7 +144,7 @@ def save(args, session, names, method, ratio):
     for p, weight in compressed.decode().items():
         get_weight(bert, p).data = weight.to(session.device)
     new_scores, predictions, _ = session.evaluate()
-    bert.edits = [*bert.edits, {"kind": "compressed", "method": method, "ratio": ratio,
+    bert.edits = [*bert.edits, {"method": "compression", "kind": "stored", "codec": method, "ratio": ratio,
                                 "matrices": names}]
     runs.save_edited(folder, args.run, session.settings, session.model, session.tokenizer, session.splits,
                      new_scores, predictions, {FILE: compressed.stored})

@@ -114,7 +114,7 @@ def take_out(bert, matrices):
 def left_out(bert):
     """Within this context the matrices that bert.edits says are compressed are left out of the
     model, as in its files."""
-    taken = take_out(bert, [matrix for edit in bert.edits if edit["kind"] == "compressed"
+    taken = take_out(bert, [matrix for edit in bert.edits if edit["method"] == "compression"
                             for matrix in edit["matrices"]])
     try:
         yield
@@ -126,7 +126,7 @@ def left_out(bert):
 
 def rebuild(bert, edit):
     """Before a saved run's weights are loaded."""
-    if edit["method"] not in CODECS or set(edit["matrices"]) - {*MATRICES, EMBEDDINGS}:
+    if edit["codec"] not in CODECS or set(edit["matrices"]) - {*MATRICES, EMBEDDINGS}:
         raise UserError(f"run.json: {edit} is of another version")
     take_out(bert, edit["matrices"])
 
@@ -137,7 +137,7 @@ def restore(bert, edit, folder):
     shapes = {p: getattr(parent, name).weight.shape for p, (parent, name) in spots.items()}
     path = Path(folder) / FILE
     try:
-        decoded = Compressed(edit["method"], edit["ratio"], shapes, read_tensors(path)).decode()
+        decoded = Compressed(edit["codec"], edit["ratio"], shapes, read_tensors(path)).decode()
     except (KeyError, RuntimeError, ValueError) as error:
         if isinstance(error, UserError):
             raise

@@ -67,7 +67,7 @@ def edit_of(bert, stack):
     """run.json's record of the interventions in `stack`: which are dense and which of what rank."""
     found = {f"{i.layer}:{i.matrix}": bert.layers[i.layer].get_submodule(MATRICES[i.matrix])
              for i in stack}
-    return {"kind": "laser", "interventions": format_stack(stack),
+    return {"method": "laser", "kind": "reduced", "interventions": format_stack(stack),
             "ranks": {place: module.down.out_features for place, module in found.items()
                       if isinstance(module, Factored)}}
 

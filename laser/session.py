@@ -13,7 +13,7 @@ from common.device import pick_device
 from compression.stored import get_weight, matrix_places
 from laser.output_cache import fingerprint
 from multitask import runs
-from multitask.data import read_course_file
+from multitask.course import read_course_file
 from multitask.evaluation import evaluate, load_dev, load_split
 from multitask.tasks import TASKS
 from pretraining.__main__ import HeldOut, load_head

@@ -15,8 +15,6 @@ import lora
 from bert import UserError
 from common.cli import Parser, run_script
 from multitask.model import chosen_tasks
-from multitask.runs import derive_run
-from multitask.settings import adapter_fields
 
 
 def tasks_to_keep(model, task):

@@ -1,4 +1,11 @@
-"""What several tasks need: data, the Task table, heads, the model, runs."""
+"""Several tasks on one BERT.
+
+data       course.py  glue.py  data.py  tasks.py  metrics.py         files → examples → batches
+model      poolings.py  heads.py  model.py                           encoder → vector → outputs
+training   losses.py  sampling.py  pcgrad.py  schedule.py  distributed.py
+runs       settings.py  methods.py  recipes.py  runs.py  session.py  evaluation.py  compare.py
+           report.py
+"""
 
 from multitask.glue import GLUE
 from multitask.tasks import TASKS

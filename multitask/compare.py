@@ -1,14 +1,16 @@
 """Saved runs side by side, beside what the papers printed: a table as text and as Markdown, and a
 picture."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 from bert import UserError
 from bert.files import atomic_write
+from common.plots import new_figure, save_figure
+from common.tables import markdown_table, text_table
+from multitask.metrics import main_scores
 from multitask.recipes import RECIPES
-from multitask.runs import read_fields
+from multitask.runs import RESUME, read_fields, read_scores
 from multitask.settings import Settings
 from multitask.tasks import TASKS
 
@@ -30,8 +32,7 @@ def read_rows(folders):
     for folder in map(Path, folders):
         record = read_fields(folder, ("settings", "recipe", "complete", "times", "parameters"))
         if not record["complete"]:
-            raise UserError(f"{folder} is not complete; python train_multitask.py --resume "
-                            f"{folder} goes on with it")
+            raise UserError(f"{folder} is not complete; {RESUME} {folder} goes on with it")
         same = repr(sorted((name, value) for name, value in record["settings"].items()
                            if name not in ("seed", "out", "overwrite", "device")
                            and value != getattr(Settings, name, None)))
@@ -39,18 +40,11 @@ def read_rows(folders):
     rows = []
     for (recipe, _), members in groups.items():
         rows.append(Row(recipe or members[0][0].name,
-                        [main_scores(folder) for folder, _ in members],
+                        [main_scores(read_scores(folder)) for folder, _ in members],
                         members[0][1]["parameters"],
                         [record["times"]["train_seconds"] / 60 for _, record in members],
                         RECIPES[recipe].published if recipe in RECIPES else {}))
     return rows
-
-
-def main_scores(folder):
-    """{task: its first metric, "overall": …, "mean": …} of a run's dev sets"""
-    scores = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return {name: next(iter(value.values())) if isinstance(value, dict) else value
-            for name, value in scores.items()}
 
 
 def mean_and_spread(values):
@@ -84,25 +78,10 @@ def cells(rows):
         for row in rows]
 
 
-def text_table(rows):
-    table = cells(rows)
-    widths = [max(map(len, column)) for column in zip(*table)]
-    return "\n".join("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width)
-                               for i, (cell, width) in enumerate(zip(line, widths)))
-                     for line in table)
-
-
-def markdown_table(rows):
-    header, *lines = cells(rows)
-    return "".join(f"| {' | '.join(line)} |\n" for line in [header, ["---"] * len(header), *lines])
-
-
 def draw(rows, path):
     """Each score as a point for every run, the papers' as a ring."""
-    from matplotlib.figure import Figure  # slow to import, needed once
-
     names = score_names(rows)
-    figure = Figure(figsize=(3 * max(len(names), 2), 1.2 + 0.3 * len(rows)), layout="constrained")
+    figure = new_figure(3 * max(len(names), 2), 1.2 + 0.3 * len(rows))
     for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names):
         for place, row in enumerate(rows):
             points = [s[name] for s in row.scores if name in s]
@@ -113,8 +92,7 @@ def draw(rows, path):
         axes.grid(alpha=0.3)
     figure.supxlabel("● measured, a point a seed    ○ as the paper printed it", fontsize="small")
     figure.axes[0].invert_yaxis()
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=120)
+    save_figure(figure, path)
 
 
 def compare(folders, to):
@@ -122,6 +100,7 @@ def compare(folders, to):
     rows = read_rows(folders)
     draw(rows, to / "comparison.png")
     with atomic_write(to / "comparison.md") as file:
-        file.write(markdown_table(rows).encode())
-    print(f"{text_table(rows)}\n\n±: half the range over the seeds. Measured, and Alappat's and "
-          f"B's: dev sets; Fuest & Tacke's: test sets.\n{to / 'comparison.md'}   {to / 'comparison.png'}")
+        file.write(markdown_table(cells(rows)).encode())
+    print(f"{text_table(cells(rows))}\n\n±: half the range over the seeds. Measured, and Alappat's "
+          f"and Wang et al.'s: dev sets; Fuest & Tacke's: test sets.\n{to / 'comparison.md'}   "
+          f"{to / 'comparison.png'}")

@@ -7,7 +7,8 @@ import torch
 from bert import UserError
 from bert.files import atomic_write
 from common.log import progress_bar
-from multitask.data import find_file, tokenize
+from multitask.course import find_file
+from multitask.data import tokenize
 from multitask.metrics import summary
 from multitask.tasks import TASKS
 

@@ -13,16 +13,28 @@ Left out: the diagnostic set AX, and scores for test files, whose labels are not
 
 from functools import partial
 
-from multitask.data import read_glue_file
+from bert.files import read_utf8
+from multitask.course import parse_examples
+from multitask.losses import cosine_error, cross_entropy, squared_error
 from multitask.metrics import accuracy, f1, matthews, pearson, spearman
-from multitask.tasks import (
-    Task,
-    cosine_error,
-    cross_entropy,
-    identity,
-    most_likely,
-    squared_error,
-)
+from multitask.tasks import Task, identity, most_likely
+
+
+def read_glue_file(path, task, strict_rows=False, columns=None):
+    """The examples of one file of GLUE: without quotes, with labels that may be words. An example's
+    id is its `index` or `id`, or else its number in the file. `columns` names the columns of a file
+    without a header."""
+    lines = [line.rstrip("\r").split("\t") for line in read_utf8(path).split("\n")]
+    rows = [(number, row) for number, row in enumerate(lines, start=1) if any(row)]
+    if columns and rows and "index" not in rows[0][1]:       # CoLA's test file has a header
+        rows.insert(0, (0, columns))
+    header = rows[0][1] if rows else ()
+    if task.nullable_columns:                                # as QQP's rows that were cut short
+        rows = [(number, [*row, *[""] * (len(header) - len(row))]) for number, row in rows]
+    number = next((name for name in ("index", "id") if name in header), None)
+    test = task.label not in header                          # every row of it is to be answered
+    return parse_examples(path, iter(rows), task, strict_rows, number, complete=test)
+
 
 SUFFIX = {"matched": "-m", "mismatched": "-mm", "": ""}      # of the benchmark's file names
 
@@ -30,9 +42,11 @@ SUFFIX = {"matched": "-m", "mismatched": "-mm", "": ""}      # of the benchmark'
 def write(row, task, split, ids, predicted, name):
     """→ name and text of a prediction file: RTE.tsv, or of a dev set dev-RTE.tsv."""
     kind, _, which = split.partition("_")
-    said = [row.label_names[int(p)] if row.string_labels else min(max(p, 0), row.max_label) if row.is_regression
-            else int(p) for p in predicted]                  # the benchmark takes scores of 0 to 5
-    lines = ["index\tprediction\n"] + [f"{i}\t{answer}\n" for i, answer in zip(ids, said)]
+    if row.is_regression:
+        answers = [min(max(p, 0), row.max_label) for p in predicted]     # scores of 0 to 5
+    else:
+        answers = [row.label_names[int(p)] if row.string_labels else int(p) for p in predicted]
+    lines = ["index\tprediction\n"] + [f"{i}\t{answer}\n" for i, answer in zip(ids, answers)]
     return f"{'' if kind == 'test' else kind + '-'}{name}{SUFFIX[which]}.tsv", "".join(lines)
 
 
@@ -41,8 +55,8 @@ def row(name, columns, label, label_names, dev_sets=("dev",), **more):
     test_sets = tuple(split.replace("dev", "test") for split in dev_sets)
     return Task(
         files={split: f"{name}/{split}.tsv" for split in ("train", *dev_sets, *test_sets)},
-        columns=columns, label=label, label_names=label_names, dev_sets=dev_sets, test_sets=test_sets,
-        write=partial(write, name=name),
+        columns=columns, label=label, label_names=label_names, dev_sets=dev_sets,
+        test_sets=test_sets, write=partial(write, name=name),
         **{"outputs": len(label_names), "loss": cross_entropy, "predict": most_likely,
            "metrics": {"accuracy": accuracy}, "read_examples": read_glue_file} | more)
 

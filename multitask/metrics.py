@@ -38,16 +38,23 @@ def matthews(predictions, labels):
     return pearson(predictions, labels)
 
 
+def main_scores(scores):
+    """Scores as in metrics.json → {task: its first metric, "overall": …, "mean": …}."""
+    return {name: next(iter(value.values())) if isinstance(value, dict) else value
+            for name, value in scores.items()}
+
+
 def summary(scores):
     """{task: {metric: value}} → the same with `mean`, the plain mean of every task's first metric,
-    and, when the course's three tasks are there, `overall` = (sst + para + (sts + 1)/2)/3."""
-    main = {task: next(iter(metrics.values())) for task, metrics in scores.items()}
-    totals = {}
+    and, if the course's three tasks are among them, `overall` = (sst + para + (sts + 1)/2)/3."""
+    main, totals = main_scores(scores), {}
     if set(COURSE) <= set(main):
         totals["overall"] = (main["sst"] + main["para"] + (main["sts"] + 1) / 2) / 3
     return {**scores, **totals, "mean": sum(main.values()) / len(main)}
 
 
 def choose_by(scores):
-    """The one number by which the best epoch is chosen: overall, or else the mean."""
-    return scores.get("overall", scores["mean"])
+    """The number by which the best epoch is chosen: `overall` if the course's tasks are all there
+    is, else `mean`, in which every task counts."""
+    tasks = {name for name, value in scores.items() if isinstance(value, dict)}
+    return scores["overall" if tasks == set(COURSE) else "mean"]

@@ -1,4 +1,4 @@
-"""One encoder for all tasks, or one for each, and a head for each task."""
+"""One encoder for all tasks, or one for each; for each task a pooling and a head."""
 
 import copy
 
@@ -6,31 +6,31 @@ import torch
 from torch import nn
 
 from bert import UserError
-from bert.errors import did_you_mean
-from multitask.adapters import SHARED, adapter_by_task
+from bert.errors import check_known
 from multitask.heads import HEADS
+from multitask.poolings import POOLINGS
+from multitask.settings import SHARED
 from multitask.tasks import TASKS
-
-POOLINGS = ("cls", "pooler", "mean")
 
 
 class MultitaskModel(nn.Module):
-    """`encoders` is {"shared": bert} or {task: bert}, `heads` {task: module}; `read` says what is
-    read of the encoder: the last layer at [CLS], BERT's pooler on top of it, or the mean of all
-    tokens. A pair is one vector if encoded jointly, or two. `adapters` is {task: the adapter of
-    lora/ that serves it}, or empty.
+    """`encoders` is {"shared": bert} or {task: bert}, `heads` {task: module}, `pooling` a name of
+    POOLINGS. A pair is one vector if encoded jointly, or two. `adapters` is {task: the adapter that
+    serves it}, or empty.
 
-    A further module made in __init__, and used in read_out, say, is trained at the heads' learning
-    rate, saved and opened with them. One module for each task: an nn.ModuleDict by task, as `heads`
-    is."""
+    Another module made in __init__ is trained at the heads' learning rate, saved, and opened with
+    them. An nn.ModuleDict by task, as `heads` is, has one module for each task."""
 
     def __init__(self, encoders, heads, pairs="joint", pooling="cls", adapters=()):
         super().__init__()
+        if pooling == "pooler":
+            for bert in encoders.values():
+                bert.check_pooler()
+        width = next(iter(encoders.values())).config.hidden_size
         self.encoders, self.heads = nn.ModuleDict(encoders), nn.ModuleDict(heads)
+        self.poolings = nn.ModuleDict({task: POOLINGS[pooling](width) for task in heads})
         self.pairs, self.pooling = pairs, pooling
         self.adapters = dict(adapters)
-        for bert in encoders.values() if pooling == "pooler" else ():
-            bert.check_pooler()
 
     @property
     def bert(self):
@@ -62,29 +62,30 @@ class MultitaskModel(nn.Module):
             return batch
         return batch.with_adapters([(self.adapters.get(task), batch.layout.batch)])
 
-    def vectors(self, task, batch):
-        """[sequences, H]: one vector a sequence. The last layer computes only what is read here."""
+    def forward(self, task, batch, inputs_embeds=None):
+        """→ the task's outputs [B, outputs], in float32. inputs_embeds [sequences, tokens, H] takes
+        the place of the batch's word embeddings."""
+        return self.apply_head(task, self.vectors(task, batch, inputs_embeds))
+
+    def vectors(self, task, batch, inputs_embeds=None):
+        """→ [sequences, H], one vector a sequence. The last layer computes only the rows that the
+        task's pooling needs."""
         bert, batch = self.encoder(task), self.with_adapter(task, batch)
-        hidden, layout = bert.embed(batch.input_ids, batch.layout, batch.token_type_ids)
-        hidden = bert.encode(hidden, layout, output_rows=self.pooled_rows(batch))
-        return self.pool(bert, hidden, layout)
+        input_ids = batch.input_ids if inputs_embeds is None else None
+        hidden, layout = bert.embed(input_ids, batch.layout, batch.token_type_ids, inputs_embeds)
+        hidden = bert.encode(hidden, layout, output_rows=self.pooled_rows(task, batch))
+        return self.pool(task, hidden, layout)
 
-    def pooled_rows(self, batch):
-        """The selection of the last layer's rows that read_out needs; None: all of them."""
-        return None if self.pooling == "mean" else batch.cls_rows
+    def pooled_rows(self, task, batch):
+        """The selection of the last layer's rows that the task's pooling needs; None: all rows."""
+        return None if self.poolings[task].all_rows else batch.cls_rows
 
-    def pool(self, bert, hidden, layout):
-        """The last layer's rows_read → [sequences, H]"""
-        if self.pooling == "mean":
-            return layout.pad(hidden).sum(dim=1) / layout.mask.sum(dim=1, keepdim=True)
-        return bert.pool(hidden) if self.pooling == "pooler" else hidden
-
-    def forward(self, task, batch):
-        """→ the task's outputs [B, outputs], in float32."""
-        return self.apply_head(task, self.vectors(task, batch))
+    def pool(self, task, hidden, layout):
+        """The last layer's pooled_rows → [sequences, H]"""
+        return self.poolings[task](self.encoder(task), hidden, layout)
 
     def apply_head(self, task, vectors):
-        """What the task's head makes of the encoder's vectors [sequences, H], in float32."""
+        """vectors [sequences, H] → the task's outputs [B, outputs], in float32."""
         separate = TASKS[task].pair and self.pairs == "separate"
         with torch.autocast(vectors.device.type, enabled=False):
             vectors = vectors.float()
@@ -95,9 +96,7 @@ def chosen_tasks(model, text, flag="--tasks"):
     """"sst,sts" → ["sst", "sts"], of the tasks that the model has; no text: all of them."""
     names = text.replace(" ", "").split(",") if text else list(model.heads)
     for name in names:
-        if name not in model.heads:
-            raise UserError(f"{flag}: the run has no task {name!r}"
-                            f"{did_you_mean(name, model.heads)}; it has {', '.join(model.heads)}")
+        check_known(name, model.heads, "task of the run", where=flag)
     return names
 
 
@@ -109,8 +108,8 @@ def build_model(bert, settings):
 
 
 def model_from(saved, settings):
-    """What the settings say, made of a saved run's model: its encoder or encoders, and every head
-    and further module of it that reads the same and has the same shapes."""
+    """The model that the settings describe, made of a saved run's model: its encoder or encoders,
+    and every head and further module of it that reads the same vectors and has the same shapes."""
     lacking = [task for task in settings.task_names if task not in saved.encoders]
     if SHARED in saved.encoders:
         model = build_model(saved.bert, settings)
@@ -125,14 +124,9 @@ def model_from(saved, settings):
         model = with_heads({task: saved.encoders[task] for task in settings.task_names}, settings)
     for bert in model.encoders.values():
         bert.use_attention(settings.attention)
-    old, new = {}, {}
-    for source, parts in ((saved, old), (model, new)):
-        for name, tensor in source.state_dict().items():
-            if not name.startswith("encoders."):
-                parts.setdefault(source.part(name)[0], {})[name] = tensor
+    old, new = _parts(saved), _parts(model)
     for part, tensors in new.items():
-        before = old.get(part, {})
-        task = model.part(next(iter(tensors)))[1]
+        before, task = old.get(part, {}), model.part(next(iter(tensors)))[1]
         single = task is not None and not TASKS[task].pair
         fits = (saved.pooling == model.pooling and (single or saved.pairs == model.pairs) and
                 {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in tensors.items()})
@@ -144,19 +138,30 @@ def model_from(saved, settings):
     return model
 
 
+def _parts(model):
+    """{part of the model beside the encoders: {name: tensor}}"""
+    found = {}
+    for name, tensor in model.state_dict().items():
+        if not name.startswith("encoders."):
+            found.setdefault(model.part(name)[0], {})[name] = tensor
+    return found
+
+
 def with_heads(encoders, settings):
     """{"shared": bert} or {task: bert} with a new head for each task."""
-    width = next(iter(encoders.values())).config.hidden_size
-    heads = {task: build_head(task, kind, width, settings.pairs, settings.head_dropout)
+    first = next(iter(encoders.values()))
+    heads = {task: build_head(task, kind, first.config.hidden_size, settings.pairs,
+                              settings.head_dropout)
              for task, kind in settings.head_kinds.items()}
-    return MultitaskModel(encoders, heads, settings.pairs, settings.pooling,
-                          adapter_by_task(next(iter(encoders.values()))))
+    adapters = {task: name for edit in first.edits
+                for task, name in edit.get("adapters", {}).items()}
+    return MultitaskModel(encoders, heads, settings.pairs, settings.pooling, adapters)
 
 
 def build_head(task, kind, width, pairs, dropout):
-    """A new head of this kind for a task; UserError where they do not fit. The bias of a graded
-    task's starts in the middle of the labels: else the first steps, which only move it there, have
-    by far the largest gradients of all tasks."""
+    """A new head of this kind for a task; UserError where they do not fit. The bias of a regression
+    starts in the middle of the labels: otherwise the first steps, which only move it there, have by
+    far the largest gradients of all tasks."""
     if kind not in TASKS[task].heads:
         raise UserError(f"{task} has no {kind!r} head; it may have {', '.join(TASKS[task].heads)}")
     vectors = 2 if TASKS[task].pair and pairs == "separate" else 1

@@ -29,22 +29,20 @@ def draw_orders(tasks, seed, step):
             for i in range(tasks)]
 
 
-def pcgrad(gradients, orders, per_weight=False, mean=False, reuse=False):
+def pcgrad(gradients, orders, per_tensor=False, reuse=False):
     """gradients[task][tensor] (None where a task does not reach a tensor) → the combined gradient
-    of each tensor (None where no task reaches it), and the products [tensors, T, T]. The gradients
-    are one vector a task, or with `per_weight` every tensor is a vector for itself. `mean` divides
-    by the number of tasks; with `reuse` the given gradients' memory holds the result."""
+    of each tensor (None where no task reaches it), and the products [tensors, T, T]. A task's
+    gradient is one vector, or with `per_tensor` one vector for each tensor. With `reuse` the result
+    overwrites the given gradients."""
     grams = gram_matrices(gradients)
     whole = coefficients(grams.sum(dim=0).tolist(), orders)
-    combined = []
-    for own, gram in zip(zip(*gradients), grams):
-        weights = coefficients(gram.tolist(), orders) if per_weight else whole
-        combined.append(combine(own, [c / len(own) for c in weights] if mean else weights, reuse))
+    combined = [combine(own, coefficients(gram.tolist(), orders) if per_tensor else whole, reuse)
+                for own, gram in zip(zip(*gradients), grams)]
     return combined, grams
 
 
 def pop_grads(parameters):
-    """→ [gradient or None] of parameters, which then have none: the next task starts afresh."""
+    """Remove the parameters' gradients and return them, [gradient or None]."""
     gradients = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
@@ -57,7 +55,7 @@ def set_grads(parameters, gradients):
 
 
 def log_conflicts(log, grams, tasks):
-    """Into the log: the cosine of each two tasks' gradients, and whether they are in conflict."""
+    """Log the cosine of each two tasks' gradients, and whether they conflict (cosine < 0)."""
     for pair, cosine in cosines(grams, tasks).items():
         log.add("cosine", pair, cosine)
         log.add("conflict", pair, float(cosine < 0))
@@ -116,3 +114,18 @@ def cosines(grams, names):
     pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
     return {f"{names[i]}·{names[j]}":
             (gram[i, j] / math.sqrt(gram[i, i] * gram[j, j] or 1.0)).item() for i, j in pairs}
+
+
+# name → (gradients[task][tensor], seed, step) → the combined gradient of each tensor, the products
+
+def whole_gradient(gradients, seed, step):
+    """PCGrad on each task's whole gradient."""
+    return pcgrad(gradients, draw_orders(len(gradients), seed, step), reuse=True)
+
+
+def each_tensor(gradients, seed, step):
+    """PCGrad on each tensor by itself."""
+    return pcgrad(gradients, draw_orders(len(gradients), seed, step), per_tensor=True, reuse=True)
+
+
+SURGERY = {"pcgrad": whole_gradient, "pcgrad-tensor": each_tensor}

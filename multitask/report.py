@@ -1,56 +1,68 @@
 """What a person looks at when a run has ended: the table of scores and the picture of its
 curves."""
 
-from common.plots import draw_curves as draw_panels
+from common.plots import draw_curves
+from common.tables import text_table
+from multitask.metrics import main_scores
+from multitask.runs import read_scores
+from multitask.settings import SHARED
 
 
 def score_table(scores, title="dev"):
     """{task: {metric: value}, "overall": …, "mean": …} as lines of text."""
-    rows = []
-    for task, metrics in scores.items():
-        if isinstance(metrics, dict):
-            rows += [(task, metric, value) for metric, value in metrics.items()]
-        else:
-            rows.append(("", task, metrics))
-    width = max(len(metric) for _, metric, _ in rows)
-    lines = [f"{'task':7} {'metric':{width}} {title:>7}"]
-    lines += [f"{task:7} {metric:{width}} {value:7.3f}" for task, metric, value in rows]
-    return "\n".join(lines)
+    rows = [["task", "metric", title]]
+    for name, value in scores.items():
+        metrics = value if isinstance(value, dict) else {name: value}
+        rows += [[name if isinstance(value, dict) else "", metric, f"{number:.3f}"]
+                 for metric, number in metrics.items()]
+    return text_table(rows, left=2)
 
 
-def score_line(epoch, scores, improved_tasks):
-    """The scores of one evaluation in one line; `better`: the tasks whose model is kept."""
-    shown = [f"{name} {next(iter(s.values())) if isinstance(s, dict) else s:.3f}"
-             for name, s in scores.items()]
-    tasks = {name for name, s in scores.items() if isinstance(s, dict)}
-    which = "" if set(improved_tasks) == tasks else ": " + ", ".join(improved_tasks)
-    return f"epoch {epoch:.4g}:  " + "  ".join(shown) + f"  (best so far{which})" * bool(improved_tasks)
+def score_line(epoch, scores, improved):
+    """The scores of one evaluation in one line; `improved`: the tasks whose model is kept."""
+    shown = [f"{name} {value:.3f}" for name, value in main_scores(scores).items()]
+    tasks = {name for name, value in scores.items() if isinstance(value, dict)}
+    which = "" if set(improved) == tasks else ": " + ", ".join(improved)
+    return f"epoch {epoch:.4g}:  " + "  ".join(shown) + f"  (best so far{which})" * bool(improved)
 
 
-def draw_curves(lines, path):
-    """Losses, dev scores and, of gradient surgery, conflicts over the steps of log.jsonl's lines,
-    as a picture."""
+def final_report(folder, record):
+    """The final table and what to do next."""
+    best = ", ".join(f"step {step:,}" + (f" ({group})" if group != SHARED else "")
+                     for group, step in record["best_step"].items())
+    return (f"\n{score_table(read_scores(folder))}\n\nbest of the run: {best}; "
+            f"{record['times']['train_seconds'] / 60:.1f} minutes in all\n"
+            f"run: {folder}   curves: {folder / 'curves.png'}\n"
+            f"next: python evaluate.py {folder} --split test")
+
+
+def draw_training(lines, path):
+    """Draw the lines of log.jsonl: losses, dev scores and, of gradient surgery, the cosines of each
+    two tasks' gradients with their share of conflicts."""
     losses, scores, cosines = {}, {}, {}
-    pairs = {pair for line in lines for pair in line.get("cosine", ())}
-    conflicts = {pair: share_of(lines, pair) for pair in pairs}
     for line in lines:
-        for task, loss in line.get("loss", {}).items():
-            losses.setdefault(task, []).append((line["step"], loss))
+        step = line["step"]
+        for name, terms in line.items():                     # "loss", and further losses
+            if isinstance(terms, dict) and name not in ("dev", "cosine", "conflict"):
+                for task, value in terms.items():
+                    curve = task if name == "loss" else f"{name}, {task}"
+                    losses.setdefault(curve, []).append((step, value))
         for pair, cosine in line.get("cosine", {}).items():
-            cosines.setdefault(f"{pair}: {conflicts[pair]:.0%} in conflict", []).append(
-                (line["step"], cosine))
-        for name, score in line.get("dev", {}).items():
-            if isinstance(score, dict):                      # a task's metrics: the first counts
-                metric, score = next(iter(score.items()))
+            cosines.setdefault(pair, []).append((step, cosine))
+        for name, value in line.get("dev", {}).items():
+            if isinstance(value, dict):                      # a task's metrics: the first counts
+                metric, value = next(iter(value.items()))
                 name = f"{name} {metric}"
-            scores.setdefault(name, []).append((line["step"], score))
+            scores.setdefault(name, []).append((step, value))
     panels = [("training loss of each task", losses), ("dev scores", scores)]
     if cosines:
-        panels.append(("cosine of the tasks' gradients", cosines))
-    draw_panels(panels, path)
+        panels.append(("cosine of the tasks' gradients", {
+            f"{pair}: {conflict_share(lines, pair):.0%} in conflict": points
+            for pair, points in cosines.items()}))
+    draw_curves(panels, path)
 
 
-def share_of(lines, pair):
+def conflict_share(lines, pair):
     """The fraction of steps in which these two tasks' gradients were in conflict."""
     conflicts = [line["conflict"][pair] for line in lines if pair in line.get("conflict", {})]
     return sum(conflicts) / len(conflicts)

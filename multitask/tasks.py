@@ -1,33 +1,15 @@
 """The table of tasks. To add a task, add a row.
 
 A row says where the examples are, what goes in, what comes out and how it is scored. Outputs of a
-task's head are [B, outputs]; labels are floats from 0 to `highest`.
+task's head are [B, outputs]; labels are floats from 0 to `max_label`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch.nn.functional as F
-
-from multitask.data import read_course_file
+from multitask.course import read_course_file, write_course_file
+from multitask.losses import binary_cross_entropy, cosine_error, cross_entropy, squared_error
 from multitask.metrics import accuracy, pearson
-
-
-def cross_entropy(outputs, labels):
-    return F.cross_entropy(outputs, labels.long())
-
-
-def binary_cross_entropy(outputs, labels):
-    return F.binary_cross_entropy_with_logits(outputs.squeeze(1), labels)
-
-
-def squared_error(outputs, labels):
-    return F.mse_loss(outputs.squeeze(1), labels)
-
-
-def cosine_error(outputs, labels):
-    """(cos − y/5)², where outputs are 5·cos (Fuest & Tacke)."""
-    return squared_error(outputs / 5, labels / 5)
 
 
 def most_likely(outputs):
@@ -42,32 +24,26 @@ def identity(outputs):
     return outputs.squeeze(1)
 
 
-def write_course_file(row, task, split, ids, predicted):
-    """→ name and text of the course's prediction file, to the letter (spaces and spelling too)."""
-    lines = [f"id \t {row.header} \n"] + [f"{i} , {p} \n" for i, p in zip(ids, predicted)]
-    return f"{task}-{split}-output.csv", "".join(lines)
-
-
 @dataclass(frozen=True)
 class Task:
     files: dict                                        # split → file name
     columns: tuple                                     # of the text, or of both texts of a pair
     label: str                                         # the label's column
-    label_names: tuple                                       # what the labels 0, 1, 2, … mean
+    label_names: tuple                                 # what the labels 0, 1, 2, … mean
     outputs: int                                       # how many numbers the head gives
     loss: Callable                                     # (outputs [B, outputs], labels [B]) → scalar
     predict: Callable                                  # outputs [B, outputs] → predictions [B]
     metrics: dict                                      # name → function; the first one is the score
     header: str = ""                                   # of the prediction file's second column
-    is_regression: bool = False                               # labels may lie between whole numbers
-    string_labels: bool = False                             # the files' labels are words, not numbers
+    is_regression: bool = False                        # labels may lie between whole numbers
+    string_labels: bool = False                        # the files hold label_names, not numbers
     other_losses: dict = field(default_factory=dict)   # name → function, what --loss may choose
     heads: tuple = ("linear", "mlp")                   # kinds that fit, the default first
-    nullable_columns: tuple = ()                               # columns that may be empty in a few rows
+    nullable_columns: tuple = ()                       # columns that may be empty in a few rows
     dev_sets: tuple = ("dev",)                         # scored in training; the first one counts
     test_sets: tuple = ("test",)
-    read_examples: Callable = field(default=read_course_file)   # (path, task, strict_rows) → [Example]
-    write: Callable = field(default=write_course_file)   # a prediction file
+    read_examples: Callable = read_course_file         # (path, task, strict_rows) → [Example]
+    write: Callable = write_course_file                # makes a prediction file
 
     @property
     def max_label(self):

@@ -21,8 +21,8 @@ from bert.errors import did_you_mean
 from common.cli import Parser, run_script
 from common.device import pick_device
 from multitask import runs
-from multitask.adapters import SHARED
 from multitask.model import chosen_tasks
+from multitask.settings import SHARED
 from pruning.gates import original_count
 from pruning.measure import across_tasks, measure, of_all_tasks, scored
 from pruning.plots import draw_heat_maps, in_text, write_csv

@@ -42,11 +42,11 @@ def keep_heads(model, tokenizer, settings, device, edits=()):
 def lora_ranks(model, tokenizer, settings, device, edits=()):
     """→ {(layer, matrix): rank}: --lora-top in the third of the layers whose heads matter most, or
     the ranks of an adapter of the run that goes on."""
-    going_on = [name for name in settings.units if name in lora.adapter_names(model.bert)]
+    going_on = [name for name in settings.training_groups if name in lora.adapter_names(model.bert)]
     if going_on:
         modules = lora.matrices(model.bert, going_on[0])
         return {where: module.rank for where, module in modules.items()}
-    before = [edit for edit in edits if edit["kind"] == "lora"]
+    before = [edit for edit in edits if edit["method"] == "lora"]
     if before:
         return {(n, matrix): rank for n, matrix, rank in before[-1]["ranks"]}
     raw = measure(model.to(device), tokenizer, settings, settings.task_names, device)

@@ -118,7 +118,7 @@ def remove_layers(bert, layers):
 
 def _finish(bert, config, **edit):
     bert.config = config
-    bert.edits = [*bert.edits, edit]
+    bert.edits = [*bert.edits, {"method": "pruning", **edit}]
     for number, layer in enumerate(bert.layers):
         layer.attention.set_masked_heads(config, config.masked_heads.get(number, ()))
 

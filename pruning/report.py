@@ -10,7 +10,7 @@ import torch
 
 from bert.files import atomic_write
 from common.device import peak_memory, pick_device
-from multitask import adapters, runs
+from multitask import methods, runs
 from multitask.evaluation import load_split, run_split
 from multitask.recipes import RECIPES
 from multitask.tasks import TASKS
@@ -41,7 +41,7 @@ def measure_run(folder, device_name="auto"):
     found |= {"parameters": sum(p.numel() for p in model.encoders.parameters()),
               "trained": record.get("parameters", {}).get("trained"),
               "file bytes": sum(file.stat().st_size for file in (
-                  *folder.glob("model/**/*.safetensors"), *adapters.weight_files(folder),
+                  *folder.glob("model/**/*.safetensors"), *methods.weight_files(record["edits"], folder),
                   folder / "heads.safetensors")),
               "peak bytes, training": record.get("peak_bytes"),
               "training seconds": record["times"].get("train_seconds")}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import evaluate
 import train_multitask
-from multitask.data import read_course_file
+from multitask.course import read_course_file
 from multitask.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent

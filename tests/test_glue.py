@@ -9,7 +9,7 @@ from scipy import stats
 import evaluate
 import train_multitask
 from bert import UserError
-from multitask.data import find_file
+from multitask.course import find_file
 from multitask.evaluation import read_split
 from multitask.glue import GLUE
 from multitask.metrics import f1, matthews, spearman

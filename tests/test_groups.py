@@ -17,11 +17,14 @@ import multitask.model
 import train_multitask
 from bert import Bert, BertConfig, Tokenizer, UserError
 from bert.files import read_tensors
-from multitask import adapters, runs
-from multitask.data import Example, tokenize
+from lora.binding import NEEDS
+from lora import binding as adapters  # noqa: I001
+from multitask import runs
+from multitask.course import Example
+from multitask.data import tokenize
 from multitask.evaluation import read_split
 from multitask.model import MultitaskModel, build_model
-from multitask.settings import NEEDS, Settings
+from multitask.settings import Settings
 
 CPU = torch.device("cpu")
 PAIRS = [Example(str(n), (f"the {a} is {b} .", f"a {a} was {b} and {b} ."), float(n))

@@ -29,7 +29,8 @@ from laser.reduce import Decomposition, keep_largest, keep_random, low_rank, ran
 from laser.search import SEARCHES, StackScorer
 from laser.shared_prefix import SharedPrefixEvaluator
 from multitask import runs
-from multitask.data import Example, tokenize
+from multitask.course import Example
+from multitask.data import tokenize
 from multitask.evaluation import load_split, run_split
 from multitask.model import build_model
 from multitask.settings import Settings

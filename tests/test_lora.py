@@ -22,8 +22,10 @@ from lora.accounting import count, dense, table
 from lora.files import base_checksum
 from lora.layers import AdaptedLayerNorm
 from lora.xs import singular_factors
-from multitask import adapters, runs
-from multitask.data import Example, tokenize
+from lora import binding as adapters  # noqa: I001
+from multitask import runs
+from multitask.course import Example
+from multitask.data import tokenize
 from multitask.evaluation import load_dev, run_split
 from multitask.model import build_model
 from multitask.settings import Settings

@@ -12,7 +12,8 @@ import train_multitask
 from bert import Bert, UserError
 from common.flags import command
 from common.optimization import adamw, parameter_groups, warmup_then_decay
-from multitask import adapters, runs
+from lora import binding as adapters  # noqa: I001
+from multitask import runs
 from multitask.heads import ReLUCosine
 from multitask.model import build_head, build_model
 from multitask.recipes import RECIPES

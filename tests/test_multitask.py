@@ -17,7 +17,8 @@ from bert import Bert, Tokenizer, UserError
 from common.flags import command
 from common.optimization import adamw, parameter_groups, warmup_then_decay
 from multitask import runs
-from multitask.data import Example, tokenize
+from multitask.course import Example
+from multitask.data import tokenize
 from multitask.evaluation import describe_prediction, run_split
 from multitask.heads import Cosine
 from multitask.metrics import accuracy, pearson, summary

@@ -19,7 +19,8 @@ from common.optimization import adamw, parameter_groups
 from lora import LoRALinear, accounting
 from lora.targets import adapter_layers
 from multitask import runs
-from multitask.data import Batch, Example, tokenize
+from multitask.course import Example
+from multitask.data import Batch, tokenize
 from multitask.model import MultitaskModel, build_head
 from multitask.tasks import TASKS
 from pruning import __main__ as pruning

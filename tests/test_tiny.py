@@ -11,7 +11,7 @@ import train_multitask
 from bert import Bert, Tokenizer
 from bert.checkpoint import pretraining_heads
 from bert.files import TINY
-from multitask.data import read_course_file
+from multitask.course import read_course_file
 from multitask.tasks import TASKS
 from pretraining.__main__ import HeldOut, load_head
 from pretraining.corpus import Corpus

@@ -1,10 +1,11 @@
-"""Which adapter (lora/) serves which task of a run: one for each, one for all, or groups.
+"""What binds LoRA to runs: its flags, and which adapter serves which task.
 
-    run.json      among its edits {"kind": "lora", "adapters": {"sst": "a", "para": "b", …}}
+    run.json      among its edits {"method": "lora", "adapters": {"sst": "a", "para": "b", …}}
     adapters/b/   adapter_config.json, adapter_model.safetensors (peft's layout, the LayerNorms in
                   it), heads.safetensors: the heads of the tasks that b serves
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -13,35 +14,111 @@ from torch import cat
 import lora
 from bert import Layout, UserError
 from bert.checkpoint import check_names_and_shapes
+from bert.errors import check_known
 from bert.files import read_tensors, write_tensors
-from common.flags import command
+from common.flags import command, setting
+from lora import KINDS, TARGETS, accounting
+from lora.adapters import detached as encoder_alone  # noqa: F401  part of the binding
 from lora.files import base_checksum
 from lora.layers import AdaptedLayerNorm
 from lora.targets import adapter_layers
 from multitask.data import Batch
+from multitask.settings import SHARED
 
-SHARED = "shared"                # the name of the one encoder, or adapter, that all tasks share
 HEADS = "heads.safetensors"
+GROUP = "LoRA: adapters on a frozen encoder"
 
 
-def adapter_by_task(bert):
-    """{task: adapter} by the model's edits."""
-    return {task: name for edit in bert.edits if edit["kind"] == "lora"
-            for task, name in edit["adapters"].items()}
+@dataclass
+class Flags:
+    lora: int = setting(0, "train adapters of this rank (LoRA) on a frozen encoder (0: train the "
+                           "encoder itself)", min=0, group=GROUP)
+    adapters: str = setting("separate", "with --lora: an adapter for each task, one that all share "
+                                        "(shared), or groups, as in sst=a,para=b,sts=b",
+                            group=GROUP)
+    lora_targets: str = setting("query,key,value,attention_output", "matrices that are adapted, of "
+                                + ", ".join(TARGETS), group=GROUP)
+    lora_kind: str = setting("lora", "LoRA, or LoRA-XS with Σ in A (xs) or in B (xs-out); the "
+                                     "kinds of lora/kinds.py", KINDS, group=GROUP)
+    lora_alpha: float = setting(0, "the adapter is scaled by alpha/rank (0: by 1)", min=0,
+                                group=GROUP)
+    lora_dropout: float = setting(0, "dropout of what goes into an adapter", min=0, max=1,
+                                  group=GROUP)
+    lora_norms: bool = setting(False, "train LayerNorms too; each adapter has its own",
+                               group=GROUP)
+    lora_top: int = setting(0, "rank in the third of the layers whose heads matter most (0: --lora "
+                               "in all)", min=0, group=GROUP)
+
+    @property
+    def adapter_by_task(self):
+        """{task: the adapter that serves it}"""
+        if not self.lora:
+            return {}
+        tasks = self.task_names
+        if self.adapters in ("separate", "shared"):
+            return {task: task if self.adapters == "separate" else SHARED for task in tasks}
+        serves = dict(part.strip().split("=", 1) for part in self.adapters.split(",")
+                      if "=" in part)
+        if set(serves) != set(tasks) or len(serves) < len(self.adapters.split(",")):
+            raise UserError(f"--adapters {self.adapters!r} is not understood; write separate, "
+                            f"shared, or task=adapter for each task ({', '.join(tasks)})")
+        return {task: serves[task] for task in tasks}
+
+    @property
+    def lr_factor(self):
+        return KINDS[self.lora_kind].lr_factor if self.lora else 1.0
+
+    @property
+    def adapters_decay(self):
+        return not self.lora or KINDS[self.lora_kind].decays
+
+
+NEEDS = {name: ("--lora", lambda s: bool(s.lora)) for name in Flags.__dataclass_fields__
+         if name != "lora"}
+
+
+def in_use(settings):
+    return bool(settings.lora)
+
+
+def check(settings):
+    if not settings.lora:
+        return
+    if settings.encoders == "separate" or settings.freeze:
+        raise UserError("--lora trains adapters of one encoder that stays as it is: leave out "
+                        "--encoders separate and --freeze")
+    for target in settings.lora_targets.split(","):
+        check_known(target, TARGETS, "matrix", where="--lora-targets")
+
+
+def prepare(model, tokenizer, settings, device, edits=()):
+    """Attach the adapters. UserError where the run has adapters and --lora does not go on with
+    them: they are not dropped, nor is the encoder below them trained."""
+    left = [name for bert in model.encoders.values() for name in lora.adapter_names(bert)]
+    if not settings.lora:
+        raise UserError(f"the run has adapters ({', '.join(left)}), which only --lora goes on "
+                        f"with; add it")
+    ranks = None
+    if settings.lora_top:
+        from pruning.before_training import lora_ranks
+
+        ranks = lora_ranks(model, tokenizer, settings, device, edits)
+    attach(model, settings, ranks)
+    print(accounting.table(accounting.count(model.bert, model.heads)) + "\n")
 
 
 def attach(model, settings, ranks=None):
     """Give the encoder the adapters that the settings name, and freeze all else in it. Those that
     it has already, of a run that this one starts from, go on as they are. ranks {(layer, matrix):
     rank}: where they differ."""
-    bert, serves = model.bert, settings.adapters_of_tasks
+    bert, serves = model.bert, settings.adapter_by_task
     wanted = dict.fromkeys(serves.values())
     for name in lora.adapter_names(bert):
         if name not in wanted:
             print(f"{name}: the run's adapter, which serves no task now, is left out")
             lora.detach(bert, name)
             continue
-        if name in settings.units:
+        if name in settings.training_groups:
             check_goes_on(bert, name, settings)
         print(f"{name}: its adapter in the run")
     new = [name for name in wanted if name not in lora.adapter_names(bert)]
@@ -49,9 +126,9 @@ def attach(model, settings, ranks=None):
         lora.attach(bert, settings.lora_targets.split(","), ranks or settings.lora, new,
                     settings.lora_alpha or None, settings.lora_dropout, settings.lora_norms,
                     settings.lora_kind)
-    lora.train_only(bert, settings.units)
-    bert.edits = [edit for edit in bert.edits if edit["kind"] != "lora"]
-    edit = {"kind": "lora", "adapters": serves}
+    lora.train_only(bert, settings.training_groups)
+    bert.edits = [edit for edit in bert.edits if edit["method"] != "lora"]
+    edit = {"method": "lora", "kind": "adapters", "adapters": serves}
     if ranks:
         edit["ranks"] = [[*place, rank] for place, rank in ranks.items()]
     bert.edits.append(edit)
@@ -88,14 +165,6 @@ def description(bert, name, settings):
         "lora_dropout": first.dropout,
         "lora_norms": any(isinstance(module, AdaptedLayerNorm) and module.adapters[name] is not None
                           for module in adapter_layers(bert).values())}
-
-
-def refuse_left_over(model):
-    """A run's adapters are not dropped, nor the encoder below them trained, without a word."""
-    for bert in model.encoders.values():
-        if lora.adapter_names(bert):
-            raise UserError(f"the run has adapters ({', '.join(lora.adapter_names(bert))}), which only "
-                            f"--lora goes on with; add it")
 
 
 def save(model, tasks, folder):

@@ -1,0 +1,134 @@
+"""The files of the course (CS224N's default project): tab-separated despite their name, with a
+header whose first column has no name.
+
+A defect is an error that names file and line, with one exception: rows whose cells are all there
+but one that the task may lack (Quora's label or second sentence) are left out.
+"""
+
+import csv
+import io
+import math
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+from bert import UserError
+from bert.files import read_utf8
+
+
+class Example(NamedTuple):
+    """One row: its id, its one or two texts, its label (None where the file holds no labels)."""
+
+    id: str
+    texts: tuple
+    label: float | None
+
+
+def find_file(folder, file):
+    """The path of a task's file in `folder`. A file with a folder of its own, such as
+    RTE/train.tsv, may also lie in a folder with another spelling (rte, SST2 for SST-2), or `folder`
+    may be that folder itself."""
+    folder, file = Path(folder), Path(file)
+
+    def spelled(path):
+        return path.name.lower().replace("-", "").replace("_", "")
+
+    if (folder / file).exists() or file.parent == Path(".") or not folder.is_dir():
+        return folder / file
+    places = [folder.resolve(), *sorted(folder.iterdir())]
+    return next((place / file.name for place in places
+                 if spelled(place) == spelled(file.parent) and (place / file.name).exists()),
+                folder / file)
+
+
+def read_course_file(path, task, strict_rows=False):
+    """The examples of one file of the course, as `task` (a row of the Task table) describes it."""
+    return parse_examples(path, _rows(path), task, strict_rows, number="id")
+
+
+def parse_examples(path, rows, task, strict_rows, number, complete=False):
+    """rows: (line number, cells), the header first → [Example]. `number` is the column with the ids
+    (None: the examples are numbered). complete: rows with an empty text are kept, where the task
+    allows empty texts."""
+    header_line, header = next(rows, (1, None))
+    if header is None:
+        raise UserError(f"{path} is empty; it must start with a header line")
+    names = [name.strip() for name in header]
+    needed = (*[number] * (number is not None), *task.columns)
+    missing = [name for name in needed if name not in names]
+    if missing:
+        raise UserError(f"{path} line {header_line} lacks the column {', '.join(missing)}; the "
+                        f"header has {', '.join(filter(None, names))} (columns are separated by "
+                        "tabs)")
+    labeled = task.label in names
+    examples, lines, left_out = [], {}, []
+    for place, (line, row) in enumerate(rows):
+        if len(row) != len(names):
+            raise UserError(f"{path} line {line} has {len(row)} cells where the header has "
+                            f"{len(names)}; mend the row (cells are separated by tabs)")
+        cells = dict(zip(names, (" ".join(cell.split()) for cell in row)))
+        empty = [name for name in (*needed, *[task.label] * labeled) if not cells[name]]
+        excused = not strict_rows and set(empty) <= set(task.nullable_columns)
+        if empty and excused and not complete:
+            left_out.append(line)
+            continue
+        if empty and not excused:
+            raise UserError(f"{path} line {line} has nothing under {', '.join(empty)}; "
+                            f"fill the cell or remove the row")
+        name = str(place) if number is None else cells[number].lower()
+        if name in lines:
+            raise UserError(f"{path} line {line} has the id {name} of line {lines[name]}; "
+                            f"ids must be unique, or predictions could not be told apart")
+        lines[name] = line
+        label = _label(cells[task.label], task, path, line) if labeled else None
+        examples.append(Example(name, tuple(cells[column] for column in task.columns), label))
+    if left_out:
+        shown = ", ".join(map(str, left_out[:10])) + (", …" if len(left_out) > 10 else "")
+        rows = f"{len(left_out)} row{'s' * (len(left_out) > 1)}"
+        warnings.warn(f"{path}: left out {rows} with an empty {' or '.join(task.nullable_columns)} "
+                      f"(line {shown}); --strict-rows makes this an error", stacklevel=2)
+    if not examples:
+        raise UserError(f"{path} holds a header and no rows that can be used; nothing can be "
+                        f"learned or scored")
+    return examples
+
+
+def _rows(path):
+    """(line number, cells) of every row; a quoted cell may go over several lines."""
+    text = read_utf8(path)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
+    start = 1
+    try:
+        for row in reader:
+            swallowed = next((cell for cell in row if "\n" in cell and "\t" in cell), None)
+            if swallowed is not None:
+                raise csv.Error("a quoted cell runs over tabs into the next lines")
+            if row:                                          # blank lines are no rows
+                yield start, row
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path} line {start}: broken quote ({error}); a cell that begins with a "
+                        f'quote must end with one, and hold any inner quote twice ("")') from error
+
+
+def _label(text, task, path, line):
+    if task.string_labels:
+        if text not in task.label_names:
+            raise UserError(f"{path} line {line}: {task.label} is {text!r}; it must be one of "
+                            f"{', '.join(task.label_names)}")
+        return float(task.label_names.index(text))
+    try:
+        label = float(text)
+    except ValueError:
+        label = math.nan
+    if not 0 <= label <= task.max_label or not (task.is_regression or label == int(label)):
+        kind = "number" if task.is_regression else "whole number"
+        raise UserError(f"{path} line {line}: {task.label} is {text!r}; "
+                        f"it must be a {kind} from 0 to {task.max_label}")
+    return label
+
+
+def write_course_file(row, task, split, ids, predicted):
+    """→ name and text of the course's prediction file, to the letter (spaces and spelling too)."""
+    lines = [f"id \t {row.header} \n"] + [f"{i} , {p} \n" for i, p in zip(ids, predicted)]
+    return f"{task}-{split}-output.csv", "".join(lines)

@@ -1,0 +1,74 @@
+"""A saved run opened for work on it, and the one way to make a run of a run."""
+
+import time
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from bert import UserError
+from common.device import pick_device
+from common.flags import with_absolute_paths
+from multitask import runs
+from multitask.evaluation import evaluate, load_dev
+from multitask.settings import SHARED
+from multitask.tasks import TASKS
+
+
+class RunSession:
+    """`args` has the attribute `run`, and any of data, limit, device and precision; None means the
+    run's own. `settings` are those that the session scores with."""
+
+    def __init__(self, args):
+        self.run = Path(args.run)
+        self.model, self.tokenizer, settings, self.record = runs.open_run(self.run)
+        self.precision = getattr(args, "precision", None) or settings.precision
+        self.device, self.autocast = pick_device(args.device, self.precision)
+        self.model.to(self.device)
+        limit = getattr(args, "limit", None)
+        if limit is not None and limit < 0:
+            raise UserError(f"--limit is {limit}; it must be 0 (all rows) or more")
+        data = Path(getattr(args, "data", None) or settings.data)
+        if not data.is_dir():
+            raise UserError(f"--data {data} is not a folder; it must hold the data files")
+        self.settings = replace(settings, precision=self.precision, data=str(data.resolve()),
+                                limit=settings.limit if limit is None else limit)
+
+    @cached_property
+    def splits(self):
+        """{task: {name: Split}}: the dev sets that training scores."""
+        return load_dev(self.model.heads, self.settings, self.tokenizer)
+
+    @property
+    def first_splits(self):
+        """{task: Split}: of each task the dev set that counts."""
+        return {task: next(iter(named.values())) for task, named in self.splits.items()}
+
+    def evaluate(self):
+        """→ scores, predictions, seconds"""
+        began = time.perf_counter()
+        scores, predictions = evaluate(self.model, self.splits, self.device, self.autocast)
+        return scores, predictions, time.perf_counter() - began
+
+    def derive(self, out, overwrite, edit):
+        """Make a run of this run in the folder `out`, by edits and without training → folder,
+        scores. edit(session) changes session.model in place and may return other settings. The new
+        run is scored on its dev sets. UserError where `out` is taken, before anything is done."""
+        source = str(self.run.resolve())
+        folder = runs.choose_folder(replace(self.settings, out=str(out), overwrite=overwrite,
+                                            from_run=source))
+        self.settings = edit(self) or self.settings
+        self.__dict__.pop("splits", None)                    # the tasks may be others now
+        self.model.to(self.device)
+        scores, predictions, _ = self.evaluate()
+        files = [TASKS[task].files[name] for task, named in self.splits.items() for name in named]
+        settings = with_absolute_paths(replace(self.settings, out=str(folder), overwrite=overwrite,
+                                               from_run=source), "data")
+        self.model.requires_grad_(False)                     # nothing was trained
+        record = runs.new_record(settings, self.record["recipe"],
+                                 runs.checksums(settings.data, files), self.model)
+        record |= {"complete": True, "best_step": {SHARED: 0}}
+        record["times"]["train_seconds"] = 0.0
+        runs.init_run_folder(folder, record)
+        runs.save_best(folder, self.model, self.tokenizer, list(self.model.heads), scores,
+                       self.splits, predictions)
+        return folder, scores
