@@ -29,7 +29,7 @@ class MultitaskModel(nn.Module):
         width = next(iter(encoders.values())).config.hidden_size
         self.encoders, self.heads = nn.ModuleDict(encoders), nn.ModuleDict(heads)
         self.poolings = nn.ModuleDict({task: POOLINGS[pooling](width) for task in heads})
-        self.pairs, self.pooling = pairs, pooling
+        self.pairs, self.pooling_name = pairs, pooling
         self.adapters = dict(adapters)
 
     @property
@@ -128,7 +128,7 @@ def model_from(saved, settings):
     for part, tensors in new.items():
         before, task = old.get(part, {}), model.part(next(iter(tensors)))[1]
         single = task is not None and not TASKS[task].pair
-        fits = (saved.pooling == model.pooling and (single or saved.pairs == model.pairs) and
+        fits = (saved.pooling_name == model.pooling_name and (single or saved.pairs == model.pairs) and
                 {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in tensors.items()})
         for name, tensor in tensors.items() if fits else ():
             tensor.copy_(before[name])

@@ -17,12 +17,12 @@ import train_multitask
 from bert import Bert, BertConfig, Layout, Tokenizer, UserError
 from bert.checkpoint import load_bert
 from common.optimization import adamw, parameter_groups
+from lora import binding as adapters  # noqa: I001
 from lora.__main__ import main as merge_main
 from lora.accounting import count, dense, table
 from lora.files import base_checksum
 from lora.layers import AdaptedLayerNorm
 from lora.xs import singular_factors
-from lora import binding as adapters  # noqa: I001
 from multitask import runs
 from multitask.course import Example
 from multitask.data import tokenize

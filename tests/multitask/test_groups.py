@@ -17,14 +17,16 @@ import multitask.model
 import train_multitask
 from bert import Bert, BertConfig, Tokenizer, UserError
 from bert.files import read_tensors
-from lora.binding import NEEDS
 from lora import binding as adapters  # noqa: I001
-from multitask import runs
+from multitask import preparation, runs
 from multitask.course import Example
 from multitask.data import tokenize
 from multitask.evaluation import read_split
+from multitask.methods import settings_class
 from multitask.model import MultitaskModel, build_model
-from multitask.settings import Settings
+from multitask.settings import Settings as base
+
+Settings = settings_class()
 
 CPU = torch.device("cpu")
 PAIRS = [Example(str(n), (f"the {a} is {b} .", f"a {a} was {b} and {b} ."), float(n))
@@ -129,10 +131,10 @@ class Attentive(MultitaskModel):
         super().__init__(*arguments)
         self.pooling = AttentivePooling(32)
 
-    def pooled_rows(self, batch):
+    def pooled_rows(self, task, batch):
         return None
 
-    def pool(self, bert, hidden, layout):
+    def pool(self, task, hidden, layout):
         return self.pooling(hidden, layout)
 
 
@@ -143,12 +145,8 @@ class AttentiveEach(Attentive):
         super().__init__(*arguments)
         self.pooling = nn.ModuleDict({task: AttentivePooling(32) for task in self.heads})
 
-    def vectors(self, task, batch):
-        self.task = task
-        return super().vectors(task, batch)
-
-    def pool(self, bert, hidden, layout):
-        return self.pooling[self.task](hidden, layout)
+    def pool(self, task, hidden, layout):
+        return self.pooling[task](hidden, layout)
 
 
 class Scaled(MultitaskModel):
@@ -158,7 +156,7 @@ class Scaled(MultitaskModel):
         super().__init__(*arguments)
         self.scale = nn.Parameter(torch.ones(1))
 
-    def pool(self, bert, hidden, layout):
+    def pool(self, task, hidden, layout):
         return self.scale * hidden
 
 
@@ -213,21 +211,21 @@ def test_a_module_that_tasks_kept_apart_would_share_is_refused(train, student, t
 STRAYS = {"beside the layers": lambda bert: setattr(bert, "gate", nn.Linear(32, 32)),
           "in a layer": lambda bert: setattr(bert.layers[0].attention, "gate",
                                              nn.Parameter(torch.ones(4))),
-          "of another shape": lambda bert: setattr(bert.layers[0], "fc_out", nn.Linear(64, 33))}
+          "of another shape": lambda bert: setattr(bert.layers[0].ffn, "fc_out", nn.Linear(64, 33))}
 
 
 @pytest.mark.parametrize("stray", STRAYS)
 @pytest.mark.parametrize("flags", [(), ("--lora", 2)], ids=["all", "lora"])
 def test_a_parameter_that_no_saved_file_holds_is_refused_by_name(train, monkeypatch, tmp_path,
                                                                  stray, flags):
-    load, name = train_multitask.load_model, "fc_out" if stray == "of another shape" else "gate"
+    load, name = preparation.load_model, "fc_out" if stray == "of another shape" else "gate"
 
     def changed(*arguments):
         model, tokenizer = load(*arguments)
         STRAYS[stray](model.bert)
         return model, tokenizer
 
-    monkeypatch.setattr(train_multitask, "load_model", changed)
+    monkeypatch.setattr(preparation, "load_model", changed)
     with pytest.raises(UserError, match=rf"encoders.shared.*{name}.* would not be trained"):
         train("run", *flags)
     assert not (tmp_path / "run").exists()
@@ -316,7 +314,6 @@ def test_predictions_of_other_data_go_to_another_folder_only(train, script, data
 VAIN = {
     "sampling": ("--sampling", "round-robin", "--train-tasks", "sst"),
     "annealing": ("--annealing", 0.5),
-    "surgery_mean": ("--surgery-mean",),
     "pairs": ("--pairs", "separate", "--tasks", "sst"),
     "head_dropout": ("--head-dropout", 0.5, "--head", "mlp,sst=linear", "--train-tasks", "sst"),
     "loss": ("--loss", "cosine", "--tasks", "sst,para"),
@@ -329,7 +326,7 @@ VAIN = {
 ACTS = {
     "sampling": ("--sampling", "round-robin"),
     "annealing": ("--annealing", 0.5, "--sampling", "annealed"),
-    "surgery_mean": ("--surgery-mean", "--surgery", "pcgrad"), "pairs": ("--pairs", "separate"),
+    "pairs": ("--pairs", "separate"),
     "head_dropout": ("--head-dropout", 0.5, "--head", "sst=mlp"), "loss": ("--loss", "cosine"),
     "lr": ("--lr", 1e-3, "--encoders", "separate", "--task-lr", "sst=1e-3"),
     "task_lr": ("--task-lr", "sst=1e-3", "--encoders", "separate"),
@@ -345,7 +342,7 @@ def settings_of(flags, recipe=""):
     return train_multitask.new_settings(given, recipe)
 
 
-@pytest.mark.parametrize("name", NEEDS)
+@pytest.mark.parametrize("name", base.NEEDS)
 def test_a_flag_that_would_change_nothing_is_an_error(name):
     flag = f"--{name.replace('_', '-')}"
     with pytest.raises(UserError, match=f"{flag} has no effect here: it needs .*; leave it out"):

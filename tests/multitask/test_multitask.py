@@ -8,8 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import write_course_data, write_table
-from torch.utils._python_dispatch import TorchDispatchMode
+from conftest import NoWaiting, write_course_data, write_table
 
 import evaluate as evaluate_script
 import train_multitask
@@ -21,12 +20,14 @@ from multitask.course import Example
 from multitask.data import tokenize
 from multitask.evaluation import describe_prediction, run_split
 from multitask.heads import Cosine
+from multitask.methods import settings_class
 from multitask.metrics import accuracy, pearson, summary
 from multitask.model import MultitaskModel, build_head, build_model
 from multitask.sampling import BatchSampler
-from multitask.settings import Settings
 from multitask.tasks import TASKS
 from pruning import mask_heads
+
+Settings = settings_class()
 
 CPU = torch.device("cpu")
 PAIRS = [Example(str(n), (f"the {a} is {b} .", f"a {a} was {b} and {b} ."), float(n % 2))
@@ -58,7 +59,8 @@ def test_metrics_are_the_textbooks():
 @pytest.mark.parametrize("read", ["cls", "pooler", "mean"])
 def test_what_is_read_is_the_whole_encoders_output(parts, pairs, read):
     bert, tokenizer = parts
-    model = MultitaskModel({"shared": bert}, {}, pairs, read).eval()
+    head = build_head("para", "linear", 32, pairs, 0.0)
+    model = MultitaskModel({"shared": bert}, {"para": head}, pairs, read).eval()
     split = tokenize(PAIRS, tokenizer, pairs)
     texts, partners = zip(*(example.texts for example in PAIRS))
     batch = tokenizer(texts, partners) if pairs == "joint" else tokenizer(texts + partners)
@@ -142,15 +144,6 @@ def test_evaluation_order_and_batches_do_not_matter(parts, monkeypatch):
         torch.testing.assert_close(outputs, whole, atol=1e-5, rtol=0)
 
 
-class NoWaiting(TorchDispatchMode):
-    """Refuses what would make a GPU finish its work before the next line of Python runs."""
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        waits = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "lift_fresh")
-        assert function.overloadpacket.__name__ not in waits, function
-        return function(*arguments, **(options or {}))
-
-
 @pytest.mark.parametrize("masked", [{}, {0: [1], 1: [0, 2]}])
 @pytest.mark.parametrize("pairs", ["joint", "separate"])
 def test_no_operation_of_a_step_waits_for_the_device(parts, pairs, masked):
@@ -211,7 +204,7 @@ def run(checkpoint, data, tmp_path_factory):
 
 
 def test_a_run_leaves_all_that_it_promises(run):
-    others = {"adapters", "importance", "laser"}
+    others = {"adapters", "importance", "laser", "compression"}
     assert {f.name for f in run.iterdir()} == set(runs.CONTENT) - others
     record = json.loads((run / "run.json").read_text())
     assert record["edits"] == [] and record["complete"] and record["settings"]["epochs"] == 2
@@ -270,9 +263,10 @@ def test_a_batch_goes_to_a_device_from_pinned_memory(parts, monkeypatch):
     batch = tokenize(PAIRS, parts[1]).batch(range(3))
     moved = batch.to(torch.device("meta"))
     tensors = [batch.input_ids, batch.token_type_ids, batch.labels, batch.layout.mask,
-               batch.layout.flat_index, batch.cls_rows.mask, batch.cls_rows.cell, batch.cls_rows.rows]
+               batch.layout.flat_index, batch.cls_rows.mask, batch.cls_rows.flat_index,
+               batch.cls_rows.rows]
     assert {id(tensor) for tensor in pinned} == {id(tensor) for tensor in tensors}
-    assert moved.layout.flat_index.is_meta and moved.first.rows.is_meta and moved.input_ids.is_meta
+    assert moved.layout.flat_index.is_meta and moved.cls_rows.rows.is_meta and moved.input_ids.is_meta
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -15,12 +15,14 @@ from common.optimization import adamw, parameter_groups, warmup_then_decay
 from lora import binding as adapters  # noqa: I001
 from multitask import runs
 from multitask.heads import ReLUCosine
+from multitask.methods import settings_class
 from multitask.model import build_head, build_model
 from multitask.recipes import RECIPES
 from multitask.sampling import SAMPLERS, annealing_exponent, draw, steps_in_epoch
 from multitask.schedule import make_schedule, trained_modules
-from multitask.settings import Settings
 from multitask.tasks import TASKS
+
+Settings = settings_class()
 
 SIZES = {"sst": 100, "para": 600, "sts": 300}
 
@@ -149,7 +151,7 @@ def test_rates_and_lengths_are_of_the_task_whatever_its_adapter_is_called(bert):
     model = build_model(bert, settings)
     adapters.attach(model, settings)
     schedule = make_schedule(settings, dict.fromkeys(settings.trained_tasks, 64), 1)
-    assert schedule.unit_steps == {"a": 6, "b": 6, "c": 2}
+    assert {name: group.steps for name, group in schedule.groups.items()} == {"a": 6, "b": 6, "c": 2}
     modules = trained_modules(model, settings, schedule, 1e-3)
     groups = adamw(parameter_groups(modules, 0.01)).param_groups
     of = {p: group["max_lr"] for group in groups for p in group["params"]}
