@@ -14,7 +14,7 @@ from bert import Bert, BertConfig
 from bert.files import read_tensors
 from multitask import distributed
 
-SCRIPT = Path(__file__).parent.parent / "train_multitask.py"
+SCRIPT = Path(__file__).parent.parent.parent / "train_multitask.py"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 KILL, STOP, SEED = (signal.SIGKILL,), (signal.SIGINT,), 0
 
 
