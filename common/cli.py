@@ -54,7 +54,8 @@ def run_command(package, doc, commands, arguments=None):
         return print(doc)
     check_known(arguments[0], commands, "command")
     function, add_flags = commands[arguments[0]]
-    parser = Parser(prog=f"python -m {package} {arguments[0]}", description=inspect.getdoc(function))
+    parser = Parser(prog=f"python -m {package} {arguments[0]}",
+                    description=inspect.getdoc(function))
     add_flags(parser)
     return function(parser.parse_args(arguments[1:]))
 

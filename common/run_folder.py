@@ -1,4 +1,4 @@
-"""The folder of a run: what is in the way of a new one, and the record (JSON) of one that is there."""
+"""The folder of a run: what is in the way of a new one, and the record of one that is there."""
 
 import json
 import platform
@@ -10,9 +10,9 @@ from bert.errors import UserError
 
 
 def check_new_folder(out, record_file, kind, overwrite, resume, sources):
-    """→ the Path of a new run's folder. Nothing is written yet, so that a mistake found later leaves
-    no trace. kind: what such a run is called. resume: the command that goes on with it. sources
-    {flag: path}: what the run reads, which must not lie in the folder that it replaces."""
+    """→ the Path of a new run's folder. Nothing is written yet: a mistake found later leaves no
+    trace. kind: what such a run is called. resume: the command that goes on with it. sources {flag:
+    path}: what the run reads, which must not lie in the folder that it replaces."""
     folder = Path(out).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; a run is a folder")
@@ -38,9 +38,10 @@ def read_record(path, kind, version, fields):
         raise UserError(f"{path.parent} is not a {kind}: it has no {path.name}")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        found = record.get("version", 1)
-        missing = set(fields) - set(record)
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        if not {"settings", "versions"} <= set(record):
+            raise ValueError("it has no settings")
+        found, missing = record.get("version", 1), set(fields) - set(record)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error!r}); restore it, or train the run again"
                         ) from error
     if found != version:

@@ -1,4 +1,4 @@
-"""The state from which a stopped run goes on: one dictionary of all that has a state, in one file."""
+"""The state from which a stopped run goes on: one dictionary, in one file."""
 
 import torch
 

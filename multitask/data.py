@@ -9,8 +9,8 @@ from bert import Layout
 
 
 class Batch(NamedTuple):
-    """Token ids and types [sequences, tokens], their layout, its selection of [CLS], labels [B]. For
-    pairs encoded separately all first sentences come before all second ones: sequences = 2B."""
+    """Token ids and types [sequences, tokens], their layout, its selection of [CLS], labels [B].
+    For pairs encoded separately all first sentences come before all second ones: sequences = 2B."""
 
     input_ids: torch.Tensor
     token_type_ids: torch.Tensor
@@ -19,7 +19,7 @@ class Batch(NamedTuple):
     labels: torch.Tensor | None
 
     def with_adapters(self, adapters):
-        """The same batch with a layout that names each sequence's adapter (Layout.with_adapters)."""
+        """The same batch, whose layout names each sequence's adapter (Layout.with_adapters)."""
         return self._replace(layout=self.layout.with_adapters(adapters),
                              cls_rows=self.cls_rows.with_adapters(adapters))
 
@@ -33,8 +33,8 @@ class Batch(NamedTuple):
 
 @dataclass
 class Split:
-    """The examples of one file, tokenized once. `segments` holds one (ids, types) for each text that
-    is encoded alone; ids and types are lists of tokens, one list an example."""
+    """The examples of one file, tokenized once. `segments` holds one (ids, types) for each text
+    that is encoded alone; ids and types are lists of tokens, one list an example."""
 
     ids: list
     labels: torch.Tensor | None

@@ -1,6 +1,7 @@
-"""Several processes that train one model (torchrun starts them): each has a share of every batch,
-and gradients are added up. No wrapper: the loop calls `add_up` where gradients are ready, so that
-surgery acts on the gradients of the whole batch. A process alone does none of this.
+"""Several processes that train one model (torchrun starts them): each has a shard of every batch,
+and gradients are summed. There is no wrapper around the model: the loop calls all_reduce when
+gradients are ready, so that surgery acts on the gradients of the whole batch. In a single process
+all of this does nothing.
 """
 
 import os
@@ -17,7 +18,7 @@ def world():
 
 
 def rank():
-    """The number of this process; the first one, 0, evaluates, prints and writes."""
+    """The number of this process; process 0 evaluates, prints and writes."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -41,7 +42,7 @@ def processes(device="auto"):
 
 
 def all_reduce(tensors):
-    """Each tensor (that is not None) becomes its sum over all processes."""
+    """Replace each tensor (that is not None) by its sum over all processes."""
     if world() > 1:
         waits = [dist.all_reduce(t, async_op=True) for t in tensors if t is not None]
         for wait in waits:
@@ -49,10 +50,9 @@ def all_reduce(tensors):
 
 
 def shard_batch(indices, parts):
-    """A batch's indices → [(indices, weight)]: this process's share, in so many parts. The weighted
-    mean losses of all parts of all processes add up to the mean loss of the batch. Where too few
-    are left, a part has an example of weight 0, so that all processes have the same gradients to
-    add up."""
+    """A batch's indices → [(indices, weight)]: this process's shard, in so many parts. The weighted
+    mean losses of all parts of all processes add up to the mean loss of the batch. A short shard
+    gets one example of weight 0, so that every rank runs the same all-reduces."""
     mine = [indices[part::parts * world()] for part in range(rank() * parts, (rank() + 1) * parts)]
     return [(part or indices[:1], len(part) / len(indices)) for part in mine
             if part or world() > 1]
@@ -69,7 +69,8 @@ def total(value):
 
 
 def any_rank(flag, now):
-    """Whether any process says so; several ask each other only where `now` is true in all."""
+    """Whether `flag` is true in any process. Several processes exchange it only in steps where
+    `now` is true, which must be the same steps in all."""
     return flag if world() == 1 else now and total(flag) > 0
 
 

@@ -16,7 +16,7 @@ TOKENS = 2048                                            # real tokens in one ba
 
 
 def read_split(task, split, folder, strict_rows=False):
-    """→ the examples of one file of a task's."""
+    """→ the examples of one of a task's files."""
     path = find_file(folder, TASKS[task].files[split])
     if not path.exists():
         other = Path(folder, f"{task}-{split}.txt")
@@ -45,8 +45,8 @@ def load_dev(tasks, settings, tokenizer):
 
 @torch.inference_mode()
 def run_split(model, task, split, device, autocast, bar=None):
-    """The model's outputs [n, outputs] for every example of a split, in the file's order. Batches
-    hold sentences of like length, so that attention's grid has next to no padding either."""
+    """→ the model's outputs [n, outputs] for every example of a split, in the file's order. Batches
+    hold sequences of like length, so that attention's grid has little padding."""
     model.eval()
     outputs = torch.empty(len(split), TASKS[task].outputs)
     for indices in split.by_length(TOKENS):
@@ -77,8 +77,8 @@ def evaluate(model, splits, device, autocast):
 
 
 def describe_prediction(task, outputs):
-    """outputs [outputs] for one example → {"label": words, "probability": …}, or "similarity" if
-    graded."""
+    """outputs [outputs] of one example → {"label": its name, "probability": …}, or "similarity" of
+    a regression."""
     row = TASKS[task]
     if row.is_regression:
         value = outputs.item()
@@ -86,11 +86,12 @@ def describe_prediction(task, outputs):
         return {"label": row.label_names[nearest], "similarity": value}
     probabilities = (outputs.softmax(dim=0) if row.outputs > 1
                      else torch.stack([(-outputs).sigmoid(), outputs.sigmoid()]).squeeze(1))
-    return {"label": row.label_names[probabilities.argmax()], "probability": probabilities.max().item()}
+    return {"label": row.label_names[probabilities.argmax()],
+            "probability": probabilities.max().item()}
 
 
 def write_predictions(folder, splits, predictions):
-    """One file for each, in the form that the task's graders read."""
+    """Write a prediction file for each split, in the form that the task's graders read."""
     for (task, name), predicted in predictions.items():
         file_name, text = TASKS[task].write(TASKS[task], task, name, splits[task][name].ids,
                                             predicted)

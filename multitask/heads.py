@@ -20,7 +20,8 @@ class Linear(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear → Dropout → ReLU → Linear (Alappat's custom heads; Fuest & Tacke's, but for their order)."""
+    """Linear → Dropout → ReLU → Linear (Alappat; Fuest & Tacke, in another
+    order)."""
 
     def __init__(self, width, vectors, outputs, dropout):
         super().__init__()
@@ -52,9 +53,8 @@ class Cosine(nn.Module):
 
 
 class ReLUCosine(Cosine):
-    """scale · ReLU(cos(D·u, D·v)), Alappat's similarity head. A ReLU passes no gradient where the
-    cosine is negative, and a pair that starts there would never be learned: the gradient passes it
-    as if it were not there."""
+    """scale · ReLU(cos(D·u, D·v)), Alappat's similarity head. Straight-through:
+    negative cosines still receive a gradient, or a pair that starts there would never be learned."""
 
     def forward(self, first, second):
         cosine = super().forward(first, second)

@@ -51,8 +51,8 @@ class Training:
 
 
 def prepare(settings, folder, recipe, record, state):
-    """→ Training: everything that the loop uses, from the start, or on from `state`. Whatever can be
-    wrong is found out here, before a file is written."""
+    """→ Training: everything that the loop uses, from the start, or on from `state`. Whatever can
+    be wrong is found out here, before a file is written."""
     device, autocast = pick_device(settings.device, settings.precision)
     model, tokenizer = load_model(settings, device, record["edits"] if record else ())
     data, checksums = load_data(settings, tokenizer)
@@ -96,8 +96,8 @@ def load_data(settings, tokenizer):
 
 
 def load_model(settings, device, edits=()):
-    """→ model, tokenizer: from a checkpoint with new heads, or from a saved run (--from), changed by
-    the methods in use. The model is on the CPU; importance is measured on `device`. When resuming,
+    """→ model, tokenizer: from a checkpoint with new heads, or from a saved run (--from), changed
+    by the methods in use. The model is on the CPU; importance is measured on `device`. When resuming,
     `edits` supplies the recorded choices, so nothing is measured again."""
     torch.manual_seed(settings.seed)                         # of the new heads
     if settings.from_run:

@@ -3,18 +3,19 @@
     python train_multitask.py --recipes                  # the list
     python train_multitask.py --recipe mb-comb-gs --epochs 1        # a flag goes before its recipe
 
-    Alappat   A. Alappat, Extending Applications of Layer Selecting Rank Reduction (CS224N report)
-    Wang et al.   G. Wang, J. Yang, Y. Sun, Task-oriented Memory-efficient Pruning-Adapter, 2023
-              (arXiv 2303.14704)
-    Fuest & Tacke   J. Fuest, M. Tacke, Low Rank Adaptation for Multitask BERT (CS224N report)
+    Alappat         A. Alappat, Extending Applications of Layer Selecting Rank Reduction (report of
+                    CS224N)
+    Wang et al.     G. Wang, J. Yang, Y. Sun, Task-oriented Memory-efficient Pruning-Adapter, 2023
+                    (arXiv 2303.14704)
+    Fuest & Tacke   J. Fuest, M. Tacke, Low Rank Adaptation for Multitask BERT (report of CS224N)
 """
 
 from typing import NamedTuple
 
 
 class Recipe(NamedTuple):
-    description: str                                            # one line
-    row: str                                             # where it stands in the papers
+    description: str                                     # one line
+    row: str                                             # its row in the paper's table
     published: dict                                      # {task: score as printed there}
     settings: dict
 
@@ -23,12 +24,12 @@ def course(sst, para, sts):
     return {"sst": sst, "para": para, "sts": sts}
 
 
-SAME = dict(pairs="separate", lr=1e-5, head_lr=1e-5, batch_size=8, epochs=10, warmup=0.0,
+PAPER = dict(pairs="separate", lr=1e-5, head_lr=1e-5, batch_size=8, epochs=10, warmup=0.0,
             decay=False, weight_decay=0.0, clip=0.0)
-A_SINGLE = SAME | dict(head="linear")
-A_CUSTOM = SAME | dict(head="sst=mlp,para=mlp,sts=relu-cosine")
-C_MSE = SAME | dict(head="mlp", surgery="pcgrad")
-C_COSINE = SAME | dict(head="mlp,sts=cosine", loss="cosine", surgery="pcgrad")
+LINEAR_HEADS = PAPER | dict(head="linear")
+CUSTOM_HEADS = PAPER | dict(head="sst=mlp,para=mlp,sts=relu-cosine")
+MLP_HEADS = PAPER | dict(head="mlp", surgery="pcgrad")
+COSINE_HEAD = PAPER | dict(head="mlp,sts=cosine", loss="cosine", surgery="pcgrad")
 ONE_EACH = dict(lora=15, surgery="none")
 ONE_FOR_ALL = dict(lora=15, adapters="shared")
 LORA_BEST = dict(lora=8, lora_targets="query,key,value,attention_output,fc_in,fc_out", epochs=3)
@@ -40,46 +41,46 @@ PRUNE_LORA = GLUE_LORA | dict(keep_heads="0.6944", lora_top=8)      # 100 of 144
 RECIPES = {
     # Alappat: LASER on a multitask BERT, Table 1 (dev)
     "mb-sst": Recipe("one task, sentiment; the other heads stay untrained", "Alappat, MB-SST",
-                     course(.517, .509, -.065), A_SINGLE | dict(train_tasks="sst")),
+                     course(.517, .509, -.065), LINEAR_HEADS | dict(train_tasks="sst")),
     "mb-para": Recipe("one task, paraphrases", "Alappat, MB-PARA",
-                      course(.136, .788, -.012), A_SINGLE | dict(train_tasks="para")),
+                      course(.136, .788, -.012), LINEAR_HEADS | dict(train_tasks="para")),
     "mb-sts": Recipe("one task, similarity", "Alappat, MB-STS",
-                     course(.126, .608, .378), A_SINGLE | dict(train_tasks="sts")),
+                     course(.126, .608, .378), LINEAR_HEADS | dict(train_tasks="sts")),
     "mb-comb": Recipe("all three, one batch of each a step, the losses' sum", "Alappat, MB-COMB",
-                      course(.506, .779, .360), A_SINGLE),
+                      course(.506, .779, .360), LINEAR_HEADS),
     "mb-comb-gs": Recipe("with gradient surgery over the whole gradient", "Alappat, MB-COMB-gs",
-                         course(.493, .786, .380), A_SINGLE | dict(surgery="pcgrad")),
+                         course(.493, .786, .380), LINEAR_HEADS | dict(surgery="pcgrad")),
     "mb-comb-gs-perweight": Recipe("with gradient surgery weight by weight", "Alappat, MB-COMB-gs",
-                                   {}, A_SINGLE | dict(surgery="pcgrad-tensor")),
+                                   {}, LINEAR_HEADS | dict(surgery="pcgrad-tensor")),
     "mb-comb-as": Recipe("with annealed sampling of one task a step", "Alappat, MB-COMB-as",
-                         course(.491, .782, .367), A_SINGLE | dict(sampling="annealed")),
+                         course(.491, .782, .367), LINEAR_HEADS | dict(sampling="annealed")),
     "mb-comb-csd": Recipe("with custom heads: a hidden layer, and ReLU(cos) for similarity",
-                          "Alappat, MB-COMB-csd", course(.492, .837, .705), A_CUSTOM),
+                          "Alappat, MB-COMB-csd", course(.492, .837, .705), CUSTOM_HEADS),
     "mb-comb-final": Recipe("custom heads and L2", "Alappat, MB-COMB-final",
-                            course(.508, .842, .705), A_CUSTOM | dict(l2=1e-3)),
+                            course(.508, .842, .705), CUSTOM_HEADS | dict(l2=1e-3)),
     # Fuest & Tacke: LoRA for a multitask BERT, its baselines (test)
     "baseline1": Recipe("a frozen encoder, heads with a hidden layer", "Fuest & Tacke, Baseline 1",
                         course(.3842, .6727, .2489),
-                        C_MSE | dict(surgery="none", freeze=True, head_lr=1e-3)),
+                        MLP_HEADS | dict(surgery="none", freeze=True, head_lr=1e-3)),
     "baseline2": Recipe("all of it trained, gradient surgery", "Fuest & Tacke, Baseline 2",
-                        course(.5077, .7894, .3569), C_MSE),
+                        course(.5077, .7894, .3569), MLP_HEADS),
     "baseline3": Recipe("and a cosine for similarity", "Fuest & Tacke, Baseline 3",
-                        course(.4923, .7931, .5841), C_COSINE),
+                        course(.4923, .7931, .5841), COSINE_HEAD),
     "baseline4": Recipe("and an encoder for each task", "Fuest & Tacke, Baseline 4",
                         course(.4996, .7846, .5885),
-                        C_COSINE | dict(surgery="none", encoders="separate")),
-    # Fuest & Tacke: LoRA (test); its 1.11 M parameters a set are rank 15 on query, key, value and output
+                        COSINE_HEAD | dict(surgery="none", encoders="separate")),
+    # Fuest & Tacke: LoRA (test); 1.11 M parameters a set are rank 15 on the attention's matrices
     "lora1": Recipe("a frozen encoder with an adapter for each task", "Fuest & Tacke, LoRA 1",
-                    course(.4951, .7673, .4761), C_MSE | ONE_EACH),
+                    course(.4951, .7673, .4761), MLP_HEADS | ONE_EACH),
     "lora2": Recipe("and a cosine for similarity", "Fuest & Tacke, LoRA 2",
-                    course(.4868, .7695, .6161), C_COSINE | ONE_EACH),
+                    course(.4868, .7695, .6161), COSINE_HEAD | ONE_EACH),
     "lora3": Recipe("one adapter that all tasks share, gradient surgery", "Fuest & Tacke, LoRA 3",
-                    course(.4713, .6910, .5755), C_MSE | ONE_FOR_ALL),
+                    course(.4713, .6910, .5755), MLP_HEADS | ONE_FOR_ALL),
     "lora4": Recipe("and a cosine for similarity", "Fuest & Tacke, LoRA 4",
-                    course(.4877, .6922, .6658), C_COSINE | ONE_FOR_ALL),
+                    course(.4877, .6922, .6658), COSINE_HEAD | ONE_FOR_ALL),
     "lora4-warmup": Recipe("with a warm-up and batches of 24", "Fuest & Tacke, future work",
                            course(.5235, .7445, .7274),
-                           C_COSINE | ONE_FOR_ALL | dict(batch_size=24, warmup=0.1)),
+                           COSINE_HEAD | ONE_FOR_ALL | dict(batch_size=24, warmup=0.1)),
     # Wang et al.: Pruning-Adapter on GLUE, Table 1 (dev); --tasks says which
     "glue-full": Recipe("one task of GLUE, all of the encoder trained", "Wang et al., Full",
                         dict(mnli=.8456, mrpc=.8014, qnli=.9154, rte=.6245, sst2=.9243,
@@ -88,8 +89,9 @@ RECIPES = {
                         dict(mnli=.7724, mrpc=.6838, qnli=.8805, rte=.6065, sst2=.9163,
                              wnli=.4366), GLUE_LORA),
     "glue-prune-lora": Recipe("100 of 144 heads stay, then adapters of rank 8 and 4",
-                              "Wang et al., Prune-LoRA", dict(mnli=.7816, mrpc=.6838, qnli=.8728, rte=.5993,
-                                                    sst2=.9106, wnli=.5634), PRUNE_LORA),
+                              "Wang et al., Prune-LoRA",
+                              dict(mnli=.7816, mrpc=.6838, qnli=.8728, rte=.5993, sst2=.9106,
+                                   wnli=.5634), PRUNE_LORA),
     # ours
     "glue-prune-lora-best": Recipe("the same, at the learning rate that LoRA needs", "", {},
                                    PRUNE_LORA | dict(lr=0.0, head_lr=1e-3, warmup=0.1, epochs=0)),
@@ -106,5 +108,5 @@ RECIPES = {
 
 def listing():
     """A line for each recipe: its name, the paper's row, what it is."""
-    return "\n".join(f"{name:21} {recipe.row or 'ours':18} {recipe.description}"
+    return "\n".join(f"{name:21} {recipe.row or 'ours':25} {recipe.description}"
                      for name, recipe in RECIPES.items())

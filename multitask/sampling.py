@@ -1,12 +1,12 @@
-"""Which tasks a step learns from, and which of their examples come next. All of it follows from the
-seed and the number of the step or pass, so that a resumed run draws the same."""
+"""Which tasks a step trains, and which of their examples come next. Both follow from the seed and
+the number of the step or pass alone, so that a resumed run draws the same."""
 
 import torch
 
 
 class BatchSampler:
-    """Lists of indices, `size` at a time; every pass over the n examples has an order of its own,
-    which (seed, pass number) fixes. So two integers are all the state there is."""
+    """Shuffled passes over n examples, as lists of `size` indices. (seed, pass number) fixes the
+    order of a pass, so two integers are the whole state."""
 
     def __init__(self, n, size, seed):
         self.n, self.size, self.seed = n, size, seed
@@ -76,8 +76,8 @@ SAMPLERS = {"all": every_task, "round-robin": round_robin, "proportional": propo
 
 
 def steps_in_epoch(batches, sampling):
-    """batches {task: batches in a pass} → steps. Every task is passed over once, those that have
-    fewer batches more often where the sampler gives all tasks alike."""
+    """batches {task: batches in a pass} → steps, in which the longest task is passed over once if
+    the sampler gives all tasks equally many batches, or else all tasks together are."""
     if sampling in ("all", "round-robin"):
         return max(batches.values()) * (len(batches) if sampling == "round-robin" else 1)
     return sum(batches.values())

@@ -68,7 +68,8 @@ TASKS = {                                              # and GLUE's: multitask/g
     ),
     "para": Task(
         files=course_files("quora"), columns=("sentence1", "sentence2"), label="is_duplicate",
-        label_names=("not a paraphrase", "a paraphrase"), nullable_columns=("is_duplicate", "sentence2"),
+        label_names=("not a paraphrase", "a paraphrase"),
+        nullable_columns=("is_duplicate", "sentence2"),
         outputs=1, loss=binary_cross_entropy, predict=more_likely_than_not,
         metrics={"accuracy": accuracy}, header="Predicted_Is_Paraphrase",
     ),

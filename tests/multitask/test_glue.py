@@ -131,7 +131,7 @@ def test_rows_cut_short_are_left_out_of_qqp_alone(glue, tmp_path):
     text = (glue / "WNLI" / "train.tsv").read_text()
     (tmp_path / "train.tsv").write_text(text + "1\tthe dog\n")
     with pytest.raises(UserError, match="train.tsv line 3 has 2 cells where the header has 4"):
-        GLUE["wnli"].read(tmp_path / "train.tsv", GLUE["wnli"])
+        GLUE["wnli"].read_examples(tmp_path / "train.tsv", GLUE["wnli"])
 
 
 MISTAKES = {
