@@ -53,8 +53,8 @@ class Cosine(nn.Module):
 
 
 class ReLUCosine(Cosine):
-    """scale · ReLU(cos(D·u, D·v)), Alappat's similarity head. Straight-through:
-    negative cosines still receive a gradient, or a pair that starts there would never be learned."""
+    """scale · ReLU(cos(D·u, D·v)), Alappat's similarity head. Straight-through ReLU: negative
+    cosines still receive a gradient, or a pair that starts there would never be learned."""
 
     def forward(self, first, second):
         cosine = super().forward(first, second)

@@ -21,8 +21,7 @@ def cosine_error(outputs, labels):
 
 
 def further_losses(settings, model, task, batch, vectors, outputs):
-    """{name: term} to add to the task's loss in a training step. Each term is a scalar, already
-    weighted, and is logged and drawn under its name. batch: multitask.data.Batch; vectors [sequences, H] are
-    the encoder's, outputs [B, outputs] the head's. Add a contrastive or an adversarial loss here:
-    docs/extend.md shows both."""
+    """→ {name: term} to add to the task's loss in a training step. Each term is a scalar, already
+    weighted, and is logged and drawn under its name. vectors [sequences, H] are the encoder's,
+    outputs [B, outputs] the head's. docs/extend.md adds a contrastive and an adversarial loss."""
     return {}

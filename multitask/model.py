@@ -128,8 +128,9 @@ def model_from(saved, settings):
     for part, tensors in new.items():
         before, task = old.get(part, {}), model.part(next(iter(tensors)))[1]
         single = task is not None and not TASKS[task].pair
-        fits = (saved.pooling_name == model.pooling_name
-                and (single or saved.pairs == model.pairs) and {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in tensors.items()})
+        fits = (saved.pooling_name == model.pooling_name and (single or saved.pairs == model.pairs)
+                and {k: v.shape for k, v in before.items()}
+                == {k: v.shape for k, v in tensors.items()})
         for name, tensor in tensors.items() if fits else ():
             tensor.copy_(before[name])
         what = "head" if part.startswith("heads.") else "module"

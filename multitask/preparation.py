@@ -97,8 +97,8 @@ def load_data(settings, tokenizer):
 
 def load_model(settings, device, edits=()):
     """→ model, tokenizer: from a checkpoint with new heads, or from a saved run (--from), changed
-    by the methods in use. The model is on the CPU; importance is measured on `device`. When resuming,
-    `edits` supplies the recorded choices, so nothing is measured again."""
+    by the methods in use. The model is on the CPU; importance is measured on `device`. When
+    resuming, `edits` supplies the recorded choices, so nothing is measured again."""
     torch.manual_seed(settings.seed)                         # of the new heads
     if settings.from_run:
         saved, tokenizer, *_ = runs.open_run(settings.from_run)
