@@ -184,7 +184,7 @@ def finish(run):
 
 
 def parse(arguments):
-    parser = Parser(description=__doc__)
+    parser = Parser(description=__doc__, usage="python train_multitask.py [flags]")
     parser.add_argument("--resume", metavar="RUN", help="go on with a stopped run, as it was set")
     parser.add_argument("--recipe", metavar="NAME", default="", help="a published experiment's "
                         "settings; flags given beside it go before them")
