@@ -55,6 +55,14 @@ class Log:
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error.strerror}") from error
 
+    def curves(self, what):
+        """→ {name: [(step, value), …]} of the lines' entries `what`, such as "loss"."""
+        points = {}
+        for line in self.lines:
+            for name, value in line.get(what, {}).items():
+                points.setdefault(name, []).append((line["step"], value))
+        return points
+
 
 def _read_lines(path):
     lines = []

@@ -1,6 +1,6 @@
-"""Text for pretraining: files → lines → token ids, once → batches of lines.
+"""Text for pretraining: files → lines → token ids, once → batches of line numbers.
 
-A line is a sentence or passage, or two of them with a tab between: a pair.
+A line is a sentence or passage, or a pair: two of them with a tab between.
 """
 
 import hashlib
@@ -9,12 +9,9 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-import tokenizers
 import torch
-from tokenizers.models import WordPiece
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
-from tokenizers.trainers import WordPieceTrainer
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from bert.errors import UserError
 from bert.files import read_utf8, write_json
@@ -22,119 +19,111 @@ from bert.layout import Layout
 from bert.tokenizer import SPECIAL, Tokenizer
 
 POOL = 32                            # batches whose lines are sorted by length together
+EVAL_TOKENS = 8192                   # tokens in a batch that needs no gradients
 
 
 def read_text(name):
-    """Every line of the .txt files in a folder, or of one file, white space collapsed; empty ones
-    are left out. A line of two texts with a tab between them is a pair."""
+    """→ the lines of the .txt files in a folder, or of one file; empty lines are left out."""
     path = Path(name).expanduser()
-    if path.is_dir():
-        files = sorted(path.glob("*.txt"))
-        if not files:
-            raise UserError(f"--text {name} holds no .txt file; put the text there, a sentence or "
-                            f"passage a line")
-    elif path.is_file():
-        files = [path]
-    else:
+    if not path.exists():
         raise UserError(f"--text {name} does not exist; give a folder of .txt files, or one file")
-    lines = [normalize_whitespace(line) for file in files for line in read_utf8(file).splitlines()]
-    lines = [line for line in lines if line]
+    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    lines = "\n".join(map(read_utf8, files)).splitlines()
+    lines = list(filter(None, map(normalize_whitespace, lines)))
     if not lines:
-        raise UserError(f"--text {name} holds no text: every line is empty")
+        reason = "holds no text: every line is empty" if files else "holds no .txt file"
+        raise UserError(f"--text {name} {reason}; give text with a sentence or passage a line")
     return lines
 
 
 def normalize_whitespace(line):
-    """White space collapsed, but for the tab between two texts."""
+    """Collapse white space, except for the tab between the two texts of a pair."""
     texts = [" ".join(text.split()) for text in line.split("\t")]
     return "\t".join(texts) if len(texts) == 2 and all(texts) else " ".join(filter(None, texts))
 
 
 def is_held_out(line, fraction):
-    """Decided by the text alone: it is on the same side in every run and file. A pair is held out
-    if one of its texts is, so that no held-out text is seen in a pair either."""
+    """Decide by a hash of the text, so that a line is on the same side in every run and file. A
+    pair is held out if one of its texts is: training then contains no held-out text."""
     digests = (hashlib.sha256(text.encode()).digest()[:7] for text in line.split("\t"))
     return any(int.from_bytes(digest, "big") < fraction * 256 ** 7 for digest in digests)
 
 
-def train_tokenizer(lines, size, limit):
-    """A lower-case WordPiece vocabulary of these lines; [PAD] [UNK] [CLS] [SEP] [MASK] are 0 to 4.
+def train_tokenizer(lines, size, max_length):
+    """Train a lower-case WordPiece vocabulary; [PAD] [UNK] [CLS] [SEP] [MASK] are 0 to 4.
 
-    The trainer numbers characters in an order that differs from run to run, and then breaks ties by
-    these numbers. Given as its first tokens, sorted, they have the same numbers in every run."""
-    backend = tokenizers.Tokenizer(WordPiece(unk_token="[UNK]"))
-    backend.normalizer, backend.pre_tokenizer = BertNormalizer(lowercase=True), BertPreTokenizer()
+    The library numbers characters in an order that differs from run to run, and breaks ties by
+    these numbers. Giving it the sorted characters as special tokens fixes their numbers."""
+    backend = Backend(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     counts = Counter("".join(map(backend.normalizer.normalize_str, lines)))
     characters = sorted(c for c, count in counts.items() if count > 1 and not c.isspace())
     first = [*SPECIAL, *characters, *("##" + c for c in characters)]
     if len(first) >= size:
         raise UserError(f"--vocab-size {size} is too few: the text has {len(characters)} different "
                         f"characters, so give more than {len(first)}")
-    backend.train_from_iterator(lines, WordPieceTrainer(
+    backend.train_from_iterator(lines, trainers.WordPieceTrainer(
         vocab_size=size, min_frequency=2, special_tokens=first, show_progress=False))
-    number = backend.get_vocab()
-    vocabulary = "\n".join(sorted(number, key=number.get)) + "\n"
-    with tempfile.TemporaryDirectory() as folder:            # read back: used is what is saved
+    ids = backend.get_vocab()
+    with tempfile.TemporaryDirectory() as folder:            # reading back uses what will be saved
+        vocabulary = "\n".join(sorted(ids, key=ids.get)) + "\n"
         Path(folder, "vocab.txt").write_text(vocabulary, encoding="utf-8")
         write_json(Path(folder, "tokenizer_config.json"), {
-            "do_lower_case": True, "model_max_length": limit, "tokenizer_class": "BertTokenizer"})
+            "do_lower_case": True, "model_max_length": max_length,
+            "tokenizer_class": "BertTokenizer"})
         return Tokenizer.from_pretrained(folder)
 
 
 class Corpus:
-    """The token ids of all lines, end to end, and their types (1 in the second text of a pair):
+    """The token ids of all lines in one tensor, and their types (1 in the second text of a pair):
     line i is ids[start[i] : start[i] + length[i]]."""
 
-    def __init__(self, tokenizer, lines, limit=None):
-        pairs = [line.split("\t") if "\t" in line else (line, None) for line in lines]
-        self.lines, (self.first, self.second) = lines, zip(*pairs)
-        rows, types = tokenizer.encode(self.first, self.second, max_length=limit)
-        self.length = torch.tensor([len(row) for row in rows])           # [lines]
+    def __init__(self, tokenizer, lines, max_length=None):
+        self.lines = lines
+        first, second = zip(*(line.split("\t") if "\t" in line else (line, None) for line in lines))
+        ids, types = tokenizer.encode(first, second, max_length=max_length)
+        self.length = torch.tensor([len(line) for line in ids])          # [lines]
         self.start = self.length.cumsum(0) - self.length                 # [lines]
-        self.ids = torch.tensor([number for row in rows for number in row])
-        self.types = torch.tensor([number for row in types for number in row])
+        self.ids = torch.tensor([number for line in ids for number in line])
+        self.types = torch.tensor([number for line in types for number in line])
 
-    def any_of(self, wanted):
-        """wanted [V] bool → [lines] bool: the line has a token of these."""
-        line = torch.arange(len(self.length)).repeat_interleave(self.length)
-        return torch.zeros(len(self.length)).index_add_(0, line, wanted[self.ids].float()) > 0
-
-    def collate(self, lines):
-        """[B] line numbers → their tokens' ids and types [N], and the layout of these N rows."""
-        length = self.length[lines]
+    def collate(self, line_ids):
+        """[B] line numbers → token ids and types [N], and the layout of these N rows."""
+        length = self.length[line_ids]
         column = torch.arange(int(length.max()))
         mask = column < length[:, None]                                  # [B, T]
-        places = (self.start[lines][:, None] + column)[mask]             # [N]
-        return self.ids[places], self.types[places], Layout(mask)
+        index = (self.start[line_ids][:, None] + column)[mask]           # [N]
+        return self.ids[index], self.types[index], Layout(mask)
 
 
-def split_by_tokens(order, length, tokens):
-    """[n] line numbers → batches of them, in this order, each of about so many tokens: a line
-    belongs to the batch into which its last token falls. Their number depends on no order."""
-    batch = (length[order].cumsum(0) - 1) // tokens
-    return order.split(torch.bincount(batch).tolist())
+def split_by_tokens(line_ids, length, tokens):
+    """[n] line numbers → batches of about `tokens` tokens, in the same order. A line belongs to the
+    batch in which its last token falls, so the number of batches does not depend on the order."""
+    batch = (length[line_ids].cumsum(0) - 1) // tokens
+    return line_ids.split(torch.bincount(batch).tolist())
 
 
 class BucketBatchSampler:
-    """Shuffled passes over the lines, without end. Seed and step say which lines come, so there is
-    no state to save. Attention's grid is as wide as the batch's longest line: lines of like length
-    together made a step three times as fast. So each pool of shuffled lines is sorted by length and
-    cut into batches, and then these are shuffled."""
+    """Endless shuffled epochs. Attention's cost grows with the longest line of a batch, so lines of
+    similar length go together (a step is three times as fast): each pool of shuffled lines is
+    sorted by length and split into batches, then the batches are shuffled. Seed and step alone
+    determine a batch: there is no state to save."""
 
-    def __init__(self, lines, length, tokens, seed):
-        self.lines, self.length, self.tokens, self.seed = lines, length, tokens, seed
-        self.steps_per_epoch = math.ceil(int(length[lines].sum()) / tokens)
-        self.number, self.batches = None, None
+    def __init__(self, line_ids, length, tokens, seed):
+        self.line_ids, self.length, self.tokens, self.seed = line_ids, length, tokens, seed
+        self.steps_per_epoch = math.ceil(int(length[line_ids].sum()) / tokens)
+        self.epoch, self.batches = None, None
 
     def __getitem__(self, step):
-        """The line numbers [B] of this step; steps count from 1."""
-        number, place = divmod(step - 1, self.steps_per_epoch)
-        if number != self.number:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-            order = self.lines[torch.randperm(len(self.lines), generator=generator)]
+        """→ the line numbers [B] of this step; steps count from 1."""
+        epoch, number = divmod(step - 1, self.steps_per_epoch)
+        if epoch != self.epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            order = self.line_ids[torch.randperm(len(self.line_ids), generator=generator)]
             pools = split_by_tokens(order, self.length, POOL * self.tokens)
-            order = torch.cat([p[self.length[p].argsort(stable=True)] for p in pools])
+            order = torch.cat([pool[self.length[pool].argsort(stable=True)] for pool in pools])
             batches = split_by_tokens(order, self.length, self.tokens)
             shuffled = torch.randperm(len(batches), generator=generator)
-            self.number, self.batches = number, [batches[i] for i in shuffled]
-        return self.batches[place]
+            self.epoch, self.batches = epoch, [batches[i] for i in shuffled]
+        return self.batches[number]

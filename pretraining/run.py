@@ -1,0 +1,111 @@
+"""A pretraining run: what it trains, its folder, its report.
+
+The folder is a checkpoint (config.json, model.safetensors, vocab.txt …) with metrics.json (scores),
+pretrain.json (settings, text, versions, times), log.jsonl and loss.png (losses and scores over the
+steps) and last/state.pt (the state to resume from).
+"""
+
+import hashlib
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import tokenizers
+import torch
+
+from bert import Bert, UserError
+from bert.checkpoint import pretraining_heads
+from bert.files import write_json
+from common.device import pick_device
+from common.plots import draw_curves
+from common.run_folder import read_record, versions
+from common.tables import text_table
+from pretraining.corpus import BucketBatchSampler, Corpus, is_held_out, read_text, train_tokenizer
+from pretraining.evaluation import HeldOut
+from pretraining.masking import Masking
+from pretraining.model import MaskedLM, load_head, open_checkpoint
+from pretraining.settings import Settings
+
+KIND, RECORD, VERSION = "pretraining run", "pretrain.json", 2
+STATE_FILE = Path("last", "state.pt")
+FILES = (STATE_FILE, "config.json", "model.safetensors", "metrics.json", "log.jsonl", "loss.png",
+         "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+class Components:
+    """What a run trains, and on what. Mistakes in settings, text and checkpoints are found here,
+    before a file is written. start: the checkpoint to begin with, or "" for a new model."""
+
+    def __init__(self, settings, start):
+        self.device, self.autocast = pick_device(settings.device, settings.precision)
+        lines = read_text(settings.text)
+        held_out = torch.tensor([is_held_out(line, settings.heldout) for line in lines])
+        torch.manual_seed(settings.seed)                     # of new weights
+        if start:
+            (self.tokenizer, bert), heads = open_checkpoint(start), pretraining_heads(start)
+        else:
+            seen = [line for line, held in zip(lines, held_out) if not held]
+            self.tokenizer = train_tokenizer(seen, settings.vocab_size, settings.max_positions)
+            bert, heads = Bert(settings.bert_config(self.tokenizer.vocab_size)), {}
+        self.teacher = open_checkpoint(settings.teacher) if settings.teacher else None
+        self.model = MaskedLM(bert, self.teacher[1].config.hidden_size if self.teacher else None)
+        if not load_head(self.model.head, heads, start) and start:
+            print(f"{start} has no masked-LM head; a new one begins")
+        self.masking = Masking(self.tokenizer, settings.whole_word)
+        self.corpus = Corpus(self.tokenizer, lines, settings.max_length)
+        line_of_token = torch.arange(len(lines)).repeat_interleave(self.corpus.length)
+        useful = line_of_token[~self.masking.special[self.corpus.ids]].unique()  # lines with words
+        training, heldout = useful[~held_out[useful]], useful[held_out[useful]]
+        if not len(training) or not len(heldout):
+            raise UserError(f"--text {settings.text}: of {len(lines):,} lines {len(training):,} "
+                            f"are left to train on and {len(heldout):,} held out; both are needed: "
+                            f"give more text, or change --heldout {settings.heldout:g}")
+        self.heldout = HeldOut(self.corpus, heldout, training, self.masking)
+        self.batches = BucketBatchSampler(training, self.corpus.length, settings.batch_tokens,
+                                          settings.seed)
+        self.text_stats = {"lines": len(lines), "tokens": len(self.corpus.ids),
+                           "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
+
+
+def start_record(folder, settings, parts, record):
+    """→ the record of the run. If it is resumed, check that the text is the same; if it is new,
+    delete the files of the run that it replaces, then write the record and the vocabulary."""
+    if record is not None:
+        if record["data"] != parts.text_stats:
+            raise UserError(f"the text in {settings.text} is no longer that which the run {folder} "
+                            f"began with, so it cannot go on; start a new run")
+        return record
+    record = {"version": VERSION, "settings": asdict(settings), "data": parts.text_stats,
+              "complete": False, "seconds": None,
+              "versions": versions() | {"tokenizers": tokenizers.__version__}}
+    for name in FILES:                                       # the state first: a crash never pairs
+        (folder / name).unlink(missing_ok=True)              # it with another run's settings
+    write_json(folder / RECORD, record)
+    parts.tokenizer.save_pretrained(folder)
+    return record
+
+
+def open_run(folder, changes):
+    """→ the record of the run in a folder, its Settings with `changes` {name: value}."""
+    if set(changes) - {"device", "save_every"}:
+        raise UserError("--resume goes on by the run's own settings; only --device and "
+                        "--save-every may stand beside it. To start from a checkpoint with others, "
+                        "use --init")
+    record = read_record(folder / RECORD, KIND, VERSION, ("settings", "data", "complete"))
+    try:
+        settings = Settings(**record["settings"])
+    except (UserError, TypeError) as error:
+        raise UserError(f"{folder / RECORD} is damaged: {error}") from error
+    return record, replace(settings, **changes)
+
+
+def finish(folder, record, log, seconds):
+    """Draw the curves, complete the record, print scores before and after training."""
+    scores = log.curves("heldout")
+    rows = [(name.replace("_", " "), f"{points[0][1]:.3f}", f"{points[-1][1]:.3f}")
+            for name, points in scores.items()]
+    losses = log.curves("loss") | {"held-out masked_lm": scores.pop("masked_lm_loss")}
+    draw_curves([("losses", losses), ("held-out lines", scores)], folder / "loss.png")
+    write_json(folder / RECORD, record | {"complete": True, "seconds": round(seconds, 1)})
+    print(f"\n{text_table([('held-out lines', 'before', 'after'), *rows])}\n\n"
+          f"{seconds / 60:.1f} minutes   curves: {folder / 'loss.png'}\n"
+          f"next: python train_multitask.py --bert {folder}")
