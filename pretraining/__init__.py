@@ -1,7 +1,6 @@
-"""Masked language modeling on plain text (Devlin et al. 2019, arXiv 1810.04805), with or without a
-larger BERT as teacher.
+"""Masked language modeling on plain text (Devlin et al. 2019), with or without a teacher.
 
-    loss = −mean log p(tokenₘ | text with tokens hidden)      over the M hidden tokens
+    loss = −mean log p(tokenₘ | text with some tokens hidden)         over the M hidden tokens
 
 __main__.py   python -m pretraining: the loop    settings.py      its flags
 corpus.py     text → token ids → batches         masking.py       which tokens are hidden, and how

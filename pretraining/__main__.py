@@ -8,20 +8,17 @@
 The text is a folder of .txt files (or one file), one sentence or passage a line. 15 % of the tokens
 are chosen; of these 80 % become [MASK], 10 % another token, 10 % stay; the model predicts the
 original tokens. The score is its accuracy on a fraction of the lines (--heldout) that is never
-trained on. With --teacher the model also learns a larger BERT's sentence vectors (means of the last
-hidden states).
-
---out becomes a checkpoint with a masked-LM head, which opens in Bert.from_pretrained,
-train_multitask.py --bert, and transformers' BertForMaskedLM.
+trained on. With --teacher the model also learns a larger BERT's sentence vectors. The new
+checkpoint opens in Bert.from_pretrained, train_multitask.py --bert and BertForMaskedLM.
 """
 
-import argparse
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from bert import UserError
 from common.cli import Parser, StopSignal, UserStop, run_script
 from common.flags import add_flags, with_absolute_paths
 from common.log import Log, progress_bar
@@ -52,19 +49,18 @@ def compute_losses(model, batch, targets, autocast):
 def train(settings, folder, parts, state):
     """The training loop, from the first step, or from the one after `state` (of train_state).
     Evaluates and saves as often as the settings say → the log, the seconds taken."""
-    device, autocast = parts.device, parts.autocast
-    targets = parts.teacher and compute_targets(*parts.teacher, parts.corpus.lines, device)
-    model, batches = parts.model.to(device), parts.batches
+    targets = parts.teacher and compute_targets(*parts.teacher, parts.corpus.lines, parts.device)
+    model, batches = parts.model.to(parts.device), parts.batches
     steps = settings.steps or settings.epochs * batches.steps_per_epoch
     optimizer = adamw(parameter_groups([(model, {"max_lr": settings.lr})], settings.weight_decay))
     torch.manual_seed(settings.seed)                         # of masks and dropout
     if state is not None:
-        restore(state, model, optimizer, device)
+        restore(state, model, optimizer, parts.device)
     done, seconds = (state["step"], state["seconds"]) if state else (0, 0.0)
     log, began = Log(folder / "log.jsonl", done), time.perf_counter() - seconds
 
     def evaluate(step):
-        scores = parts.heldout.scores(model, targets, device, autocast)
+        scores = parts.heldout.scores(model, targets, parts.device, parts.autocast)
         log.write(step=step, heldout=scores, seconds=round(time.perf_counter() - began, 1))
         bar.write(f"step {step:,}:  " + "  ".join(f"{name.replace('_', ' ')} {value:.3f}"
                                                   for name, value in scores.items()))
@@ -76,8 +72,8 @@ def train(settings, folder, parts, state):
         for step in range(done + 1, steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = group["max_lr"] * warmup_then_decay(step, steps, settings.warmup)
-            batch = masked_batch(parts.corpus, batches[step], parts.masking).to(device)
-            losses = compute_losses(model.train(), batch, targets, autocast)
+            batch = masked_batch(parts.corpus, batches[step], parts.masking).to(parts.device)
+            losses = compute_losses(model.train(), batch, targets, parts.autocast)
             loss = losses["masked_lm"] + settings.teacher_weight * losses.get("teacher", 0.0)
             loss.backward()
             if settings.clip:
@@ -93,7 +89,7 @@ def train(settings, folder, parts, state):
             if step % (settings.eval_every or batches.steps_per_epoch) == 0 or step == steps:
                 save_checkpoint(folder, model, evaluate(step))
             if step % settings.save_every == 0 or step == steps or stop.asked:
-                save_state(folder / run.STATE_FILE, model, optimizer, [rng_state(device)],
+                save_state(folder / run.STATE_FILE, model, optimizer, [rng_state(parts.device)],
                            step=step, seconds=time.perf_counter() - began)
             if stop.asked and step < steps:
                 raise UserStop(f"stopped after step {step:,} of {steps:,}; go on with: "
@@ -103,12 +99,11 @@ def train(settings, folder, parts, state):
 
 def main(arguments=None):
     parser = Parser(prog="python -m pretraining", description=__doc__)
-    parser.add_argument("--resume", metavar="FOLDER", default=argparse.SUPPRESS, type=Path,
-                        help="go on with a stopped run, by its own settings")
+    parser.add_argument("--resume", metavar="FOLDER", type=Path, help="go on with a stopped run")
     add_flags(parser, Settings)
     given = vars(parser.parse_args(arguments))               # only the flags that are there
-    if "resume" in given:
-        folder = given.pop("resume").expanduser()
+    if resumed := given.pop("resume"):
+        folder = resumed.expanduser()
         record, settings = run.open_run(folder, given)
         if record["complete"]:
             return print(f"{folder} is complete; its scores are in {folder / 'metrics.json'}")
@@ -118,9 +113,13 @@ def main(arguments=None):
         folder = check_new_folder(settings.out, run.RECORD, run.KIND, settings.overwrite,
                                   "python -m pretraining --resume",
                                   {"--init": settings.init, "--teacher": settings.teacher})
-        record = state = None
+        state = None
     parts = run.Components(settings, folder if state else settings.init)
-    record = run.start_record(folder, settings, parts, record if state else None)
+    if state is None:                                        # new, or stopped before the first save
+        record = run.start_record(folder, settings, parts)
+    elif record["data"] != parts.text_stats:
+        raise UserError(f"the text in {settings.text} is no longer that which the run {folder} "
+                        f"began with, so it cannot go on; start a new run")
     return run.finish(folder, record, *train(settings, folder, parts, state))
 
 

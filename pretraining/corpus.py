@@ -49,9 +49,9 @@ def is_held_out(line, fraction):
     return any(int.from_bytes(digest, "big") < fraction * 256 ** 7 for digest in digests)
 
 
-def train_tokenizer(lines, size, max_length):
-    """Train a lower-case WordPiece vocabulary; [PAD] [UNK] [CLS] [SEP] [MASK] are 0 to 4.
-
+def train_tokenizer(lines, size, limit):
+    """→ a Tokenizer with a new lower-case WordPiece vocabulary of `size` tokens, for sequences of
+    at most `limit` tokens. [PAD] [UNK] [CLS] [SEP] [MASK] are 0 to 4.
     The library numbers characters in an order that differs from run to run, and breaks ties by
     these numbers. Giving it the sorted characters as special tokens fixes their numbers."""
     backend = Backend(models.WordPiece(unk_token="[UNK]"))
@@ -70,8 +70,7 @@ def train_tokenizer(lines, size, max_length):
         vocabulary = "\n".join(sorted(ids, key=ids.get)) + "\n"
         Path(folder, "vocab.txt").write_text(vocabulary, encoding="utf-8")
         write_json(Path(folder, "tokenizer_config.json"), {
-            "do_lower_case": True, "model_max_length": max_length,
-            "tokenizer_class": "BertTokenizer"})
+            "do_lower_case": True, "model_max_length": limit, "tokenizer_class": "BertTokenizer"})
         return Tokenizer.from_pretrained(folder)
 
 
@@ -105,10 +104,9 @@ def split_by_tokens(line_ids, length, tokens):
 
 
 class BucketBatchSampler:
-    """Endless shuffled epochs. Attention's cost grows with the longest line of a batch, so lines of
-    similar length go together (a step is three times as fast): each pool of shuffled lines is
-    sorted by length and split into batches, then the batches are shuffled. Seed and step alone
-    determine a batch: there is no state to save."""
+    """Endless shuffled epochs. A batch costs as much as its longest line, so each pool of shuffled
+    lines is sorted by length and split into batches, then the batches are shuffled: a step is three
+    times as fast. Seed and step alone determine a batch: there is no state to save."""
 
     def __init__(self, line_ids, length, tokens, seed):
         self.line_ids, self.length, self.tokens, self.seed = line_ids, length, tokens, seed

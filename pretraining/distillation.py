@@ -3,8 +3,7 @@
     targets = compute_targets(tokenizer, bert, lines, device)             # once, before training
     loss = teacher_loss(head, sentence_vectors(hidden, layout), targets.select(line_ids, device))
 
-B = lines of a batch, N = their tokens, H = the model's hidden size, D = the teacher's.
-"""
+B = lines of a batch, N = their tokens, H = the model's hidden size, D = the teacher's."""
 
 import math
 from typing import NamedTuple
@@ -33,15 +32,13 @@ class DistillationHead(nn.Module):
         self.pair_similarity = nn.Linear(width, 1)
 
     def forward(self, vectors):
-        """(mean, cls), each [B, H] → two predictions of the teacher's vectors, each [B, D], and one
-        of the pairs' similarity [B]."""
+        """(mean, cls), each [B, H] → (two predictions of the vector [B, D], similarity [B])."""
         mean, cls = vectors
         return (self.mean(mean), self.cls(cls)), self.pair_similarity(cls).squeeze(1)
 
 
 class TeacherTargets(NamedTuple):
     """The teacher's vectors of all lines."""
-
     vectors: torch.Tensor            # [lines, D] float16, of a line's (first) text
     pair_similarity: torch.Tensor    # [lines] cosine of a pair's two texts; NaN if no pair
 
@@ -95,7 +92,6 @@ def compute_targets(tokenizer, bert, lines, device):
     targets = TeacherTargets(vectors[[index[text] for text in first]],
                              torch.full((len(lines),), math.nan))
     pair = [number for number, text in enumerate(second) if text]
-    partner = vectors[[index[second[number]] for number in pair]]
-    targets.pair_similarity[pair] = F.cosine_similarity(targets.vectors[pair].float(),
-                                                        partner.float())
+    one, two = targets.vectors[pair], vectors[[index[second[number]] for number in pair]]
+    targets.pair_similarity[pair] = F.cosine_similarity(one.float(), two.float())
     return targets

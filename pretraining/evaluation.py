@@ -56,8 +56,8 @@ class HeldOut:
         mean, cls, similarity, vectors, target_similarity = map(torch.cat, zip(*rows))
         pair = ~target_similarity.isnan()
         cosines = torch.stack([F.cosine_similarity(v, vectors)[~pair] for v in (mean, cls)])
-        mean, cls = cosines.mean(dim=1).tolist()
-        scores = {"teacher_cosine_mean": mean, "teacher_cosine_cls": cls}
+        names = "teacher_cosine_mean", "teacher_cosine_cls"
+        scores = dict(zip(names, cosines.mean(dim=1).tolist()))
         if pair.sum() > 1:
             similarities = torch.stack([similarity[pair], target_similarity[pair]])
             scores["teacher_pair_correlation"] = float(torch.corrcoef(similarities)[0, 1])

@@ -4,8 +4,7 @@
 
 Devlin et al. 2019 (arXiv 1810.04805), appendix A.1; whole-word masking is from their repository's
 later models. Left out: next sentence prediction, which did not help (RoBERTa, arXiv 1907.11692).
-N = tokens of the batch, M = hidden ones, V = vocabulary, B = lines.
-"""
+B = lines of the batch, N = their tokens, M = hidden ones, V = vocabulary."""
 
 from typing import NamedTuple
 
@@ -53,7 +52,6 @@ class Masking:
 
 class Batch(NamedTuple):
     """A masked batch."""
-
     line_ids: torch.Tensor           # [B] line numbers, always on the CPU
     ids: torch.Tensor                # [N] token ids, some hidden
     types: torch.Tensor              # [N] token types

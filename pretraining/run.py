@@ -1,15 +1,13 @@
 """A pretraining run: what it trains, its folder, its report.
 
 The folder is a checkpoint (config.json, model.safetensors, vocab.txt …) with metrics.json (scores),
-pretrain.json (settings, text, versions, times), log.jsonl and loss.png (losses and scores over the
-steps) and last/state.pt (the state to resume from).
-"""
+pretrain.json (settings, text, versions), log.jsonl and loss.png (losses and scores over the steps)
+and last/state.pt (the state to resume from)."""
 
 import hashlib
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import tokenizers
 import torch
 
 from bert import Bert, UserError
@@ -56,9 +54,8 @@ class Components:
         useful = line_of_token[~self.masking.special[self.corpus.ids]].unique()  # lines with words
         training, heldout = useful[~held_out[useful]], useful[held_out[useful]]
         if not len(training) or not len(heldout):
-            raise UserError(f"--text {settings.text}: of {len(lines):,} lines {len(training):,} "
-                            f"are left to train on and {len(heldout):,} held out; both are needed: "
-                            f"give more text, or change --heldout {settings.heldout:g}")
+            raise UserError(f"--text {settings.text}: {len(training):,} lines to train on, "
+                            f"{len(heldout):,} held out; give more text or another --heldout")
         self.heldout = HeldOut(self.corpus, heldout, training, self.masking)
         self.batches = BucketBatchSampler(training, self.corpus.length, settings.batch_tokens,
                                           settings.seed)
@@ -66,17 +63,10 @@ class Components:
                            "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
 
 
-def start_record(folder, settings, parts, record):
-    """→ the record of the run. If it is resumed, check that the text is the same; if it is new,
-    delete the files of the run that it replaces, then write the record and the vocabulary."""
-    if record is not None:
-        if record["data"] != parts.text_stats:
-            raise UserError(f"the text in {settings.text} is no longer that which the run {folder} "
-                            f"began with, so it cannot go on; start a new run")
-        return record
+def start_record(folder, settings, parts):
+    """Delete the files of a replaced run, write the vocabulary and the record → the record."""
     record = {"version": VERSION, "settings": asdict(settings), "data": parts.text_stats,
-              "complete": False, "seconds": None,
-              "versions": versions() | {"tokenizers": tokenizers.__version__}}
+              "versions": versions(), "complete": False, "seconds": None}
     for name in FILES:                                       # the state first: a crash never pairs
         (folder / name).unlink(missing_ok=True)              # it with another run's settings
     write_json(folder / RECORD, record)
@@ -87,9 +77,8 @@ def start_record(folder, settings, parts, record):
 def open_run(folder, changes):
     """→ the record of the run in a folder, its Settings with `changes` {name: value}."""
     if set(changes) - {"device", "save_every"}:
-        raise UserError("--resume goes on by the run's own settings; only --device and "
-                        "--save-every may stand beside it. To start from a checkpoint with others, "
-                        "use --init")
+        raise UserError("--resume goes on by the run's own settings; leave out all flags but "
+                        "--device and --save-every, or start a new run with --init")
     record = read_record(folder / RECORD, KIND, VERSION, ("settings", "data", "complete"))
     try:
         settings = Settings(**record["settings"])

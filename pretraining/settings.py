@@ -38,7 +38,6 @@ class Settings:
     precision: str = setting("auto", "auto: bf16 on CUDA", choices=("auto", "fp32", "bf16"))
 
     def __post_init__(self):
-        """Raise UserError if a value is impossible, alone or beside another."""
         check(self)
         if not self.text or not self.out:
             raise UserError("--text and --out are needed: the text to learn from, and the folder "
