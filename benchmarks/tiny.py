@@ -3,8 +3,8 @@
     python benchmarks/tiny.py                            # needs PLAINBERT_DATA; takes 15 minutes
     python benchmarks/tiny.py --sample                   # the default run on data/; 4 minutes
 
-One epoch on the real course data, the better pair mode of each, three seeds; and how well hidden
-tokens of the dev files, of which pretraining saw nothing, are guessed.
+One epoch on the real course data, the better pair mode of each, three seeds; and the accuracy at
+hidden tokens of the dev files, of which pretraining saw nothing.
 """
 
 import json
@@ -21,81 +21,85 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_multitask
 from bert import Bert, Tokenizer
 from bert.checkpoint import pretraining_heads
+from common.tables import markdown_table
 from multitask.course import read_course_file
+from multitask.metrics import main_scores
 from multitask.tasks import TASKS
-from pretraining.__main__ import HeldOut, load_head
 from pretraining.corpus import Corpus
-from pretraining.masking import MaskedLM, Masking
+from pretraining.evaluation import HeldOut
+from pretraining.masking import Masking
+from pretraining.model import MaskedLM, load_head
 
 DATA = Path(os.environ.get("PLAINBERT_DATA", ".")) / "cs224n"
 SEEDS = (0, 1, 2)
 MODES = {"joint": (), "separate, cosine": ("--pairs", "separate", "--head", "sts=cosine")}
+COLUMNS = ("sst", "para", "sts", "overall")
 
 
 def random_checkpoint(folder, seed):
-    """The tiny checkpoint's configuration and vocabulary, with the weights training starts from."""
+    """The tiny checkpoint's configuration and vocabulary with new random weights."""
     torch.manual_seed(seed)
     Bert(Bert.from_pretrained("tiny").config).save_pretrained(folder)
     Tokenizer.from_pretrained("tiny").save_pretrained(folder)
     return folder
 
 
-def one_epoch(checkpoint, mode, seed, out):
-    """→ metrics.json of a run"""
-    train_multitask.main(["--bert", str(checkpoint), "--data", str(DATA), "--epochs", "1",
-                          "--lr", "3e-4", "--seed", str(seed), "--out", str(out), *MODES[mode]])
-    return json.loads((out / "metrics.json").read_text())
+def train(out, *flags):
+    """Train a run → {task: first metric, "overall": …}."""
+    train_multitask.main([*map(str, flags), "--out", str(out)])
+    return main_scores(json.loads((out / "metrics.json").read_text()))
 
 
 def masked_accuracy():
-    """→ accuracy at hidden tokens of the dev files' texts, and of always guessing the commonest."""
+    """→ accuracy at hidden tokens of the dev files' texts, and that of the commonest token."""
     lines = list(dict.fromkeys(text for task in ("sst", "para", "sts") for example in
                                read_course_file(DATA / TASKS[task].files["dev"], TASKS[task])
                                for text in example.texts))
     tokenizer, model = Tokenizer.from_pretrained("tiny"), MaskedLM(Bert.from_pretrained("tiny"))
     load_head(model.head, pretraining_heads("tiny"), "tiny")
-    text, numbers = Corpus(tokenizer, lines, 128), torch.arange(len(lines))
-    held_out = HeldOut(text, numbers, numbers, Masking(tokenizer))
+    corpus, line_ids = Corpus(tokenizer, lines, 128), torch.arange(len(lines))
+    held_out = HeldOut(corpus, line_ids, line_ids, Masking(tokenizer))
     scores = held_out.scores(model, None, torch.device("cpu"), nullcontext)
     return scores["masked_accuracy"], scores["commonest_token_accuracy"]
 
 
-def sample():
-    """The default run, and the same from random weights."""
-    with tempfile.TemporaryDirectory() as folder:
-        random = random_checkpoint(Path(folder) / "start", 0)
-        for kind, more, seeds in (("pretrained", [], SEEDS), ("random", ["--bert", random], (0,))):
-            for seed in seeds:
-                out = Path(folder) / f"{kind}-{seed}"
-                train_multitask.main([*map(str, more), "--seed", str(seed), "--out", str(out)])
-                scores = json.loads((out / "metrics.json").read_text())
-                main = [scores["sst"]["accuracy"], scores["para"]["accuracy"],
-                        scores["sts"]["pearson"]]
-                print(f"| {kind} | {seed} | " + " | ".join(f"{s:.3f}" for s in main))
+def sample_runs(folder):
+    """The default run, three seeds, and one from random weights, as rows of a table."""
+    start = random_checkpoint(folder / "start", 0)
+    rows = [("weights", "seed", *COLUMNS)]
+    for weights, flags, seeds in (("pretrained", (), SEEDS), ("random", ("--bert", start), (0,))):
+        for seed in seeds:
+            scores = train(folder / f"{weights}-{seed}", *flags, "--seed", seed)
+            rows.append((weights, str(seed), *(f"{scores[name]:.3f}" for name in COLUMNS)))
+    return rows
+
+
+def real_runs(folder):
+    """One epoch on the real data: both pair modes with the first seed, the better one with all, as
+    rows of a table with the means over the seeds."""
+    rows = [("weights", "pairs", "seeds", *COLUMNS)]
+    for weights in ("pretrained", "random"):
+        runs = {mode: [] for mode in MODES}
+        for seed in SEEDS:
+            start = random_checkpoint(folder / f"r{seed}", seed) if weights == "random" else "tiny"
+            modes = MODES if seed == SEEDS[0] else [max(runs, key=lambda m: runs[m][0]["overall"])]
+            for mode in modes:
+                runs[mode].append(train(folder / f"{weights}-{mode}-{seed}", "--bert", start,
+                                        "--data", DATA, "--epochs", 1, "--lr", 3e-4, "--seed", seed,
+                                        *MODES[mode]))
+        for mode, scores in runs.items():
+            means = [f"{statistics.mean(s[name] for s in scores):.3f}" for name in COLUMNS]
+            rows.append((weights, mode, str(len(scores)), *means))
+    return rows
 
 
 def main():
-    if sys.argv[1:] == ["--sample"]:
-        return sample()
-    right, commonest = masked_accuracy()
-    rows = {}
     with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        for kind in ("pretrained", "random"):
-            for seed in SEEDS:
-                start = random_checkpoint(folder / f"r{seed}", seed) if kind == "random" else "tiny"
-                modes = sorted(MODES, key=lambda mode: -rows[kind, mode][0]["overall"]
-                               if (kind, mode) in rows else 0)
-                for mode in modes if seed == SEEDS[0] else modes[:1]:
-                    out = folder / f"{kind}-{mode}-{seed}"
-                    rows.setdefault((kind, mode), []).append(one_epoch(start, mode, seed, out))
-    print(f"\nhidden tokens of the dev files: {right:.3f} right; commonest token {commonest:.3f}")
-    print("\n| weights | pairs | seeds | sst | para | sts | overall |\n" + "|---" * 7 + "|")
-    for (kind, mode), scores in rows.items():
-        values = [[s["sst"]["accuracy"], s["para"]["accuracy"], s["sts"]["pearson"], s["overall"]]
-                  for s in scores]
-        means = " | ".join(f"{statistics.mean(column):.3f}" for column in zip(*values))
-        print(f"| {kind} | {mode} | {len(scores)} | {means} |")
+        if sys.argv[1:] == ["--sample"]:
+            return print(markdown_table(sample_runs(Path(folder))))
+        print(markdown_table(real_runs(Path(folder))))
+    print("hidden tokens of the dev files: accuracy {:.3f}, of the commonest token {:.3f}".format(
+        *masked_accuracy()))
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ class Settings:
     teacher: str = setting("", "a larger BERT, whose sentence vectors the model learns to match")
     teacher_weight: float = setting(5.0, "weight of the teacher's loss in the sum", min=0)
     whole_word: bool = setting(False, "hide all pieces of a word together")
-    hidden: int = setting(128, "width of the hidden states", min=1, shape=True)
-    layers: int = setting(4, "number of layers", min=1, shape=True)
-    heads: int = setting(4, "attention heads in each layer", min=1, shape=True)
-    intermediate: int = setting(512, "width inside the feed-forward network", min=1, shape=True)
-    max_positions: int = setting(128, "longest sequence of the model, in tokens", min=8, shape=True)
-    dropout: float = setting(0.1, "dropout, of attention too", min=0, max=1, shape=True)
-    vocab_size: int = setting(6000, "size of the new vocabulary", min=10, shape=True)
+    hidden: int = setting(128, "width of the hidden states", min=1, group="new model")
+    layers: int = setting(4, "number of layers", min=1, group="new model")
+    heads: int = setting(4, "attention heads in each layer", min=1, group="new model")
+    intermediate: int = setting(512, "width of the feed-forward network", min=1, group="new model")
+    max_positions: int = setting(128, "longest sequence, in tokens", min=8, group="new model")
+    dropout: float = setting(0.1, "dropout, of attention too", min=0, max=1, group="new model")
+    vocab_size: int = setting(6000, "size of the new vocabulary", min=10, group="new model")
     max_length: int = setting(128, "tokens of a line; longer lines are truncated", min=8)
     batch_tokens: int = setting(4096, "tokens in a batch, padding not counted", min=8)
     heldout: float = setting(0.02, "fraction of the lines that is only evaluated on", min=0, max=1)
@@ -48,7 +48,7 @@ class Settings:
                                 f"{limit.replace('_', '-')} {getattr(self, limit)}; lower the "
                                 f"first or raise the second")
         shape = [flag_of(f) for f in fields(self)
-                 if f.metadata.get("shape") and getattr(self, f.name) != f.default]
+                 if f.metadata["group"] == "new model" and getattr(self, f.name) != f.default]
         if self.init and shape:
             raise UserError(f"--init has its own architecture and vocabulary, so {shape[0]} has no "
                             f"effect beside it; leave out one of the two")

@@ -1,29 +1,29 @@
 """Make the project's own small data set: three tasks in the course's file format.
 
-    python make_sample.py                          # into the folder this file stands in
-    python make_sample.py --out FOLDER --seed 1
+    python tools/make_sample_data.py                          # writes data/
+    python tools/make_sample_data.py --out FOLDER --seed 1
 
 A sentence is a frame (a sentence with slots) whose slots are filled from word tables. Its label
-follows from how it is put together, by the rules below. Every frame belongs to one split only: a
-model meets none of the dev and test frames in training, only their words and constructions.
+follows from its construction, by the rules below. Every frame belongs to one split only: the frames
+of dev and test do not occur in training, only their words and constructions do.
 
 sst   How good does the writer find it? 0 very negative, 1 negative, 2 neutral, 3 positive, 4 very
       positive.
       * A plain or weakened word is 1 or 3 ("dull", "rather dull"); a strong or strengthened one is
         0 or 4 ("awful", "extremely dull", "hated").
-      * A negation turns a word round and leaves it mild: "not dull", "hardly a failure" are 3.
-      * Of two opinions the writer's own last word counts: the clause after "but" or "yet", the
-        main clause beside "although", "even though" or "despite", what it turned out to be and not
+      * A negation reverses a word and makes it mild: "not dull", "hardly a failure" are 3.
+      * Of two opinions the writer's own final one counts: the clause after "but" or "yet", the main
+        clause beside "although", "even though" or "despite", what it turned out to be instead of
         what was expected or what other people said.
-      * "not" or "extremely" at a fact says nothing: "it was extremely late, and the food was good"
+      * "not" or "extremely" at a fact has no effect: "it was extremely late, and the food was good"
         is 3.
       * Facts, open questions, "neither good nor bad", as much praise as blame: 2.
-para  1 if both questions ask the same in other words, 0 if the second asks the opposite. What
-      turns it is the key, a pair of opposites, each said in several ways: "start", "begin" and
+para  1 if both questions ask the same in other words, 0 if the second asks the opposite. The
+      difference is the key, a pair of opposites, each with several wordings: "start", "begin" and
       "stop", "end"; "easy", "not hard" and "hard", "not easy"; "from Delhi to London", "to London
-      from Delhi" and "from London to Delhi". Both questions have other words for it and other
-      frames, so that neither a word nor how many words they share gives the label away.
-sts   5 for the same event in whatever words. The opposite costs OPPOSITE points, another word in
+      from Delhi" and "from London to Delhi". The two questions use different wordings and different
+      frames, so neither a word nor the number of shared words reveals the label.
+sts   5 for the same event in any words. The opposite costs OPPOSITE points, another word in
       a detail DETAIL each (STS_EDITS); 0 for two different kinds of event.
 """
 import argparse
@@ -90,9 +90,9 @@ FILLERS = {
 
 # --------------------------------------------------------------------------------- sst: the frames
 # {win} is the opinion that counts, {lose} an opposite one that does not; {this} and {that} are
-# opposite opinions of which neither counts. The ending says what fits in the place: nothing "it
+# opposite opinions of which neither counts. The ending is the kind of word that fits: none "it
 # is ...", _a "a ... film", _w one plain word, _v "I ... it", _n "it is ..." (a noun).
-# {deg} and {not} stand at a fact, where they say nothing about the thing.
+# {deg} and {not} modify a fact, which does not affect the label.
 
 SST_FRAMES = {
     "train": (
@@ -243,8 +243,8 @@ SST_FRAMES = {
 }
 
 # --------------------------------------------------------------------------- pairs: the word tables
-# An entry is one meaning, and "/" separates the ways to say it. Two entries that are opposites are
-# a key: what the pairs of a topic turn on.
+# An entry is one meaning, and "/" separates its wordings. A key is a table of two entries that are
+# opposites.
 
 BEGIN = ("start/begin", "stop/end")
 RAISE = ("increase/raise", "reduce/lower")
@@ -288,8 +288,8 @@ VEHICLES = ("by train", "by car", "by plane", "by boat")
 
 
 class Kind(NamedTuple):
-    """Frames that mean the same when their slots do, and the topics they speak of: a topic is the
-    {slot: word table} that fills them, one of its slots the key."""
+    """Frames that mean the same if their slots do, by split, and the topics that fill them: a topic
+    is {slot: word table}; its slot "key" holds the opposites."""
     topics: tuple
     train: tuple
     dev: tuple
@@ -415,8 +415,8 @@ STS_KINDS = (
                "{how}, {who} travels {key}.")),
 )
 
-OPPOSITE, DETAIL = 3.0, 0.8    # what a difference costs of the 5 points
-STS_EDITS = {                  # what sets them apart: (its share in percent, opposite, details)
+OPPOSITE, DETAIL = 3.0, 0.8    # the points, of 5, that a difference costs
+STS_EDITS = {                  # the difference: (its share in percent, opposite, details)
     "nothing": (24, False, 0), "a detail": (11, False, 1), "two details": (6, False, 2),
     "the opposite": (25, True, 0), "and a detail": (12, True, 1), "and two": (4, True, 2),
     "everything": (18, None, None)}
@@ -432,7 +432,7 @@ class Row(NamedTuple):
 # -------------------------------------------------------------------------------------- the rules
 
 
-def tidy(text):
+def write_out(text):
     """A filled frame as written English: single spaces, "an" before a vowel, a capital first."""
     text = " ".join(text.split())
     text = re.sub(r" (?=[.,?])", "", text).lstrip(", ")
@@ -465,7 +465,7 @@ def opinion(rng, name, value, story):
 
 
 def things_and_fillers(rng, frame):
-    """Words for the slots that hold no opinion, and whether the words about stories fit."""
+    """Words for the slots without an opinion, and whether the words about stories fit."""
     domain = next((d for d in DOMAINS if "{" + d + "}" in frame), rng.choice(sorted(DOMAINS)))
     things, parts, story = DOMAINS[domain]
     words = {slot: rng.choice(table) for slot, table in FILLERS.items()}
@@ -475,63 +475,64 @@ def things_and_fillers(rng, frame):
 
 
 def sst_row(rng, split, label):
-    """One sentence of this label: {win} has its value, or for label 2 the frame has no {win}.
+    """One sentence with this label: {win} has its value, or for label 2 the frame has no {win}.
 
-    The loser is mostly mild against a strong winner and strong against a mild one, and a fact is
-    strengthened or negated where the opinion is not: the words alone do not give the label away.
-    None if a word of opinion came twice.
+    {lose} is mostly mild beside a strong {win} and strong beside a mild one, and a fact is
+    strengthened or negated where the opinion is not, so that the words alone do not reveal the
+    label. None if a word of opinion occurs twice.
     """
     frame = rng.choice([f for f in SST_FRAMES[split] if ("{win" in f) == (label != 2)])
     words, story = things_and_fillers(rng, frame)
     value = label - 2 or rng.choice((-2, -1, 1, 2))
     sign, strong = (1 if value > 0 else -1), abs(value) == 2
     loser = -sign * (1 if strong == (rng.random() < 0.85) else 2)
-    for name, its_value in (("win", value), ("lose", loser), ("this", value), ("that", loser)):
-        words.update(opinion(rng, name, its_value, story))
+    for name, opinion_value in (("win", value), ("lose", loser), ("this", value), ("that", loser)):
+        words.update(opinion(rng, name, opinion_value, story))
     words["deg"] = rng.choice(DIMINISHERS + ("",) if strong else INTENSIFIERS)
     negated = re.search(r"\b(not|never)\b", words["win"] + " " + words["win_v"])
     words["not"] = "" if negated or rng.random() < 0.2 else "not"
-    sentence = tidy(frame.format_map(words))
+    sentence = write_out(frame.format_map(words))
     used = re.findall(r"\w+", sentence)
     repeats = any(used.count(word) > 1 for word in GOOD + BAD + GOOD_STORY + BAD_STORY)
     return None if repeats else Row((sentence,), label, (frame,))
 
 
 def draw(rng, topic):
-    """A meaning: an entry of the word table for each slot."""
+    """Draw a meaning: for each slot an entry of its word table."""
     return {slot: rng.choice(table) for slot, table in topic.items()}
 
 
-def turn(topic, meaning):
-    """The meaning with its key turned into the opposite."""
+def oppose(topic, meaning):
+    """The meaning with the opposite key."""
     one, two = topic["key"]
     return {**meaning, "key": two if meaning["key"] == one else one}
 
 
 def change(rng, topic, meaning, details):
-    """The meaning with other entries in so many slots beside the key."""
+    """The meaning with other entries in `details` slots beside the key."""
     slots = rng.sample([slot for slot in topic if slot != "key"], details)
     return {**meaning, **{slot: rng.choice([entry for entry in topic[slot]
                                             if entry != meaning[slot]]) for slot in slots}}
 
 
-def say(rng, frame, meaning, said=""):
-    """The frame as a sentence of this meaning, and its words for the key, which are not `said`."""
-    words = {slot: rng.choice([way for way in ways.split("/") if slot != "key" or way != said])
-             for slot, ways in meaning.items()}
-    return tidy(frame.format_map(words)), words["key"]
+def fill(rng, frame, meaning, avoid=""):
+    """→ the frame as a sentence of this meaning, and its wording of the key, which is not
+    `avoid`."""
+    words = {slot: rng.choice([w for w in entry.split("/") if slot != "key" or w != avoid])
+             for slot, entry in meaning.items()}
+    return write_out(frame.format_map(words)), words["key"]
 
 
 def pair_row(rng, kind, split, meaning, other, label):
-    """Two frames of this kind, one for each meaning."""
+    """A row of two frames of this kind, one for each meaning."""
     frames = rng.sample(getattr(kind, split), 2)
-    first, said = say(rng, frames[0], meaning)
-    second, _ = say(rng, frames[1], other, said)
+    first, wording = fill(rng, frames[0], meaning)
+    second, _ = fill(rng, frames[1], other, wording)
     return Row((first, second), label, tuple(frames))
 
 
 def pick(rng, kinds):
-    """A topic and its kind; all topics come alike often."""
+    """Draw a topic, all with the same probability → its kind, the topic."""
     return rng.choice([(kind, topic) for kind in kinds for topic in kind.topics])
 
 
@@ -539,7 +540,7 @@ def para_row(rng, split, duplicate):
     """Two questions that mean the same or, if no duplicate, the opposite."""
     kind, topic = pick(rng, PARA_KINDS)
     meaning = draw(rng, topic)
-    other = meaning if duplicate else turn(topic, meaning)
+    other = meaning if duplicate else oppose(topic, meaning)
     return pair_row(rng, kind, split, meaning, other, duplicate)
 
 
@@ -550,7 +551,7 @@ def sts_row(rng, split, edit):
     _, opposite, details = STS_EDITS[edit]
     if edit == "everything":
         return unrelated_row(rng, split, kind, meaning)
-    other = change(rng, topic, turn(topic, meaning) if opposite else meaning, details)
+    other = change(rng, topic, oppose(topic, meaning) if opposite else meaning, details)
     points = 5 - OPPOSITE * opposite - DETAIL * details
     return pair_row(rng, kind, split, meaning, other, round(points, 1))
 
@@ -559,7 +560,7 @@ def unrelated_row(rng, split, kind, meaning):
     """A statement of this kind beside one of another kind."""
     other, topic = pick(rng, [other for other in STS_KINDS if other is not kind])
     frames = [rng.choice(getattr(each, split)) for each in (kind, other)]
-    sentences = [say(rng, *each)[0] for each in zip(frames, (meaning, draw(rng, topic)))]
+    sentences = [fill(rng, *each)[0] for each in zip(frames, (meaning, draw(rng, topic)))]
     return Row(tuple(sentences), 0.0, tuple(frames))
 
 
@@ -567,7 +568,7 @@ def unrelated_row(rng, split, kind, meaning):
 
 
 def make_row(task, rng, split, index):
-    """The row at this place of the plan, by which labels come out evenly; none if it failed."""
+    """The row number `index` of a plan with evenly spread labels; None if the draw is refused."""
     if task == "sst":
         return sst_row(rng, split, index % 5)
     if task == "para":
@@ -594,12 +595,12 @@ def generate(seed=0):
 
 
 def row_id(*content):
-    """25 hexadecimal digits, as the course's ids have."""
+    """25 hexadecimal digits, as in the course's ids."""
     return hashlib.sha1(repr(content).encode()).hexdigest()[:25]
 
 
 def write_split(path, task, split, rows):
-    """One tab-separated file: row number, id, sentences and, but for the test split, the label."""
+    """Write one tab-separated file: row number, id, sentences and, except in test, the label."""
     columns = COLUMNS[task] if split != "test" else COLUMNS[task][:-1]
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
@@ -611,8 +612,8 @@ def write_split(path, task, split, rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent,
-                        help="folder for the nine files (default: the folder of this script)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "data",
+                        help="folder of the nine files (default: data/)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another data set")
     settings = parser.parse_args()
     settings.out.mkdir(parents=True, exist_ok=True)

@@ -1,22 +1,25 @@
-"""The text that this checkpoint was trained on, from the TRAINING files of the course's data and
-GLUE; no line of any dev or test file.
+"""Make the text that the tiny checkpoint was trained on, from the TRAINING files of the course's
+data and GLUE, without any line of a dev or test file.
 
-    python bert/tiny/make_text.py --data "$PLAINBERT_DATA" --out text
+    python tools/make_tiny_corpus.py --data "$PLAINBERT_DATA" --out text
 
-It reads DATA/cs224n/*.csv and DATA/glue/*/*.tsv, and writes text files of one sentence or passage a
-line, and pairs.txt, where a line is the two texts of a training pair with a tab between them. Every
-line is unique, its white space collapsed. A passage of more than 60 words is split between its
-sentences; a sentence of more than 60 words is cut into pieces of 60. A line is left out if a dev or
-test file holds it, as a whole text or as one of the pieces that this script would make of that text
-(compared in lower case, by letters and digits only). An SST-2 line is a phrase of a longer
-sentence: it is left out too if it occurs inside a text of SST's or SST-2's dev or test files. """
+Reads DATA/cs224n/*.csv and DATA/glue/*/*.tsv. Writes text files of one sentence or passage a line,
+and pairs.txt, where a line is the two texts of a training pair with a tab between them. Every line
+is unique, its white space collapsed. A passage of more than 60 words is split between its
+sentences; a sentence of more than 60 words is cut into pieces of 60.
+
+A line is left out if a dev or test file contains it, as a whole text or as one of the pieces into
+which this script would split that text (compared in lower case, by letters and digits only). An
+SST-2 line is a phrase of a longer sentence: it is also left out if it occurs inside a text of SST's
+or SST-2's dev or test files.
+"""
 import argparse
 import csv
 import io
 import re
 from pathlib import Path
 
-WORDS = 60
+MAX_WORDS = 60
 SOURCES = {  # name -> (folder, file stem, columns, quoted)
     "sst": ("cs224n", "ids-sst", ("sentence",), True),
     "cfimdb": ("cs224n", "ids-cfimdb", ("sentence",), True),
@@ -30,17 +33,8 @@ SOURCES = {  # name -> (folder, file stem, columns, quoted)
 }
 
 
-def pair_lines(rows, kept_out):
-    """The pairs of short texts, of which neither is in a dev or test file, as lines of
-    pairs.txt."""
-    for first, second in zip(rows[::2], rows[1::2]):
-        short = all(len(text.split()) <= WORDS and key(text) for text in (first, second))
-        if short and not {key(first), key(second)} & kept_out and key(first) != key(second):
-            yield f"{first}\t{second}"
-
-
-def files(data, name):
-    """→ (training file, [every other file of the same source: dev, test])."""
+def list_files(data, name):
+    """→ training file, [every other file of the same source: dev, test]."""
     folder, stem, _, quoted = SOURCES[name]
     ending, prefix = (".csv", stem + "-") if quoted else (".tsv", "")
     found = sorted((data / folder).glob(f"{prefix}*{ending}"))
@@ -48,52 +42,74 @@ def files(data, name):
     return train, [path for path in found if path != train]
 
 
-def texts(path, columns, quoted):
-    """The cells of these columns, row by row, white space collapsed; rows that lack one are left
-    out."""
+def read_cells(path, columns, quoted):
+    """Yield the cells of these columns, row by row, with collapsed white space. Rows that lack one
+    are left out."""
     content = path.read_text(encoding="utf-8-sig")
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     rows = csv.reader(io.StringIO(content, newline=""), delimiter="\t", quoting=quoting)
     header = next(rows)
-    places = [header.index(column) for column in columns]
+    indices = [header.index(column) for column in columns]
     for row in rows:
-        cells = [" ".join(row[place].split()) for place in places if place < len(row)]
-        if len(cells) == len(places) and all(cells):
+        cells = [" ".join(row[index].split()) for index in indices if index < len(row)]
+        if len(cells) == len(indices) and all(cells):
             yield from cells
 
 
-def pieces(text):
-    """The text itself if it has at most 60 words; else as many whole sentences a piece as fit."""
-    if len(text.split()) <= WORDS:
+def split_text(text):
+    """→ pieces of at most 60 words: the text itself, or as many whole sentences a piece as fit."""
+    if len(text.split()) <= MAX_WORDS:
         return [text]
-    found, now = [], []
+    pieces, piece = [], []
     for sentence in re.split(r"(?:(?<=[.!?])|(?<=[.!?][\"')]))\s+", text):
         words = sentence.split()
-        if now and len(now) + len(words) > WORDS:
-            found, now = found + [now], []
-        now = now + words
-        while len(now) > WORDS:
-            found, now = found + [now[:WORDS]], now[WORDS:]
-    return [" ".join(words) for words in found + [now] if words]
+        if piece and len(piece) + len(words) > MAX_WORDS:
+            pieces, piece = pieces + [piece], []
+        piece = piece + words
+        while len(piece) > MAX_WORDS:
+            pieces, piece = pieces + [piece[:MAX_WORDS]], piece[MAX_WORDS:]
+    return [" ".join(words) for words in pieces + [piece] if words]
 
 
-def key(text):
-    """What two lines are compared by: letters and digits in lower case."""
+def text_key(text):
+    """Letters and digits in lower case: two lines with the same key count as the same."""
     return " ".join(re.findall(r"[^\W_]+", text.lower()))
 
 
-def held_out_keys(data):
-    """→ keys of all dev and test texts and their pieces, and the movie texts among them by their
-    first two words of every place: {(word, word): texts}"""
-    keys, grams = set(), {}
-    for name, (_, _, columns, quoted) in SOURCES.items():
-        for path in files(data, name)[1]:
-            for text in texts(path, columns, quoted):
-                keys |= {key(text), *map(key, pieces(text))}
-                words = key(text).split() if name in ("sst", "sst2") else []
-                for pair in set(zip(words, words[1:])):
-                    grams.setdefault(pair, []).append(f" {key(text)} ")
-    return keys, grams
+class HeldOutTexts:
+    """The texts of all dev and test files."""
+
+    def __init__(self, data):
+        self.keys = set()                                    # of the texts and their pieces
+        self.movie_texts = {}                                # {(word, word): SST texts with them}
+        for name, (_, _, columns, quoted) in SOURCES.items():
+            for path in list_files(data, name)[1]:
+                for text in read_cells(path, columns, quoted):
+                    self.keys |= {text_key(text), *map(text_key, split_text(text))}
+                    words = text_key(text).split() if name in ("sst", "sst2") else []
+                    for bigram in set(zip(words, words[1:])):
+                        self.movie_texts.setdefault(bigram, []).append(f" {text_key(text)} ")
+
+    def contain(self, name, key):
+        """Whether a line of source `name` with this key must be left out."""
+        words = key.split()
+        candidates = self.movie_texts.get(tuple(words[:2]), ()) if name == "sst2" else ()
+        inside = len(words) > 2 and any(f" {key} " in text for text in candidates)
+        return not key or key in self.keys or inside
+
+
+def pair_lines(cells, held_out):
+    """Yield the pairs of short texts, neither of them held out, as lines of pairs.txt."""
+    for first, second in zip(cells[::2], cells[1::2]):
+        keys = {text_key(first), text_key(second)}
+        short = all(len(text.split()) <= MAX_WORDS for text in (first, second))
+        if short and all(keys) and len(keys) == 2 and not keys & held_out.keys:
+            yield f"{first}\t{second}"
+
+
+def write_lines(path, lines):
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{path.name:12} {len(lines):8,} {sum(len(line.split()) for line in lines):10,}")
 
 
 def main():
@@ -101,34 +117,22 @@ def main():
                                      formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with cs224n/ and glue/")
     parser.add_argument("--out", type=Path, required=True, help="folder for the text files")
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    kept_out, grams = held_out_keys(given.data)
-
-    def held_out(name, line):
-        words = line.split()
-        phrase = name == "sst2" and len(words) > 2           # a part of a longer sentence
-        inside = phrase and any(f" {line} " in text for text in grams.get(tuple(words[:2]), ()))
-        return not line or line in kept_out or inside
-
-    seen, pairs = set(), {}
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    held_out, seen, pairs = HeldOutTexts(args.data), set(), {}
     print(f"{'file':12} {'lines':>8} {'words':>10}")
     for name, (_, _, columns, quoted) in SOURCES.items():
-        rows, lines = list(texts(files(given.data, name)[0], columns, quoted)), []
-        for text in rows:
-            for line in pieces(text) if key(text) not in kept_out else ():
-                if key(line) not in seen and not held_out(name, key(line)):
-                    seen.add(key(line))
+        cells, lines = list(read_cells(list_files(args.data, name)[0], columns, quoted)), []
+        for text in cells:
+            for line in split_text(text) if text_key(text) not in held_out.keys else ():
+                key = text_key(line)
+                if key not in seen and not held_out.contain(name, key):
+                    seen.add(key)
                     lines.append(line)
         if len(columns) == 2:
-            pairs |= dict.fromkeys(pair_lines(rows, kept_out))
-        write(given.out / f"{name}.txt", lines)
-    write(given.out / "pairs.txt", list(pairs))
-
-
-def write(path, lines):
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"{path.name:12} {len(lines):8,} {sum(len(line.split()) for line in lines):10,}")
+            pairs |= dict.fromkeys(pair_lines(cells, held_out))
+        write_lines(args.out / f"{name}.txt", lines)
+    write_lines(args.out / "pairs.txt", list(pairs))
 
 
 if __name__ == "__main__":

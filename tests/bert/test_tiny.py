@@ -13,11 +13,12 @@ from bert.checkpoint import pretraining_heads
 from bert.files import TINY
 from multitask.course import read_course_file
 from multitask.tasks import TASKS
-from pretraining.__main__ import HeldOut, load_head
 from pretraining.corpus import Corpus
-from pretraining.masking import MaskedLM, Masking
+from pretraining.evaluation import HeldOut
+from pretraining.masking import Masking
+from pretraining.model import MaskedLM, load_head
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def test_tiny_is_a_whole_checkpoint_of_at_most_8_megabytes():

@@ -12,7 +12,8 @@ from bag_of_words import bag_of_words_scores
 
 from tools.make_sample_data import FILES, PARA_KINDS, ROWS, SST_FRAMES, STS_KINDS, generate
 
-FOLDER = Path(__file__).parent.parent / "data"
+ROOT = Path(__file__).parent.parent.parent
+FOLDER = ROOT / "data"
 COMPARE = (("train", "dev"), ("train", "test"), ("dev", "test"))
 
 
@@ -35,8 +36,8 @@ def frames_of(task):
 
 
 def test_the_script_makes_the_files_that_are_there(tmp_path):
-    subprocess.run([sys.executable, FOLDER / "make_sample.py", "--out", tmp_path], check=True,
-                   env={"PYTHONHASHSEED": "7"}, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, ROOT / "tools" / "make_sample_data.py", "--out", tmp_path],
+                   check=True, env={"PYTHONHASHSEED": "7"}, stdout=subprocess.DEVNULL)
     made, there = ({file.name: file.read_bytes() for file in sorted(folder.glob("*.csv"))}
                    for folder in (tmp_path, FOLDER))
     assert made == there and len(made) == 9
