@@ -17,8 +17,7 @@ import evaluate
 import train_multitask
 from bert import Bert, UserError
 from bert.checkpoint import pretraining_heads
-from pretraining.__main__ import save_checkpoint
-from pretraining.masking import MaskedLM
+from pretraining.model import MaskedLM, save_checkpoint
 
 GELU = REFERENCE / "gelu"
 
@@ -224,7 +223,7 @@ def test_a_new_pooler_is_not_written(without_pooler, tmp_path):
 
 def test_pretraining_that_goes_on_writes_no_new_pooler(without_pooler, tmp_path):
     bert, _ = opened(without_pooler)
-    save_checkpoint(tmp_path / "more", MaskedLM(bert), {}, {}, half=False)
+    save_checkpoint(tmp_path / "more", MaskedLM(bert), {})
     names = load_file(tmp_path / "more" / "model.safetensors").keys()
     assert names and not any("pooler" in name for name in names)
 
