@@ -4,7 +4,7 @@
     python benchmarks/tiny.py --sample                   # the default run on data/; 4 minutes
 
 One epoch on the real course data, the better pair mode of each, three seeds; and the accuracy at
-hidden tokens of the dev files, of which pretraining saw nothing.
+masked tokens of the dev files, of which pretraining saw nothing.
 """
 
 import json
@@ -51,7 +51,7 @@ def train(out, *flags):
 
 
 def masked_accuracy():
-    """→ accuracy at hidden tokens of the dev files' texts, and that of the commonest token."""
+    """→ accuracy at masked tokens of the dev files' texts, and that of the commonest token."""
     lines = list(dict.fromkeys(text for task in ("sst", "para", "sts") for example in
                                read_course_file(DATA / TASKS[task].files["dev"], TASKS[task])
                                for text in example.texts))
@@ -98,7 +98,7 @@ def main():
         if sys.argv[1:] == ["--sample"]:
             return print(markdown_table(sample_runs(Path(folder))))
         print(markdown_table(real_runs(Path(folder))))
-    print("hidden tokens of the dev files: accuracy {:.3f}, of the commonest token {:.3f}".format(
+    print("masked tokens of the dev files: accuracy {:.3f}, of the commonest token {:.3f}".format(
         *masked_accuracy()))
 
 

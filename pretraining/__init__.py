@@ -1,6 +1,6 @@
 """Masked language modeling on plain text (Devlin et al. 2019), with or without a teacher.
 
-    loss = −mean log p(tokenₘ | text with some tokens hidden)         over the M hidden tokens
+    loss = −mean log p(tokenₘ | text with masked tokens)              over the M masked tokens
 
 __main__.py   python -m pretraining: the loop    settings.py      its flags
 corpus.py     text → token ids → batches         masking.py       which tokens are hidden, and how

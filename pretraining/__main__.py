@@ -1,4 +1,4 @@
-"""Pretrain a BERT on plain text: it learns to predict hidden tokens, as in Devlin et al. 2019.
+"""Pretrain a BERT on plain text: it learns to predict masked tokens, as in Devlin et al. 2019.
 
     python -m pretraining --text FOLDER --out mine                 a new model and vocabulary
     python -m pretraining --text FOLDER --out mine --teacher bert-base-uncased

@@ -26,7 +26,7 @@ class HeldOut:
 
     @torch.inference_mode()
     def scores(self, model, targets, device, autocast):
-        """→ {name: value}: mean loss and accuracy of a MaskedLM at the hidden tokens; with
+        """→ {name: value}: mean loss and accuracy of a MaskedLM at the masked tokens; with
         TeacherTargets also its agreement with the teacher. autocast() makes a context."""
         model.eval()
         loss = correct = 0.0

@@ -1,10 +1,10 @@
-"""Hide some tokens of each line, which the model learns to predict.
+"""Mask some tokens of each line, which the model learns to predict.
 
     the cat sat on the mat  →  the [MASK] sat on the mat  →  which token was at position 2?
 
 Devlin et al. 2019 (arXiv 1810.04805), appendix A.1; whole-word masking is from their repository's
 later models. Left out: next sentence prediction, which did not help (RoBERTa, arXiv 1907.11692).
-B = lines of the batch, N = their tokens, M = hidden ones, V = vocabulary."""
+B = lines of the batch, N = their tokens, M = masked ones, V = vocabulary."""
 
 from typing import NamedTuple
 
@@ -18,14 +18,14 @@ MASKED, RANDOM = 0.8, 0.1            # become [MASK], become a random token; the
 
 
 class Masking:
-    """Hide 15 % of the tokens, others at each call. Text in later use has no [MASK], so 10 % become
+    """Mask 15 % of the tokens, others at each call. Text in later use has no [MASK], so 10 % become
     a random token and 10 % stay: the model must give good states for these as well."""
 
     def __init__(self, tokenizer, whole_word=False):
         self.mask_id = tokenizer.mask_token_id
         vocabulary = tokenizer.backend.get_vocab()                       # {token: id}
         self.special = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.bool)       # [V]
-        self.is_continuation = torch.zeros_like(self.special)            # [V] hidden with its word
+        self.is_continuation = torch.zeros_like(self.special)            # [V] masked with its word
         for token, number in vocabulary.items():
             self.special[number] = token in SPECIAL
             self.is_continuation[number] = whole_word and token.startswith("##")
@@ -41,7 +41,7 @@ class Masking:
         return (draw <= draw.sort().values[count - 1]) & (draw < 2.0)    # all pieces of a word
 
     def __call__(self, ids, generator=None):
-        """[N] ids → ids [N], the chosen ones hidden 80 : 10 : 10, and which are chosen [N]."""
+        """[N] ids → ids [N], the chosen ones masked 80 : 10 : 10, and which are chosen [N]."""
         chosen = self.choose(ids, generator)
         draw = torch.rand(len(ids), generator=generator)
         choice = torch.randint(len(self.ordinary_ids), ids.shape, generator=generator)
@@ -53,11 +53,11 @@ class Masking:
 class Batch(NamedTuple):
     """A masked batch."""
     line_ids: torch.Tensor           # [B] line numbers, always on the CPU
-    ids: torch.Tensor                # [N] token ids, some hidden
+    ids: torch.Tensor                # [N] token ids, some masked
     types: torch.Tensor              # [N] token types
     layout: Layout                   # of the N rows
     output_rows: Layout              # the selection of the M chosen rows
-    labels: torch.Tensor             # [M] token ids before they were hidden
+    labels: torch.Tensor             # [M] token ids before masking
 
     def to(self, device):
         return Batch(self.line_ids, *(field.to(device, non_blocking=True) for field in self[1:]))

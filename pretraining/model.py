@@ -1,5 +1,5 @@
 """The encoder with BERT's masked-LM head: forward, open, save. V = vocabulary, H = hidden size,
-N = tokens of the batch, M = hidden ones."""
+N = tokens of the batch, M = masked ones."""
 
 import torch
 import torch.nn.functional as F
@@ -45,8 +45,8 @@ class MaskedLM(nn.Module):
                                   if teacher_width else None)
 
     def forward(self, batch, all_rows=False):
-        """A masking.Batch → logits [M, V] of its hidden tokens, and the last layer's states, which
-        computes only their rows, [M, H], unless all_rows, [N, H]."""
+        """A masking.Batch → logits [M, V] of its masked tokens, and their last hidden states [M, H]
+        (the last layer computes no others), or with all_rows those of all tokens [N, H]."""
         layout, rows = batch.layout, batch.output_rows
         hidden, _ = self.bert.embed(layout.pad(batch.ids), layout, layout.pad(batch.types))
         hidden = self.bert.encode(hidden, layout, output_rows=None if all_rows else rows)

@@ -14,7 +14,7 @@ class Settings:
     init: str = setting("", "start from this checkpoint: its weights, head and vocabulary")
     teacher: str = setting("", "a larger BERT, whose sentence vectors the model learns to match")
     teacher_weight: float = setting(5.0, "weight of the teacher's loss in the sum", min=0)
-    whole_word: bool = setting(False, "hide all pieces of a word together")
+    whole_word: bool = setting(False, "mask all pieces of a word together")
     hidden: int = setting(128, "width of the hidden states", min=1, group="new model")
     layers: int = setting(4, "number of layers", min=1, group="new model")
     heads: int = setting(4, "attention heads in each layer", min=1, group="new model")

@@ -29,7 +29,7 @@ def test_tiny_is_a_whole_checkpoint_of_at_most_8_megabytes():
     assert "cls.predictions.bias" in pretraining_heads("tiny")
 
 
-def test_hidden_words_of_unseen_texts_are_guessed(real_data):
+def test_masked_words_of_unseen_texts_are_predicted(real_data):
     lines = list(dict.fromkeys(text for task in ("sst", "para", "sts") for example in
                                read_course_file(real_data / TASKS[task].files["dev"], TASKS[task])
                                for text in example.texts))

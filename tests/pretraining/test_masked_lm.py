@@ -26,7 +26,7 @@ def test_head_is_the_formula_and_tied_to_the_embeddings():
     assert embeddings.grad.abs().sum() > 0
 
 
-def test_the_last_layer_computes_only_hidden_tokens_with_the_same_result(checkpoint, tokenizer,
+def test_the_last_layer_computes_only_masked_tokens_with_the_same_result(checkpoint, tokenizer,
                                                                          corpus):
     model = MaskedLM(Bert.from_pretrained(checkpoint)).eval()
     batch = masked_batch(corpus, torch.arange(40), Masking(tokenizer))

@@ -1,4 +1,4 @@
-"""Which tokens are hidden, and what they become."""
+"""Which tokens are masked, and what they become."""
 
 import pytest
 import torch
@@ -7,24 +7,24 @@ from pretraining.masking import Masking
 
 
 @pytest.mark.parametrize("whole_word", [False, True])
-def test_15_percent_are_chosen_and_hidden_80_10_10(tokenizer, corpus, whole_word):
+def test_15_percent_are_chosen_and_masked_80_10_10(tokenizer, corpus, whole_word):
     masking = Masking(tokenizer, whole_word)
     torch.manual_seed(0)
     ids, _, _ = corpus.collate(torch.arange(600))
     ids = ids.repeat(20)
-    hidden, chosen = masking(ids)
+    masked_ids, chosen = masking(ids)
     special = masking.special[ids]
     assert special.any() and not (chosen & special).any()
-    assert torch.equal(hidden[~chosen], ids[~chosen])
+    assert torch.equal(masked_ids[~chosen], ids[~chosen])
     assert int(chosen.sum()) / int((~special).sum()) == pytest.approx(0.15, abs=1e-4)
-    chosen_ids, became = ids[chosen], hidden[chosen]
-    masked = became == tokenizer.mask_token_id
+    chosen_ids, became = ids[chosen], masked_ids[chosen]
+    is_mask = became == tokenizer.mask_token_id
     kept = (became == chosen_ids).double().mean()            # by chance a random token is the same
-    assert masked.double().mean() == pytest.approx(0.8, abs=0.02)
+    assert is_mask.double().mean() == pytest.approx(0.8, abs=0.02)
     assert kept == pytest.approx(0.1 + 0.1 / len(masking.ordinary_ids), abs=0.02)
-    assert not masking.special[became[~masked]].any()
+    assert not masking.special[became[~is_mask]].any()
     again, _ = masking(ids)
-    assert not torch.equal(again, hidden)                    # fresh each time
+    assert not torch.equal(again, masked_ids)                    # fresh each time
 
 
 def test_every_token_is_chosen_as_often(tokenizer, corpus):
@@ -37,7 +37,7 @@ def test_every_token_is_chosen_as_often(tokenizer, corpus):
     assert (ordinary - ordinary.mean()).abs().max() < 0.03
 
 
-def test_whole_word_hides_all_pieces_or_none(tokenizer, corpus):
+def test_whole_word_masks_all_pieces_or_none(tokenizer, corpus):
     ids, _, _ = corpus.collate(torch.arange(600))
     pieces = (ids == tokenizer.backend.token_to_id("##s")).nonzero().squeeze(1)
     assert len(pieces) == 200
@@ -50,7 +50,7 @@ def test_whole_word_hides_all_pieces_or_none(tokenizer, corpus):
     assert together[True] == 1 and together[False] < 0.9
 
 
-def test_one_token_is_hidden_even_of_a_short_line(tokenizer):
+def test_one_token_is_masked_even_in_a_short_line(tokenizer):
     ids = torch.tensor(tokenizer.encode(["cat"])[0][0])
     assert Masking(tokenizer).choose(ids).tolist() == [False, True, False]
     assert not Masking(tokenizer).choose(torch.tensor([2, 3])).any()
