@@ -2,8 +2,8 @@
 
     python tools/quote_code.py
 
-A quotation is a code block below a marker. The marker names a file and functions, methods or
-classes of it; the block holds their source without docstrings:
+A quotation is a code block below a marker. The marker names a file and functions, methods,
+classes or constants of it; the block holds their source without docstrings:
 
     <!-- code: multitask/pcgrad.py coefficients -->
     ```py
@@ -29,9 +29,12 @@ def pages():
 
 
 def find_node(tree, dotted_name):
-    """→ the node of `function`, `Class` or `Class.method`; KeyError where there is none."""
+    """→ the node of `function`, `Class`, `Class.method` or `CONSTANT`; KeyError if there is none."""
     for name in dotted_name.split("."):
-        tree = {node.name: node for node in tree.body if hasattr(node, "name")}[name]
+        named = {node.name: node for node in tree.body if hasattr(node, "name")}
+        assigned = {ast.unparse(node.targets[0]): node for node in tree.body
+                    if isinstance(node, ast.Assign)}
+        tree = (named | assigned)[name]
     return tree
 
 
@@ -43,13 +46,12 @@ def docstring_lines(node):
 
 
 def source_of(file, names):
-    """→ the source of these functions and classes without docstrings; KeyError where one is not in
-    the file."""
+    """→ the source of these names without docstrings; KeyError if one is not in the file."""
     text = (ROOT / file).read_text(encoding="utf-8")
     tree, lines, parts = ast.parse(text), text.splitlines(), []
     for name in names.split():
         node = find_node(tree, name)
-        begin = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+        begin = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
         skipped = docstring_lines(node)
         kept = [lines[n - 1] for n in range(begin, node.end_lineno + 1) if n not in skipped]
         part = textwrap.dedent("\n".join(kept))
