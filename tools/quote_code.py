@@ -29,7 +29,7 @@ def pages():
 
 
 def find_node(tree, dotted_name):
-    """→ the node of `function`, `Class`, `Class.method` or `CONSTANT`; KeyError if there is none."""
+    """→ the node of `function`, `Class`, `Class.method` or `CONSTANT`; or KeyError."""
     for name in dotted_name.split("."):
         named = {node.name: node for node in tree.body if hasattr(node, "name")}
         assigned = {ast.unparse(node.targets[0]): node for node in tree.body
