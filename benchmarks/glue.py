@@ -4,13 +4,13 @@
     python benchmarks/glue.py                            # five tasks, seeds 0, 1 and 2
     python benchmarks/glue.py --tasks rte --seeds 0 --rows glue-lora,recovered
 
-    glue-prune-lora     heads of the checkpoint go, before anything was learned, as in the paper
-    recovered           heads of the run of glue-full go, then adapters learn for one epoch
-    recovered-random    the same, but random heads go
-    recovered-lora      the same as recovered, after the run of glue-lora, merged first
+    glue-prune-lora     removes heads of the checkpoint, before any training, as in the paper
+    recovered           removes heads of glue-full's run, then trains adapters for one epoch
+    recovered-random    the same with random heads
+    recovered-lora      the same as recovered, from glue-lora's run, merged first
 
 At most 4,000 rows of each task are trained on. Learning rates are ours, by the encoder's width.
-Runs that are complete are not done again, and a run that was stopped goes on.
+Complete runs are not repeated, and a stopped run goes on.
 PLAINBERT_WEIGHTS and PLAINBERT_DATA (its glue/): see README.md.
 """
 

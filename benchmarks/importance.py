@@ -5,8 +5,8 @@ least important ones, random ones (five draws), or the most important ones; no t
     python benchmarks/importance.py --tasks rte --seeds 0
 
 It trains benchmarks/glue.py's run of the recipe glue-full for each task and seed, then prunes it in
-every way; what is done already is not done again, and a run that was stopped goes on. It leaves the
-results of each run, and a picture, in --out. PLAINBERT_WEIGHTS and PLAINBERT_DATA: see README.md.
+every way. What is done already is not repeated, and a stopped run goes on. The results of each run,
+and a picture, lie in --out. PLAINBERT_WEIGHTS and PLAINBERT_DATA: see README.md.
 """
 
 import argparse

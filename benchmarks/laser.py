@@ -5,8 +5,8 @@ one.
     python benchmarks/laser.py RUN                 # a saved run: --pairs joint, linear heads on CLS
     python benchmarks/laser.py RUN --limit 200     # with the first rows of the dev files only
 
-The sweep is timed as a user has it, decompositions and files included. Of the whole evaluations,
-ours and the padded one of transformers, every ninth is run and the time taken for all.
+The time of the sweep includes decompositions and files. Of the evaluations of whole models (ours,
+and the padded ones of transformers) every ninth is run, and the time of all is extrapolated.
 """
 
 import argparse

@@ -39,7 +39,7 @@ PEFT_MIX = "peft, three in the batch"
 
 
 def megabytes(side, indices):
-    """What gradients and AdamW's state take."""
+    """The size of gradients and AdamW's state, in 10⁶ bytes."""
     side.backward(indices)
     tensors = [p.grad for p in side.model.parameters() if p.grad is not None]
     tensors += [v for state in side.optimizer.state.values() for v in state.values()]
@@ -101,9 +101,9 @@ def main():
     full = build_model(Bert.from_pretrained(weights), settings)
     round_trip(full.bert, tokenizer, weights)
 
-    segments, order = sides_of(weights, split, full), BatchSampler(len(split), SIZE, seed=0)
+    sides, order = sides_of(weights, split, full), BatchSampler(len(split), SIZE, seed=0)
     batches = [next(order) for _ in range(WARM + STEPS)]
-    training = {name: side for name, side in segments.items() if name != PEFT_MIX}
+    training = {name: side for name, side in sides.items() if name != PEFT_MIX}
     times = in_turn("training step", "step", training, batches, WARM)
     ratio("speed of LoRA / of peft", times[PEFT], times[LORA])
     ratio("time of LoRA / of the full", times[LORA], times[FULL])
@@ -112,7 +112,7 @@ def main():
     for name, side in training.items():
         print(f"  {name:30} {megabytes(side, batches[0]):7.2f} MB, "
               f"{sum(p.numel() for p in side.trained):,} numbers train")
-    inferring = {name: side for name, side in segments.items() if name != FULL}
+    inferring = {name: side for name, side in sides.items() if name != FULL}
     times = in_turn("inference", "infer", inferring, batches, WARM)
     ratio("time of three / of one", times[MIX], times[LORA])
     ratio("peft's of three / of one", times[PEFT_MIX], times[PEFT])

@@ -6,8 +6,9 @@ LayerNorms train) beside our full fine-tune and beside the same by hand on trans
     python benchmarks/pruning.py                 # needs PLAINBERT_WEIGHTS (its vocabulary) and
     python benchmarks/pruning.py --shape minilm  # PLAINBERT_DATA (its cs224n/)
 
-Weights are random: what they are changes no time. The heads that go are drawn at random. A saving
-is as large as it should be when its share of time is 0.6 or more of the share of multiply-adds.
+Weights are random, because their values change no time. The removed heads are drawn at random. A
+saving is as large as it should be when its share of time is at least 0.6 of its share of
+multiply-adds.
 """
 
 import argparse
@@ -119,8 +120,8 @@ def main():
     lengths = [len(ids) for ids in split.segments[0][0]]
     work = {name: multiply_adds(model.bert, lengths) for name, model in models.items()}
     for what, kind in (("inference", "infer"), ("training step", "step")):
-        segments = training if kind == "step" else {name: training[name] for name in models}
-        times = in_turn(what, kind, segments, batches, WARM)
+        sides = training if kind == "step" else {name: training[name] for name in models}
+        times = in_turn(what, kind, sides, batches, WARM)
         for name in (FEW, MANY):
             less = 1 - work[name] / work[FULL]
             share = ratio(f"time of {name} / of whole", times[name], times[FULL])

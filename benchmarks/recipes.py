@@ -1,5 +1,5 @@
-"""Train the papers' multitask recipes on the course's data, all with the same budget, and compare
-them with what the papers printed.
+"""Train the recipes of Alappat and of Fuest & Tacke on the course's data, all with the same budget,
+and compare them with what the papers printed.
 
     python benchmarks/recipes.py                         # all of them, seeds 0 and 1
     python benchmarks/recipes.py --recipes mb-comb,mb-comb-gs --seeds 0
@@ -7,8 +7,8 @@ them with what the papers printed.
 
 The papers trained bert-base for ten epochs; here every recipe has the same rows, steps, batch and
 learning rates (by width: 1e-4 of MiniLM, 2e-3 of its adapters), so that only its method differs.
-Runs that are complete are not done again, and a run that was stopped goes on. PLAINBERT_WEIGHTS and
-PLAINBERT_DATA: see README.md.
+Complete runs are not repeated, and a stopped run goes on. PLAINBERT_WEIGHTS and PLAINBERT_DATA: see
+README.md.
 """
 
 import argparse

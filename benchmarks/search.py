@@ -3,9 +3,9 @@
     python benchmarks/search.py
 
 Each candidate is trained on all of the course's training data with seed 0. Its dev predictions
-are scored by halves: an example belongs to the half that its id's checksum says. The first half
-chooses; the second, printed beside it, tells what the choice is worth. Runs that are complete are
-not done again, and a run that was stopped goes on.
+are scored by halves: the checksum of an example's id decides its half. The first half chooses; the
+second, printed beside it, shows what the choice is worth. Complete runs are not repeated, and a
+stopped run goes on. PLAINBERT_WEIGHTS and PLAINBERT_DATA: see README.md.
 """
 
 import os
@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from recipes import train_run  # noqa: E402
 
-from bert.files import fingerprint as checksum  # noqa: E402
+from bert.files import fingerprint  # noqa: E402
 from multitask.course import read_course_file  # noqa: E402
 from multitask.metrics import summary  # noqa: E402
 from multitask.tasks import TASKS  # noqa: E402
@@ -29,7 +29,8 @@ CANDIDATES = {
 
 
 def half(identity):
-    return int(checksum(identity.encode()), 16) % 2
+    """The half of the dev set, 0 or 1, that an example's id falls into."""
+    return int(fingerprint(identity), 16) % 2
 
 
 def scores_by_half(run, data):

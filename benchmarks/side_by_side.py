@@ -1,5 +1,5 @@
-"""What the benchmarks share: models that take the same batches in turn, so that a noisy machine is
-noisy for all of them."""
+"""Shared by the benchmarks: models take the same batches in turn, so that noise of the machine hits
+all of them."""
 
 import statistics
 import time
@@ -31,14 +31,14 @@ class Peer(nn.Module):
 
 
 def padded(split, indices):
-    """A batch as transformers takes it."""
+    """A batch as transformers takes it: padded to its longest sentence."""
     return split.tokenizer.pad([split.segments[0][0][i] for i in indices],
                                [split.segments[0][1][i] for i in indices])
 
 
 class Side:
-    """A model, and how it takes a batch of `split`: {"step": one training step as in
-    train_multitask.py, "infer": one forward pass}, each of a list of indices."""
+    """A model, and how it takes a batch of `split`, given as a list of indices: `step` is one
+    training step as in train_multitask.py, `infer` one forward pass."""
 
     def __init__(self, model, split, make_batch):
         self.model, self.split, self.make_batch = model, split, make_batch
@@ -68,12 +68,12 @@ def seconds(function, *arguments):
     return time.perf_counter() - begin
 
 
-def in_turn(what, work, segments, batches, warm):
+def in_turn(what, work, sides, batches, warm):
     """Time `work` of every side on each batch, one side after the other → {name: [seconds]}. The
     first `warm` batches do not count."""
-    times = {name: [] for name in segments}
+    times = {name: [] for name in sides}
     for indices in tqdm(batches, what, leave=False):
-        for name, side in segments.items():
+        for name, side in sides.items():
             times[name].append(seconds(getattr(side, work), indices))
     times = {name: values[warm:] for name, values in times.items()}
     print(f"\n{what}")
@@ -83,7 +83,7 @@ def in_turn(what, work, segments, batches, warm):
 
 
 def ratio(what, above, below):
-    """Of each pair of times."""
+    """Print and return the median of above[n] / below[n], the times of one batch."""
     ratios = [a / b for a, b in zip(above, below)]
     print(f"  {what:30} {statistics.median(ratios):7.2f}×  (median of {len(ratios)} pairs; "
           f"{min(ratios):.2f} to {max(ratios):.2f})")

@@ -5,7 +5,7 @@ turn.
     python benchmarks/speed.py                          # needs PLAINBERT_WEIGHTS and PLAINBERT_DATA
 
 Both sides start from lists of token ids, and both train with fused AdamW and the same clipping.
-transformers pads each batch to its longest sentence and takes its files in their own order.
+transformers pads each batch to its longest sentence and takes the dev files in their own order.
 """
 
 import copy
@@ -74,10 +74,10 @@ def main():
     compare_evaluation(ours, peer, {task: load_split(task, "dev", data, tokenizer, settings)
                                     for task in settings.task_names})
     split = load_split("sst", "train", data, tokenizer, settings)
-    order, segments = BatchSampler(len(split), SIZE, seed=0), (
+    order, sides = BatchSampler(len(split), SIZE, seed=0), (
         Side(ours, split, split.batch), Side(peer, split, partial(padded, split)))
     times = in_turn("training step, SST batches of 32 in random order", "step",
-                    dict(zip(NAMES, segments)), [next(order) for _ in range(STEPS)], WARM)
+                    dict(zip(NAMES, sides)), [next(order) for _ in range(STEPS)], WARM)
     ratio("speed of ours / of theirs", times[NAMES[1]], times[NAMES[0]])
 
 

@@ -3,9 +3,9 @@
     python benchmarks/surgery.py
 
 In turn, on the same batches: `plain` (three forward and backward passes, gradients add up),
-`whole` and `weight` (the same passes with surgery), `merged` (no surgery, one encoder pass over the
-three batches together). Each step ends in clipping and AdamW. Then the peak memory of each, in a
-process of its own. PLAINBERT_WEIGHTS and PLAINBERT_DATA: see README.md.
+`pcgrad` and `pcgrad-tensor` (the same passes with surgery), `merged` (no surgery, one encoder pass
+over the three batches together). Each step ends in clipping and AdamW. Then the peak memory of
+each, in a process of its own. PLAINBERT_WEIGHTS and PLAINBERT_DATA: see README.md.
 """
 
 import os
@@ -31,7 +31,7 @@ from multitask.settings import Settings  # noqa: E402
 from multitask.tasks import TASKS  # noqa: E402
 
 SIZE, STEPS, WARM = 8, 30, 3
-KINDS = ("plain", "whole", "weight", "merged")
+KINDS = ("plain", *pcgrad.SURGERY, "merged")
 
 
 def apart(model, batches, shared, mode):
@@ -42,8 +42,7 @@ def apart(model, batches, shared, mode):
         if mode != "plain":
             gradients.append(pcgrad.pop_grads(shared))
     if gradients:
-        orders = pcgrad.draw_orders(len(gradients), 0, 1)
-        combined, grams = pcgrad.pcgrad(gradients, orders, mode == "weight", reuse=True)
+        combined, grams = pcgrad.SURGERY[mode](gradients, seed=0, step=1)
         pcgrad.set_grads(shared, combined)
         pcgrad.cosines(grams, list(batches))
 
@@ -113,7 +112,7 @@ def main():
         peak = float(subprocess.run([sys.executable, __file__, kind], check=True, text=True,
                                     capture_output=True).stdout)
         base = base or peak
-        print(f"{kind:7} {1000 * statistics.median(times[kind]):6.0f} ms   "
+        print(f"{kind:13} {1000 * statistics.median(times[kind]):6.0f} ms   "
               f"{statistics.median(ratios):5.2f}× plain  (middle half of {STEPS} pairs: "
               f"{ratios[STEPS // 4]:.2f} to {ratios[-STEPS // 4]:.2f})   peak memory "
               f"{(peak - base) / copy:+.1f} copies")
