@@ -115,6 +115,12 @@ def help_of(script):
     return said.getvalue()
 
 
+def flags_of_diffs(page):
+    """The flags of the settings that the diffs of a page add."""
+    names = re.findall(r"^\+    (\w+): \w+ = setting\(", PAGES[page], re.MULTILINE)
+    return {"--" + name.replace("_", "-") for name in names}
+
+
 def flags(words):
     return [flag for word in words for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", word)]
 
@@ -126,7 +132,7 @@ def test_the_flags_of_a_command_exist(page, command):
     for word in arguments:
         nested = " " in word and script.startswith("benchmarks")         # --flags "--lora 8"
         known = help_of("train_multitask.py" if nested else script)
-        for flag in flags([word]):
+        for flag in set(flags([word])) - flags_of_diffs(page):
             assert re.search(rf"{flag}(?![\w-])", known), f"{script} has no {flag}"
 
 
@@ -136,7 +142,7 @@ def test_every_flag_that_a_page_names_exists_and_takes_the_values_that_it_names(
     known = "\n".join(help_of(script) for script in sorted(scripts))
     training = help_of("train_multitask.py")
     for code in inline_code(PAGES[page]):
-        for flag in set(flags([code])) - OTHER_FLAGS:
+        for flag in set(flags([code])) - OTHER_FLAGS - flags_of_diffs(page):
             assert re.search(rf"{flag}(?![\w-])", known), f"no script has {flag}"
         for values in re.findall(r"--[a-z-]+ ([\w-]+(?:\\?\|[\w-]+)+)", code):
             for value in re.split(r"\\?\|", values):
@@ -225,6 +231,12 @@ def test_files_are_read_in_about_the_minutes_that_readme_says():
     for minutes, cell in table:
         lines = sum(lines_of(ROOT / path) for path in re.findall(r"\]\(([^)]+)\)", cell))
         assert 8 <= lines / int(minutes) <= 25, f"{cell}: {lines} lines in {minutes} minutes"
+
+
+def test_readme_counts_the_worked_examples():
+    assert "eight\nworked examples" in PAGES["README.md"]
+    assert len([language for language, _ in FENCE.findall(PAGES["docs/extend.md"])
+                if language == "diff"]) == 8
 
 
 def test_the_sample_has_the_rows_that_readme_says():
