@@ -4,7 +4,7 @@
     y = W₀x + b + s·B(Ax)        W₀ [out, in] frozen, A [rank, in], B [out, rank], s = alpha/rank
 
     attach(bert, ("query", "value"), rank=8, adapters=("a", "b"))
-    layout = Layout(attention_mask).with_adapters([("a", 5), ("b", 3)])   # 5 sequences, then 3 others
+    layout = Layout(attention_mask).with_adapters([("a", 5), ("b", 3)])    # of 5 and of 3 sequences
 
 LoRA-XS (lora/xs.py) trains only an r × r matrix between the factors of W₀'s SVD. Each kind of
 adapter is a row of lora/kinds.py. Adapters are saved in peft's layout (lora/files.py).
@@ -12,13 +12,23 @@ adapter is a row of lora/kinds.py. Adapters are saved in peft's layout (lora/fil
 Left out: adapters on embeddings and the pooler, DoRA, biases, quantized weights, 8-bit optimizers.
 """
 
-from lora.adapters import activate, attach, detach, detached, merge, train_only, unmerge
+from lora.adapters import (
+    activate,
+    adapter_names,
+    adapter_parameters,
+    attach,
+    detach,
+    detached,
+    matrices,
+    merge,
+    train_only,
+    unmerge,
+)
 from lora.files import load, save
 from lora.kinds import KINDS, Kind
 from lora.layers import LoRA, LoRALinear
-from lora.targets import adapter_names, adapter_parameters, matrices
 from lora.xs import LoRAXS
 
 __all__ = ["KINDS", "Kind", "LoRA", "LoRALinear", "LoRAXS", "activate", "adapter_names",
-           "adapter_parameters", "attach", "detach", "detached", "load", "matrices", "merge", "save",
-           "train_only", "unmerge"]
+           "adapter_parameters", "attach", "detach", "detached", "load", "matrices", "merge",
+           "save", "train_only", "unmerge"]

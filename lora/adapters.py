@@ -1,25 +1,90 @@
 """Operations on the adapters of a model: attach, activate, train_only, merge, unmerge, detach. Each
-changes the model in place; train() and eval() do none of them."""
+changes the model in place; train() and eval() do none of them. The model keeps no list of its
+adapters: its AdapterLayers are the list.
+"""
 
+import re
 from contextlib import contextmanager
 
 from torch import nn
 
 from bert import UserError
+from bert.errors import check_known
 from bert.matrices import MATRICES, module_name, replace_module
 from bert.model import PackedLinear
 from lora.kinds import make_adapter
 from lora.layers import AdaptedLayerNorm, AdapterLayer, LayerNormCopy, LoRALinear
-from lora.targets import (
-    adapter_layers,
-    adapter_names,
-    adapter_parameters,
-    base_layer,
-    check_attached,
-    check_new,
-    check_unmerged,
-    layernorm_names,
-)
+
+NAME = re.compile(r"[A-Za-z0-9_-]+")                         # of an adapter
+
+
+def matrix_names(bert):
+    """{module's name: (layer, matrix)}, as {"layers.3.attention.query": (3, "query"), …}"""
+    return {module_name(bert, layer, matrix): (layer, matrix)
+            for layer in range(len(bert.layers)) for matrix in MATRICES}
+
+
+def layernorm_names(bert):
+    """The names of all LayerNorms."""
+    return ["embedding_norm"] + [f"layers.{layer}.{norm}" for layer in range(len(bert.layers))
+                                 for norm in ("attention_norm", "output_norm")]
+
+
+def base_layer(bert, name):
+    """The pretrained module called `name`, without the AdapterLayer that may hold it."""
+    module = bert.get_submodule(name)
+    return module.base if isinstance(module, AdapterLayer) else module
+
+
+def adapter_layers(bert):
+    """{module's name: AdapterLayer}"""
+    return {name: module for name, module in bert.named_modules()
+            if isinstance(module, AdapterLayer)}
+
+
+def adapter_names(bert):
+    """The names of the attached adapters, oldest first."""
+    layers = list(adapter_layers(bert).values())
+    return list(layers[0].adapters) if layers else []
+
+
+def adapter_parameters(bert, adapter):
+    """{name in the model: parameter} of one adapter, its LayerNorms included."""
+    check_attached(bert, adapter)
+    return {name: parameter for name, parameter in bert.named_parameters()
+            if f".adapters.{adapter}." in name}
+
+
+def matrices(bert, adapter):
+    """{(layer, matrix): module} of one adapter, without its LayerNorms."""
+    check_attached(bert, adapter)
+    keys = matrix_names(bert)
+    return {keys[name]: layer.adapters[adapter] for name, layer in adapter_layers(bert).items()
+            if name in keys and layer.adapters[adapter] is not None}
+
+
+def check_attached(bert, adapter):
+    """UserError unless an adapter of this name is attached."""
+    check_known(adapter, adapter_names(bert), "adapter")
+
+
+def check_new(bert, adapter):
+    """UserError unless an adapter of this name can be attached."""
+    if not NAME.fullmatch(adapter) or hasattr(nn.ModuleDict, adapter):
+        raise UserError(f"an adapter cannot be called {adapter!r}; choose a plain word of letters, "
+                        f"digits, - and _")
+    if adapter in adapter_names(bert):
+        raise UserError(f"there is an adapter {adapter!r} already; detach it first, or choose "
+                        f"another name")
+    check_unmerged(bert)
+
+
+def check_unmerged(bert):
+    """UserError if an adapter is merged: the weights are not the pretrained ones then."""
+    for layer in adapter_layers(bert).values():
+        if layer.merged is not None:
+            raise UserError(f"adapter {layer.merged!r} is merged into the weights, which are not "
+                            f"the pretrained ones now; unmerge first")
 
 
 def attach(bert, targets=("query", "value"), rank=8, adapters=("default",), alpha=None, dropout=0.0,
@@ -30,8 +95,8 @@ def attach(bert, targets=("query", "value"), rank=8, adapters=("default",), alph
     targets: matrices to adapt in every layer (bert.matrices.MATRICES). rank: an int, or
     {(layer, matrix): int}, which replaces `targets`. alpha: ΔW is scaled by alpha/rank (None: by
     1). layernorms: give each adapter its own copy of all LayerNorms. kind: a row of lora/kinds.py.
-    Matrices from which all heads were removed get no adapter. UserError if nothing would be
-    adapted, a name is taken or unknown, or a matrix is not plain; the model is then unchanged."""
+    Matrices from which all heads were removed get no adapter. UserError, and the model unchanged,
+    if nothing would be adapted, a name is taken or unknown, or a matrix is not plain."""
     if isinstance(adapters, str) or isinstance(targets, str):
         raise UserError("adapters and targets are lists of names; write ('a',) for a single one")
     if not 0 <= dropout < 1:
@@ -41,8 +106,8 @@ def attach(bert, targets=("query", "value"), rank=8, adapters=("default",), alph
     adapted, new = plain_matrices(bert, ranks), {}
     for adapter in adapters:
         check_new(bert, adapter)
-        new[adapter] = {name: make_adapter(kind, base.weight, rank, rank if alpha is None else alpha,
-                                           dropout) for name, (base, rank) in adapted.items()}
+        new[adapter] = {name: make_adapter(kind, base.weight, rank, alpha or rank, dropout)
+                        for name, (base, rank) in adapted.items()}
         for name in layernorm_names(bert) if layernorms else ():
             new[adapter][name] = LayerNormCopy(base_layer(bert, name))
     insert_adapters(bert, new)
@@ -71,7 +136,8 @@ def plain_matrices(bert, ranks):
 
 def insert_adapters(bert, new):
     """Insert new adapters {adapter: {module's name: module}}."""
-    before, active = adapter_names(bert), active_adapter(bert)
+    before = adapter_names(bert)
+    active = next((layer.active for layer in adapter_layers(bert).values()), None)
     for name in dict.fromkeys(name for modules in new.values() for name in modules):
         base = bert.get_submodule(name)
         if not isinstance(base, AdapterLayer):
@@ -86,11 +152,6 @@ def insert_adapters(bert, new):
     activate(bert, active or next(iter(new)))
 
 
-def active_adapter(bert):
-    """The name of the active adapter, or None."""
-    return next((layer.active for layer in adapter_layers(bert).values()), None)
-
-
 def activate(bert, adapter):
     """Apply this adapter (None: none) to every sequence whose layout names no adapter."""
     if adapter is not None:
@@ -101,12 +162,10 @@ def activate(bert, adapter):
 
 def train_only(bert, adapters):
     """Make these adapters trainable and freeze everything else."""
-    for adapter in adapters:
-        check_attached(bert, adapter)
+    trained = [p for adapter in adapters for p in adapter_parameters(bert, adapter).values()]
     bert.requires_grad_(False)
-    for adapter in adapters:
-        for parameter in adapter_parameters(bert, adapter).values():
-            parameter.requires_grad_(True)
+    for parameter in trained:
+        parameter.requires_grad_(True)
 
 
 def merge(bert, adapter):
@@ -125,13 +184,13 @@ def unmerge(bert):
 
 
 def detach(bert, adapter=None):
-    """Remove one adapter, or all (None). Removing the last one restores the plain modules, which are
-    trainable again; a merged adapter stays in their weights: merge, then detach gives a plain Bert."""
+    """Remove one adapter, or all (None). Without adapters the plain modules are restored, and are
+    trainable. `merge`, then `detach` of all keeps the merged weights: a plain Bert."""
     if adapter is not None:
         check_attached(bert, adapter)
-        if next(iter(adapter_layers(bert).values())).merged == adapter:
-            raise UserError(f"adapter {adapter!r} is merged into the weights; unmerge first")
     for name, layer in adapter_layers(bert).items():
+        if adapter is not None and layer.merged == adapter:
+            raise UserError(f"adapter {adapter!r} is merged into the weights; unmerge first")
         for gone in list(layer.adapters) if adapter is None else [adapter]:
             del layer.adapters[gone]
             layer.active = None if layer.active == gone else layer.active

@@ -5,21 +5,17 @@ adapters open here.
     adapter_model.safetensors    base_model.model.encoder.layer.0.output.dense.lora_A.weight, …
 
 LoRA-XS uses the same two files with lora_R alone; peft cannot open it. The files saved here also
-hold a checksum of the base model, and load on no other. Heads are files of their own beside these.
+hold a fingerprint of the base model, and load on no other. Heads are files of their own.
 """
 
-import hashlib
 import warnings
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from bert import UserError
+from bert import UserError, files
 from bert.checkpoint import TO_HF, check_names_and_shapes, rename
-from bert.files import read_metadata, read_tensors, resolve_checkpoint, write_json, write_tensors
-from lora import targets
-from lora.adapters import detached, insert_adapters
+from lora import adapters
 from lora.kinds import KINDS, make_adapter
 from lora.layers import LayerNormCopy, LoRALinear
 from lora.peft import MERGE, make_config, rank_and_alpha, read_config, to_hf_name
@@ -28,24 +24,20 @@ CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_
 PREFIX = "base_model.model."                               # of every key in peft's files
 
 
-def base_checksum(bert):
-    """The first 16 hex digits of the SHA-256 of the weights without adapters, under Hugging Face's
-    names. UserError if an adapter is merged."""
-    with detached(bert):
+def base_fingerprint(bert):
+    """The fingerprint of the weights without adapters, under Hugging Face's names. UserError if an
+    adapter is merged."""
+    with adapters.detached(bert):
         weights = {rename(name, TO_HF): tensor for name, tensor in bert.state_dict().items()}
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+    return files.fingerprint(*(part for item in sorted(weights.items()) for part in item))
 
 
 def save(bert, adapter, folder, base=None):
-    """Write one adapter. base: the base_checksum, if the caller has it. UserError if an adapter is
-    merged."""
-    targets.check_attached(bert, adapter)
+    """Write one adapter. base: the base_fingerprint, if the caller has it. UserError if an adapter
+    is merged."""
+    adapters.check_attached(bert, adapter)
     matrices, norms, tensors = {}, [], {}
-    for name, layer in targets.adapter_layers(bert).items():
+    for name, layer in adapters.adapter_layers(bert).items():
         module, hf_name, stored = layer.adapters[adapter], to_hf_name(name), {}
         if module is None:
             continue
@@ -55,34 +47,36 @@ def save(bert, adapter, folder, base=None):
             norms.append(hf_name)
         for key, tensor in module.named_parameters():
             tensors[f"{PREFIX}{hf_name}.{stored.get(key, key)}"] = tensor
-    write_tensors(Path(folder, WEIGHTS[0]), tensors, base=base or base_checksum(bert))
-    write_json(Path(folder, CONFIG), make_config(matrices, norms))
+    files.write_tensors(Path(folder, WEIGHTS[0]), tensors, base=base or base_fingerprint(bert))
+    files.write_json(Path(folder, CONFIG), make_config(matrices, norms))
 
 
 def load(bert, folder, adapter=None, reads_pooler=False):
-    """Attach the adapter in a folder, or of that name on the hub → its name in the model: `adapter`,
-    or the folder's. An adapter's weights for the pooler are skipped with a warning; if the heads
+    """Attach the adapter in a folder, or of that name on the hub → its name in the model, `adapter`
+    or else the folder's. An adapter's weights for the pooler are left out with a warning; if the heads
     read the pooler (`reads_pooler`), that is a UserError, as is an adapter that does not fit."""
-    files = resolve_checkpoint(folder, [(CONFIG,), WEIGHTS])
+    place = files.resolve_checkpoint(folder, [(CONFIG,), WEIGHTS])
     adapter = Path(str(folder)).resolve().name if adapter is None else adapter
-    targets.check_new(bert, adapter)
-    path = next(files / file for file in WEIGHTS if (files / file).is_file())
-    config, kind = read_config(files / CONFIG)
-    base = read_metadata(path).get("base") if path.suffix == ".safetensors" else None
-    if base not in (None, base_checksum(bert)):
-        raise UserError(f"{path} was trained on another base (its checksum is {base}, this "
-                        f"model's is {base_checksum(bert)}); open the run it was trained in")
-    tensors = read_tensors(path)
+    adapters.check_new(bert, adapter)
+    path = next(place / file for file in WEIGHTS if (place / file).is_file())
+    config, kind = read_config(place / CONFIG)
+    metadata = files.read_metadata(path) if path.suffix == ".safetensors" else {}
+    if metadata.get("base") not in (None, base_fingerprint(bert)):
+        raise UserError(f"{path} was trained on another base (its fingerprint is "
+                        f"{metadata['base']}, this model's is {base_fingerprint(bert)}); open the "
+                        f"run it was trained in")
+    tensors = files.read_tensors(path)
     found, others = group_by_module(bert, tensors, KINDS[kind].tensors)
     check_others(bert, path, found, others, reads_pooler)
-    with_head = any(key.startswith(f"{PREFIX}bert.encoder.") for key in tensors)
+    start = "bert." if any(f"{PREFIX}bert.encoder." in key for key in tensors) else ""
     modules = {}
     for name, parameters in found.items():
-        hf_name = "bert." * with_head + to_hf_name(name)     # as peft's patterns have it
-        modules[name] = make_module(bert, name, kind, config, hf_name)
+        base, hf_name = adapters.base_layer(bert, name), start + to_hf_name(name)
+        modules[name] = LayerNormCopy(base) if isinstance(base, nn.LayerNorm) else make_adapter(
+            kind, base.weight, *rank_and_alpha(config, hf_name), config.get("lora_dropout", 0.0))
         check_names_and_shapes(f"{path}: {hf_name}", modules[name].state_dict(), parameters)
         modules[name].load_state_dict(parameters)
-    insert_adapters(bert, {adapter: modules})
+    adapters.insert_adapters(bert, {adapter: modules})
     return adapter
 
 
@@ -95,8 +89,8 @@ def group_by_module(bert, tensors, stored):
     """A file's {key: tensor} → {module's name: {parameter: tensor}} of the matrices and LayerNorms
     to adapt, and the keys of all other tensors. `stored`: the kind's {parameter: name in the
     file}."""
-    norms = dict.fromkeys(targets.layernorm_names(bert), {"weight": "weight", "bias": "bias"})
-    ends = dict.fromkeys(targets.matrix_names(bert), stored) | norms
+    norms = dict.fromkeys(adapters.layernorm_names(bert), {"weight": "weight", "bias": "bias"})
+    ends = dict.fromkeys(adapters.matrix_names(bert), stored) | norms
     known = {f"{to_hf_name(name)}.{end}": (name, parameter)
              for name in ends for parameter, end in ends[name].items()}
     found, others = {}, []
@@ -111,10 +105,11 @@ def group_by_module(bert, tensors, stored):
 
 def check_others(bert, path, found, others, reads_pooler):
     """UserError if the file adapts further modules of the encoder; a warning for the rest (pooler,
-    heads), which is skipped."""
+    heads), which is left out."""
     wrong = [key for key in others if without_prefix(key).startswith(("embeddings.", "encoder."))]
     if wrong or not found:
-        known = dict.fromkeys(to_hf_name(name).split(".", 3)[3] for name in targets.matrix_names(bert))
+        known = dict.fromkeys(to_hf_name(name).split(".", 3)[3]
+                              for name in adapters.matrix_names(bert))
         raise UserError(f"{path} adapts what no adapter here acts on: "
                         f"{', '.join((wrong or others)[:3]) or 'no matrix at all'}; the model's "
                         f"{len(bert.layers)} layers have {', '.join(known)}, beside LayerNorms")
@@ -126,12 +121,3 @@ def check_others(bert, path, found, others, reads_pooler):
     if others:
         warnings.warn(f"{path}: left out {', '.join(others)}, which no adapter here acts on"
                       + (" (pooler_output is the base's)" if pooler else ""), stacklevel=3)
-
-
-def make_module(bert, name, kind, config, hf_name):
-    """An adapter's module for one matrix or LayerNorm of bert, as adapter_config.json describes it."""
-    base = targets.base_layer(bert, name)
-    if isinstance(base, nn.LayerNorm):
-        return LayerNormCopy(base)
-    return make_adapter(kind, base.weight, *rank_and_alpha(config, hf_name),
-                        config.get("lora_dropout", 0.0))

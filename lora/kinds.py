@@ -1,5 +1,5 @@
-"""The kinds of adapters, one row each. To add one, write its module as in lora/layers.py and add its
-row: training, saving, opening, merging and `--lora-kind` read the table.
+"""The kinds of adapters, one row each. To add one, write its module as in lora/layers.py and add
+its row: training, saving, opening, merging and `--lora-kind` read this table.
 
     KINDS["scaled"] = Kind(Scaled, "SCALED", {"v": "scaled_v"}, lr_factor=10, decays=False)
 """
@@ -17,7 +17,7 @@ from lora.xs import LoRAXS
 class Kind(NamedTuple):
     """make(weight [out, in], rank, alpha, dropout) returns the adapter of one matrix: a module with
     the attributes rank, alpha and dropout. Its forward(rows [n, in], out [n, out]) returns the
-    layer's new output [n, out]; its merge_into(base) changes the frozen layer's weights likewise."""
+    layer's new output [n, out], and its merge_into(base) changes the frozen layer likewise."""
 
     make: Callable
     peft_type: str                                       # in adapter_config.json
@@ -30,7 +30,7 @@ class Kind(NamedTuple):
 KINDS = {
     "lora": Kind(LoRA, "LORA", {"A": "lora_A.weight", "B": "lora_B.weight"}),
     "xs": Kind(LoRAXS, "LORA_XS", {"R": "lora_R.weight"}, {"sigma": "in", "init": "svd"},
-               lr_factor=40, decays=False),              # R stays near 0: decay would dominate
+               lr_factor=40, decays=False),              # R starts near 0 and stays small
     "xs-out": Kind(partial(LoRAXS, sigma="out"), "LORA_XS", {"R": "lora_R.weight"},
                    {"sigma": "out", "init": "svd"}, lr_factor=40, decays=False),
 }

@@ -16,8 +16,8 @@ from bert.errors import check_known
 
 
 class LoRA(nn.Module):
-    """ΔW = s·B·A for one matrix (section 4.1). A [rank, in] starts Gaussian and B [out, rank] starts
-    at zero, so that ΔW starts at zero."""
+    """ΔW = s·B·A for one matrix (section 4.1). A [rank, in] starts Gaussian and B [out, rank] at
+    zero, so that ΔW starts at zero."""
 
     def __init__(self, weight, rank, alpha, dropout=0.0):
         super().__init__()

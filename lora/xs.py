@@ -4,8 +4,8 @@
 
     attach(bert, ("query", "value", "attention_output", "fc_out"), rank=16, kind="xs")
 
-Only R is trained and stored: A = Σ_r V_rᵀ and B = U_r are computed from W₀. `sigma` "in" puts Σ into
-A, as the authors' code does; "out" (kind="xs-out") puts it into B.
+Only R is trained and stored: A = Σ_r V_rᵀ and B = U_r are computed from W₀. sigma="in" puts Σ into
+A, as the authors' code does; sigma="out" (kind="xs-out") puts it into B.
 """
 
 import torch

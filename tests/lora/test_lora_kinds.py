@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from test_lora import IDS, MASK, SMALL, close, shake, states
+from lora_models import IDS, MASK, SMALL, close, perturb, states
 from torch import nn
 
 import evaluate
@@ -19,7 +19,7 @@ from multitask import runs
 from multitask.schedule import default_lr
 from multitask.settings import Settings
 
-TARGETS = ("query", "output", "fc_in")
+TARGETS = ("query", "attention_output", "fc_in")
 
 
 class Scaled(nn.Module):
@@ -80,7 +80,7 @@ def test_a_kind_that_is_added_as_a_row_saves_opens_and_merges(bert, kind, tmp_pa
     before = states(bert)
     lora.attach(bert, TARGETS, 4, ("a",), alpha=8, layernorms=True, kind=kind)
     close(states(bert), before)
-    expected = states(shake(bert, "a"))
+    expected = states(perturb(bert, "a"))
     assert (expected - before).abs().max() > 0.1
     lora.save(bert, "a", tmp_path / "a")
     lora.detach(bert)
