@@ -11,7 +11,7 @@ import lora
 from bert import UserError
 from bert.checkpoint import check_names_and_shapes
 from common.cli import add_run_flags, run_command, run_script
-from lora.binding import Flags, without_adapters
+from lora.binding import Flags
 from multitask.model import chosen_tasks, with_heads
 from multitask.report import score_table
 from multitask.session import RunSession
@@ -30,26 +30,21 @@ def tasks_to_keep(model, task):
     return [name for name, adapter in by_task.items() if adapter == chosen]
 
 
-def merged_settings(settings, tasks):
-    """The settings without adapters, and with these tasks alone."""
-    heads = ",".join(f"{task}={settings.head_kinds[task]}" for task in tasks)
-    return replace(settings, tasks=",".join(tasks), head=heads, train_tasks="", surgery="none",
-                   task_lr="", task_epochs="", **{f.name: f.default for f in fields(Flags)})
-
-
 def merge_adapter(session, task):
-    """Replace the session's model by one of the tasks to keep → its settings. UserError if a
-    further module of the model does not fit into it."""
-    model, tasks = session.model, tasks_to_keep(session.model, task)
+    """Replace the session's model by one without adapters that has the tasks to keep → its
+    settings. UserError if a further module of the model does not fit into it."""
+    model, settings, tasks = session.model, session.settings, tasks_to_keep(session.model, task)
     lora.merge(model.bert, model.adapters[tasks[0]])
     lora.detach(model.bert)
-    model.bert.edits = without_adapters(model.bert.edits)
-    settings = merged_settings(session.settings, tasks)
+    model.bert.edits = [edit for edit in model.bert.edits if edit["method"] != "lora"]
+    heads = ",".join(f"{task}={settings.head_kinds[task]}" for task in tasks)
+    settings = replace(settings, tasks=",".join(tasks), head=heads, train_tasks="", surgery="none",
+                       task_lr="", task_epochs="", **{f.name: f.default for f in fields(Flags)})
     session.model = with_heads({SHARED: model.bert}, settings)
-    expected, old = session.model.own_state(), model.own_state()
-    check_names_and_shapes(f"the merged model of {session.run}", expected,
-                           {name: tensor for name, tensor in old.items() if name in expected})
-    for name, tensor in expected.items():
+    new, old = session.model.own_state(), model.own_state()
+    check_names_and_shapes(f"the merged model of {session.run}", new,
+                           {name: tensor for name, tensor in old.items() if name in new})
+    for name, tensor in new.items():
         tensor.copy_(old[name])
     return settings
 

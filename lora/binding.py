@@ -86,8 +86,8 @@ def check(settings):
 
 def prepare(model, tokenizer, settings, device, edits=()):
     """Attach the adapters that the settings name, and freeze the rest of the encoder. Adapters of
-    the run that this one starts from are trained on, if flags describe them as they are; those that
-    serve no task now are removed. UserError if there are such adapters and no --lora."""
+    the run that this one starts from go on, and are removed if they serve no task now. UserError if
+    flags describe an adapter that goes on otherwise, or if there are adapters and no --lora."""
     attached = lora.adapter_names(next(iter(model.encoders.values())))
     if not settings.lora:
         raise UserError(f"the run has adapters ({', '.join(attached)}), which only --lora goes on "
@@ -97,48 +97,37 @@ def prepare(model, tokenizer, settings, device, edits=()):
         from pruning.binding import ranks_before_training
 
         ranks = ranks_before_training(model, tokenizer, settings, device, edits)
-    described, given = described_adapters(bert), describe(settings)
+    before = {name: flags for edit in bert.edits if edit["method"] == "lora"
+              for name, flags in edit["flags"].items()}
+    given, names = describe(settings), list(dict.fromkeys(by_task.values()))
     for name in attached:
-        if name not in by_task.values():
+        if name not in names:
             print(f"{name}: the run's adapter serves no task now and is removed")
             lora.detach(bert, name)
-        elif name in settings.training_groups and described[name] != given:
-            own, other = (command(type(settings)(**flags)) for flags in (described[name], given))
-            raise UserError(f"the run's adapter {name} goes on as it is, which is {own}, and the "
-                            f"flags say {other}; give it its own, or name a new adapter with "
-                            f"--adapters")
+        elif name in settings.training_groups and before[name] != given:
+            raise UserError(f"the run's adapter {name} goes on as it is, which is {before[name]}, "
+                            f"and the flags say {given}; give it its own, or name a new adapter "
+                            f"with --adapters")
         else:
             print(f"{name}: its adapter in the run")
-    names = list(dict.fromkeys(by_task.values()))
     if new := [name for name in names if name not in attached]:
         lora.attach(bert, settings.lora_targets.split(","), ranks, new, settings.lora_alpha,
                     settings.lora_dropout, settings.lora_norms, settings.lora_kind)
     lora.train_only(bert, settings.training_groups)
     edit = {"method": "lora", "kind": "adapters", "adapters": by_task,
-            "flags": {name: described.get(name, given) for name in names}}
+            "flags": {name: before.get(name, given) for name in names}}
     if settings.lora_top:
         edit["ranks"] = [[*key, rank] for key, rank in ranks.items()]
-    bert.edits = [*without_adapters(bert.edits), edit]
+    bert.edits = [other for other in bert.edits if other["method"] != "lora"] + [edit]
     model.adapters = by_task
     print(storage_table(count(bert, sum(t.numel() for t in model.own_state().values()))) + "\n")
 
 
 def describe(settings):
-    """{setting: value} that describe an adapter. Targets are in the order of MATRICES."""
-    targets = settings.lora_targets.split(",")
-    return {f.name: getattr(settings, f.name) for f in fields(Flags) if f.name != "adapters"} | {
-        "lora_targets": ",".join(matrix for matrix in MATRICES if matrix in targets)}
-
-
-def described_adapters(bert):
-    """{adapter: what `describe` gave for it when it was new}, from the model's edits."""
-    return {name: flags for edit in bert.edits if edit["method"] == "lora"
-            for name, flags in edit["flags"].items()}
-
-
-def without_adapters(edits):
-    """The edits of other methods."""
-    return [edit for edit in edits if edit["method"] != "lora"]
+    """The flags that make an adapter, with targets in the order of MATRICES."""
+    flags = {f.name: getattr(settings, f.name) for f in fields(Flags) if f.name != "adapters"}
+    targets = [matrix for matrix in MATRICES if matrix in flags["lora_targets"].split(",")]
+    return command(Flags(**flags | {"lora_targets": ",".join(targets)}))
 
 
 def storage_table(counts):
@@ -183,7 +172,7 @@ def swap(model, task, folder):
     if own:
         check_names_and_shapes(path, model.own_state([task]), own)
     model.adapters[task] = lora.load(model.bert, folder, f"{task}-swapped",
-                                     reads_pooler=model.pooling == "pooler")
+                                     reads_pooler=model.pooling_name == "pooler")
     for name, tensor in model.own_state([task]).items() if own else ():
         tensor.copy_(own[name])
     return bool(own)

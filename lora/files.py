@@ -53,8 +53,8 @@ def save(bert, adapter, folder, base=None):
 
 def load(bert, folder, adapter=None, reads_pooler=False):
     """Attach the adapter in a folder, or of that name on the hub → its name in the model, `adapter`
-    or else the folder's. An adapter's weights for the pooler are left out with a warning; if the heads
-    read the pooler (`reads_pooler`), that is a UserError, as is an adapter that does not fit."""
+    or else the folder's. Its weights for the pooler are left out with a warning; if the heads read
+    the pooler (`reads_pooler`), that is a UserError, as is an adapter that does not fit."""
     place = files.resolve_checkpoint(folder, [(CONFIG,), WEIGHTS])
     adapter = Path(str(folder)).resolve().name if adapter is None else adapter
     adapters.check_new(bert, adapter)

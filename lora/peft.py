@@ -11,7 +11,7 @@ from lora.kinds import KINDS
 
 PLAIN_LORA = {"bias": "none", "fan_in_fan_out": False, "inference_mode": True, "use_dora": False,
               "use_rslora": False, "init_lora_weights": True}
-REFUSED = ("use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out",
+REFUSED = ("bias", "use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out",
            "target_parameters", "trainable_token_indices", "alora_invocation_tokens",
            "layer_replication", "arrow_config", "kasa_config", "monteclora_config",
            "velora_config")
@@ -54,10 +54,11 @@ def read_config(path):
             raise ValueError(f"alpha {alphas}, dropout {config.get('lora_dropout')}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged, or describes no adapter ({error!r})") from error
-    more = [field for field in REFUSED if config.get(field) and field not in KINDS[kind].fields]
-    if more or config.get("bias", "none") != "none":
-        raise UserError(f"{path} asks for {', '.join(more) or 'trained biases'}, which is not "
-                        f"supported; without it the adapter would compute something else")
+    wrong = [field for field in REFUSED if (config.get(field) or "none") != "none"
+             and field not in KINDS[kind].fields]
+    if wrong:
+        raise UserError(f"{path} asks for {', '.join(wrong)}, which is not supported; without it "
+                        f"the adapter would compute something else; {MERGE}")
     init = str(config.get("init_lora_weights", True))
     if init.lower() not in INITS_THAT_KEEP_THE_BASE:
         raise UserError(f"{path} has init_lora_weights {init!r}, which changes the base's weights, "
@@ -71,18 +72,12 @@ def read_config(path):
 def find_kind(path, config):
     """The row of KINDS with the config's peft_type and fields; if several fit, the one with most
     fields."""
-    peft_type = config.get("peft_type")
-    rows = {name: kind.fields for name, kind in KINDS.items() if kind.peft_type == peft_type}
-    if not rows:
-        known = dict.fromkeys(kind.peft_type for kind in KINDS.values())
-        raise UserError(f"{path} describes an adapter of type {peft_type!r}, and only "
-                        f"{' and '.join(known)} are supported; {MERGE}")
-    matching = [name for name, fields in rows.items()
-                if all(config.get(field) == value for field, value in fields.items())]
+    rows = {name: {"peft_type": kind.peft_type} | kind.fields for name, kind in KINDS.items()}
+    matching = [name for name, row in rows.items() if row.items() <= config.items()]
     if not matching:
-        found = {field: config.get(field) for fields in rows.values() for field in fields}
-        raise UserError(f"{path} describes a {peft_type} with {found}; supported are "
-                        f"{' or '.join(map(str, rows.values()))}")
+        found = {field: config.get(field) for row in rows.values() for field in row}
+        raise UserError(f"{path} describes an adapter with {found}; supported are "
+                        f"{', '.join(map(str, rows.values()))}; {MERGE}")
     return max(matching, key=lambda name: len(rows[name]))
 
 

@@ -70,12 +70,12 @@ KEY = "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"
 
 
 @pytest.mark.parametrize("change, says", [
-    ({"config": {"peft_type": "IA3"}}, "of type 'IA3', and only LORA and LORA_XS are supp"),
+    ({"config": {"peft_type": "IA3"}}, "'peft_type': 'IA3'.*; supported are .*'LORA'.*'LORA_XS'"),
     ({"config": {"use_dora": True}}, "asks for use_dora, which is not supported"),
-    ({"config": {"bias": "all"}}, "asks for trained biases"),
+    ({"config": {"bias": "all"}}, "asks for bias, which is not supported"),
     ({"config": {"use_rslora": True, "r": 2.5}}, r"is damaged, or describes no adapter .*ranks"),
-    ({"tensors": lambda t: t.pop(KEY)}, "encoder.layer.0.attention.self.query does not .*: missing"),
-    ({"tensors": lambda t: t.update({KEY: torch.ones(2, 7)})}, r"another shape: A \[2, 7\] instead"),
+    ({"tensors": lambda t: t.pop(KEY)}, "encoder.layer.0.attention.self.query does not .* missing"),
+    ({"tensors": lambda t: t.update({KEY: torch.ones(2, 7)})}, r"of another shape: A \[2, 7\] ins"),
     ({"tensors": lambda t: t.update({KEY.replace("r.0", "r.9"): torch.ones(2, 2)})},
      r"adapts what no adapter here acts on: .*layer.9.*; the model's 3 layers have intermediate"),
 ])
@@ -119,7 +119,7 @@ def test_an_adapter_of_another_kind_is_refused_for_what_it_is(bert, tmp_path, pe
     """The files of other kinds have no lora_alpha: that is not what is wrong with them."""
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": peft_type, "r": 8}))
     save_file({"base_model.model.x": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(UserError, match=f"of type '{peft_type}', and only LORA and LORA_XS"):
+    with pytest.raises(UserError, match=f"'peft_type': '{peft_type}'.*; supported are .*'LORA'"):
         lora.load(bert, tmp_path)
 
 

@@ -66,6 +66,18 @@ def test_rank_may_differ_by_layer_and_matrix(adapted):
                       "layers.2.ffn.fc_out.adapters.b.B": [32, 3]}
 
 
+@pytest.mark.parametrize("kind, size", [("lora", 4 * (32 + 48)), ("xs", 4 * (32 + 4 + 48))])
+def test_multiply_adds_are_those_of_the_base_and_the_adapter_that_serves(bert, kind, size):
+    lora.attach(bert, ("fc_in",), 4, ("a", "b"), layernorms=True, kind=kind)
+    lora.attach(bert, ("query",), 2, ("c",))
+    layer = bert.layers[0].ffn.fc_in
+    assert layer.multiply_adds() == layer.multiply_adds("b") == 32 * 48 + size
+    assert layer.multiply_adds("c") == 32 * 48
+    assert bert.embedding_norm.multiply_adds("a") == 0
+    lora.merge(bert, "a")
+    assert layer.multiply_adds() == 32 * 48
+
+
 # one adapter a row
 
 def test_each_sequence_of_a_mixed_batch_has_its_own_adapter(adapted):

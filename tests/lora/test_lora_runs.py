@@ -9,8 +9,10 @@ import torch
 from conftest import NoWaiting
 from lora_models import close, perturb
 from safetensors.torch import load_file
+from torch import nn
 
 import evaluate as evaluate_script
+import multitask.model
 import train_multitask
 from benchmarks.surgery import one_pass
 from bert import Bert, Tokenizer, UserError
@@ -22,7 +24,7 @@ from multitask.course import Example
 from multitask.data import tokenize
 from multitask.evaluation import load_dev, run_split
 from multitask.methods import settings_class
-from multitask.model import build_model
+from multitask.model import MultitaskModel, build_model
 from multitask.preparation import load_model
 from multitask.schedule import default_lr, make_schedule, trained_modules
 from pruning.__main__ import main as prune_main
@@ -73,8 +75,10 @@ def predictions(folder):
 
 
 def test_a_run_keeps_its_adapters_and_heads_and_opens_again(run, checkpoint, script):
-    assert json.loads((run / "run.json").read_text())["edits"] == [
-        {"kind": "lora", "adapters": {"sst": "a", "para": "b", "sts": "b"}}]
+    edit, = json.loads((run / "run.json").read_text())["edits"]
+    assert edit.keys() == {"method", "kind", "adapters", "flags"} and edit["method"] == "lora"
+    assert edit["adapters"] == {"sst": "a", "para": "b", "sts": "b"}
+    assert edit["flags"] == dict.fromkeys("ab", "--lora 2 --lora-norms")
     names = {"adapter_config.json", "adapter_model.safetensors", "heads.safetensors"}
     for adapter, tasks in (("a", {"sst"}), ("b", {"para", "sts"})):
         folder = run / "adapters" / adapter
@@ -117,12 +121,57 @@ def test_a_merged_run_computes_the_same_and_can_be_pruned(checkpoint, data, scri
               run_split(before, task, splits["dev"], torch.device("cpu"), nullcontext))
     code, _, err = script(prune_main, "prune", merged, "--remove", "0:1", "--out", pruned)
     assert code == 0, err
-    assert runs.open_run(pruned)[3]["edits"] == [{"kind": "remove_heads", "heads": {"0": [1]}}]
+    edit, = runs.open_run(pruned)[3]["edits"]
+    assert (edit["kind"], edit["heads"]) == ("remove_heads", {"0": [1]})
+
+
+class Gated(MultitaskModel):
+    """A student's model: a module for each task, whose width the subclass may change."""
+
+    width = staticmethod(lambda heads: 32)
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.gates = nn.ModuleDict({task: nn.Linear(32, self.width(self.heads))
+                                    for task in self.heads})
+
+    def pool(self, task, hidden, layout):
+        vectors = super().pool(task, hidden, layout)
+        return vectors * self.gates[task](vectors).mean(dim=1, keepdim=True)
+
+
+class GatedByTask(Gated):
+    width = staticmethod(len)
+
+
+def test_a_students_modules_are_merged_and_swapped_with_their_task(checkpoint, data, script,
+                                                                   tmp_path, monkeypatch):
+    monkeypatch.setattr(multitask.model, "MultitaskModel", Gated)
+    run, other = (train(tmp_path / name, checkpoint, data, "--seed", name) for name in "12")
+    code, _, err = script(merge_main, "merge", run, "--task", "sts", "--out", tmp_path / "merged")
+    assert code == 0, err
+    before, after = (runs.open_run(folder)[0].own_state() for folder in (run, tmp_path / "merged"))
+    assert {name.split(".")[1] for name in after if "gates" in name} == {"para", "sts"}
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+    code, _, err = script(evaluate_script.main, run, "--predictions", tmp_path / "p", "--adapter",
+                          f"sts={other / 'adapters' / 'b'}")
+    assert code == 0, err
+    for name, kept in predictions(tmp_path / "p").items():
+        assert kept == predictions((other if "sts" in name else run) / "predictions")[name]
+
+
+def test_a_module_that_does_not_fit_the_merged_model_is_named(checkpoint, data, script, tmp_path,
+                                                              monkeypatch):
+    monkeypatch.setattr(multitask.model, "MultitaskModel", GatedByTask)
+    run = train(tmp_path / "run", checkpoint, data)
+    code, _, err = script(merge_main, "merge", run, "--task", "sts", "--out", tmp_path / "merged")
+    assert code == 2 and "gates.sts.bias [3] instead of [2]" in err, err
+    assert not (tmp_path / "merged").exists()
 
 
 @pytest.mark.parametrize("task, says", [
     ((), "has adapters for sst, para, sts, and an encoder can hold only one"),
-    (("--task", "stss"), "no task 'stss' (did you mean sts?)"),
+    (("--task", "stss"), "no task of the run 'stss' (did you mean sts?)"),
 ])
 def test_a_merge_that_cannot_be_is_a_sentence(run, script, tmp_path, task, says):
     code, _, err = script(merge_main, "merge", run, "--out", tmp_path / "x", *task)
@@ -130,7 +179,7 @@ def test_a_merge_that_cannot_be_is_a_sentence(run, script, tmp_path, task, says)
 
 
 @pytest.mark.parametrize("swap, says", [
-    ("sts", "write task=folder"), ("cat=x", "the run has no task 'cat'; it has sst, para, sts"),
+    ("sts", "write task=folder"), ("cat=x", "no task of the run 'cat'; there are sst, para, sts"),
     ("sts={run}/adapters/a", "has no head for sts; it has one for sst"),
     ("sts=./nowhere", "is not a folder"), ("sst={run}/model", "holds no adapter_config.json"),
 ])
@@ -238,7 +287,7 @@ def test_an_adapter_goes_on_with_its_own_flags(checkpoint, data, script, tmp_pat
         done, _, err = script(train_multitask.main, "--from", run, "--data", data, "--steps", "1",
                               *GOES_ON, "--out", tmp_path / f"code{code}", *given)
         assert done == code, err
-    ranks = [[edit.get("ranks") for edit in runs.read_record(folder)[0]["edits"]]
+    ranks = [[edit.get("ranks") for edit in runs.read_fields(folder)["edits"]]
              for folder in (run, tmp_path / "code0")]
     assert sorted(ranks[0][0] or ()) == sorted(ranks[1][0] or ())
 
@@ -246,13 +295,12 @@ def test_an_adapter_goes_on_with_its_own_flags(checkpoint, data, script, tmp_pat
 @pytest.mark.parametrize("flags", [
     ("--lora-kind", "xs"), ("--lora-norms",), ("--adapters", "shared"), ("--lora-dropout", "0.1"),
     ("--lora-alpha", "8"), ("--lora-targets", "query"), ("--lora-top", "4"),
-    ("--recipe", "lora-xs", "--lora", "0"),
 ])
 def test_a_flag_of_adapters_without_lora_is_an_error(checkpoint, data, script, tmp_path, flags):
     code, _, err = script(train_multitask.main, "--bert", checkpoint, "--data", data, "--steps", 1,
                           "--out", tmp_path / "run", *flags)
-    assert code == 2 and f"{flags[0]}: without --lora there are no" in err.replace(
-        "--lora-targets, --lora-kind", "--recipe") and not (tmp_path / "run").exists()
+    assert code == 2 and f"{flags[0]} has no effect here: it needs --lora" in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_defaults_of_adapters_may_be_given_without_lora(checkpoint, data, script, tmp_path):
@@ -264,9 +312,9 @@ def test_defaults_of_adapters_may_be_given_without_lora(checkpoint, data, script
 
 def test_a_merged_run_describes_no_adapters(run, script, tmp_path):
     assert script(merge_main, "merge", run, "--task", "sts", "--out", tmp_path / "merged")[0] == 0
-    settings = runs.read_record(tmp_path / "merged")[1]
-    settings.check_adapter_flags()
-    assert (settings.lora, settings.adapters, settings.lora_norms) == (0, "separate", False)
+    record, settings, _ = runs.read_settings(tmp_path / "merged")
+    assert "lora" not in record["methods"] and settings.adapter_by_task == {}
+    assert not [name for name in record["settings"] if name.startswith(("lora", "adapters"))]
 
 
 @pytest.mark.parametrize("apart", [("--lora", "2"), ("--encoders", "separate")])
