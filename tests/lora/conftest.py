@@ -14,7 +14,7 @@ def bert():
 
 @pytest.fixture
 def adapted(bert):
-    """A Bert with two adapters of other matrices and ranks, one with LayerNorms of its own."""
+    """A Bert with two adapters of different matrices and ranks, one with LayerNorms."""
     lora.attach(bert, ALL, 4, ("a",), alpha=8, layernorms=True)
     lora.attach(bert, rank={(0, "query"): 2, (2, "fc_out"): 3}, adapters=("b",))
     return perturb(bert, "a", "b")

@@ -22,7 +22,7 @@ Settings = settings_class()
 
 # files
 
-def test_an_adapter_opens_again_with_all_that_belongs_to_it(adapted, tmp_path):
+def test_a_saved_adapter_opens_with_its_layernorms_ranks_and_alpha(adapted, tmp_path):
     expected = {name: states(adapted, name) for name in "ab"}
     for name in "ab":
         lora.save(adapted, name, tmp_path / name)
@@ -37,7 +37,7 @@ def test_an_adapter_opens_again_with_all_that_belongs_to_it(adapted, tmp_path):
 
 @pytest.mark.parametrize("name", ["peft", "ours"])
 def test_adapters_give_the_outputs_that_peft_gives_on_transformers(real_weights, real_data, name):
-    """Of peft's file and of ours, on real weights; see tests/make_reference.py."""
+    """An adapter that peft wrote and one written here, on real weights (make_reference.py)."""
     bert = Bert.from_pretrained(real_weights)
     lora.load(bert, REFERENCE / "adapters" / name)
     batch = Tokenizer.from_pretrained(real_weights)(*real_texts(real_data)["single"])
@@ -47,7 +47,7 @@ def test_adapters_give_the_outputs_that_peft_gives_on_transformers(real_weights,
     assert (expected["peft"] - expected["ours"]).abs().max() > 0.1
 
 
-def test_what_peft_opened_is_what_is_written_today(real_weights, tmp_path):
+def test_saving_writes_the_bytes_of_the_reference_that_peft_opened(real_weights, tmp_path):
     bert, folder = Bert.from_pretrained(real_weights), REFERENCE / "adapters" / "ours"
     lora.load(bert, folder)
     lora.save(bert, "ours", tmp_path)
@@ -88,7 +88,7 @@ def test_a_file_that_does_not_fit_is_refused_by_name(adapted, tmp_path, change, 
     assert list(adapted.state_dict()) == names
 
 
-def test_what_is_not_the_encoders_is_left_out_with_a_note(adapted, tmp_path):
+def test_tensors_outside_the_encoder_are_left_out_with_a_warning(adapted, tmp_path):
     lora.save(adapted, "b", tmp_path / "b")
     expected = states(adapted, "b")
     folder = changed(tmp_path / "b", tmp_path / "c", tensors=lambda t: t.update(
@@ -100,7 +100,7 @@ def test_what_is_not_the_encoders_is_left_out_with_a_note(adapted, tmp_path):
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga",
                                   "PiSSA", "of-next-year"])
-def test_an_initialisation_that_changes_the_base_is_refused_by_name(adapted, tmp_path, init):
+def test_an_initialization_that_changes_the_base_is_refused_by_name(adapted, tmp_path, init):
     lora.save(adapted, "b", tmp_path / "b")
     folder = changed(tmp_path / "b", tmp_path / "c", {"init_lora_weights": init})
     with pytest.raises(UserError, match=f"init_lora_weights '{init}'.*_conversion.*merge_and_un"):
@@ -108,15 +108,15 @@ def test_an_initialisation_that_changes_the_base_is_refused_by_name(adapted, tmp
 
 
 @pytest.mark.parametrize("init", [True, False, None, "gaussian", "orthogonal", "eva", "mica"])
-def test_an_initialisation_that_leaves_the_base_as_it_is_opens(adapted, tmp_path, init):
+def test_an_initialization_that_keeps_the_base_opens(adapted, tmp_path, init):
     lora.save(adapted, "b", tmp_path / "b")
     lora.load(adapted, changed(tmp_path / "b", tmp_path / "c", {"init_lora_weights": init}))
     assert torch.equal(states(adapted, "c"), states(adapted, "b"))
 
 
 @pytest.mark.parametrize("peft_type", ["LOHA", "LOKR", "IA3", "VERA", "OFT", "PREFIX_TUNING"])
-def test_an_adapter_of_another_kind_is_refused_for_what_it_is(bert, tmp_path, peft_type):
-    """The files of other kinds have no lora_alpha: that is not what is wrong with them."""
+def test_an_adapter_of_another_type_is_refused_by_its_type(bert, tmp_path, peft_type):
+    """Files of other types have no lora_alpha; the message names the type all the same."""
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": peft_type, "r": 8}))
     save_file({"base_model.model.x": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(UserError, match=f"'peft_type': '{peft_type}'.*; supported are .*'LORA'"):
@@ -152,8 +152,8 @@ def test_an_adapter_of_the_pooler_is_left_out_unless_it_is_read(checkpoint, tmp_
 
 @pytest.mark.parametrize("more", ["encoder.layer.0.intermediate.dense.weight",
                                   "embeddings.word_embeddings.weight"])
-def test_weights_trained_whole_are_refused(adapted, tmp_path, more):
-    """peft's modules_to_save: left out, the encoder would be another."""
+def test_weights_that_peft_trained_without_lora_are_refused(adapted, tmp_path, more):
+    """peft's modules_to_save: without them the outputs would be wrong."""
     lora.save(adapted, "b", tmp_path / "b")
     folder = changed(tmp_path / "b", tmp_path / "c", tensors=lambda t: t.update(
         {f"base_model.model.bert.{more}": torch.ones(2, 2)}))
@@ -189,7 +189,7 @@ def test_the_papers_counts_are_exact(bert_base):
     assert count(bert_base, heads)["incremental"] == 2_881_543
 
 
-def test_low_rank_and_all_layernorms_are_counted_together(bert_base):
+def test_matrices_and_layernorms_are_counted_together(bert_base):
     lora.attach(bert_base, ("query", "key", "value"), 4, ("a",), layernorms=True)
     assert count(bert_base)["adapters"] == {"a": 259_584}
 

@@ -118,7 +118,7 @@ def test_a_mixed_batch_trains_as_the_batches_of_each_adapter_do(bert, dtype, out
         assert (gradient - apart[key]).norm() <= gradients * apart[key].norm(), key
 
 
-def test_a_layout_keeps_its_adapters_wherever_it_goes():
+def test_selections_and_copies_of_a_layout_keep_its_adapters():
     layout = Layout(MASK).with_adapters(MIXED)
     assert layout.served == [("a", 12), (None, 5), ("b", 10)]
     assert layout.cls_rows().served == MIXED                    # a row for each sequence
@@ -127,9 +127,9 @@ def test_a_layout_keeps_its_adapters_wherever_it_goes():
         Layout(MASK).with_adapters([("a", 5)])
 
 
-# who trains
+# which parameters train
 
-def test_frozen_weights_hold_no_gradient_and_nothing_below_the_first_adapter_is_run_back(bert):
+def test_frozen_weights_get_no_gradient_and_backward_stops_at_the_first_adapter(bert):
     lora.attach(bert, rank={(1, "value"): 4}, adapters=("a",))
     hidden, layout = bert.embed(IDS, MASK)
     below = bert.layers[0](hidden, layout)
@@ -140,7 +140,7 @@ def test_frozen_weights_hold_no_gradient_and_nothing_below_the_first_adapter_is_
 
 
 @pytest.mark.parametrize("kind", ["lora", "xs"])
-def test_an_adapter_idle_in_a_step_is_untouched_by_the_optimizer(bert, kind):
+def test_the_optimizer_does_not_change_an_adapter_without_gradients(bert, kind):
     lora.attach(bert, ALL, 4, ("a", "b"), layernorms=True, kind=kind)
     perturb(bert, "a", "b")
     optimizer = adamw(parameter_groups([(bert, {"max_lr": 1.0})], 0.1))
@@ -163,7 +163,7 @@ def test_an_adapter_idle_in_a_step_is_untouched_by_the_optimizer(bert, kind):
     assert str([optimizer.state[p] for p in b]) == str(kept)
 
 
-def test_only_the_adapters_that_are_named_train(adapted):
+def test_train_only_trains_the_named_adapters(adapted):
     lora.train_only(adapted, ["b"])
     trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
     assert trained == set(lora.adapter_parameters(adapted, "b"))
@@ -173,9 +173,9 @@ def test_only_the_adapters_that_are_named_train(adapted):
                        *lora.adapter_parameters(adapted, "c")}
 
 
-# come and go
+# attach, detach, merge
 
-def test_adapters_come_and_go_without_touching_the_others(adapted):
+def test_attaching_and_detaching_leave_the_other_adapters_unchanged(adapted):
     a, b, base = (states(adapted, name) for name in ("a", "b", None))
     lora.attach(adapted, ALL, 8, ("c",), layernorms=True)
     perturb(adapted, "c")
@@ -190,7 +190,7 @@ def test_adapters_come_and_go_without_touching_the_others(adapted):
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("kind", ["lora", "xs"])
-def test_merging_is_explicit_the_same_thrice_as_once_and_undone_to_the_bit(bert, mode, kind):
+def test_merging_thrice_is_merging_once_and_is_undone_bit_for_bit(bert, mode, kind):
     lora.attach(bert, ALL, 4, ("a", "b"), layernorms=True, kind=kind)
     perturb(bert, "a", "b")
     before, expected = copy.deepcopy(bert.state_dict()), states(bert, "a")
@@ -218,7 +218,7 @@ def test_merge_and_detach_leave_a_plain_bert(adapted, tmp_path):
     close(states(Bert.from_pretrained(tmp_path)), expected)
 
 
-def test_save_bert_sees_the_pretrained_modules_only(adapted, tmp_path):
+def test_detached_saves_the_pretrained_modules_only(adapted, tmp_path):
     base = states(adapted, None)
     with lora.detached(adapted):
         adapted.save_pretrained(tmp_path)
@@ -226,7 +226,7 @@ def test_save_bert_sees_the_pretrained_modules_only(adapted, tmp_path):
     assert lora.adapter_names(adapted) == ["a", "b"]
 
 
-def test_a_merged_adapter_does_not_act_twice_nor_another_beside_it(adapted):
+def test_no_adapter_acts_beside_a_merged_one(adapted):
     lora.merge(adapted, "a")
     for wrong in (lambda: states(adapted, "b"), lambda: states(adapted, None),
                   lambda: lora.detach(adapted, "a"), lambda: lora.attach(adapted, adapters=("c",)),

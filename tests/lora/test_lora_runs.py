@@ -90,8 +90,8 @@ def test_a_run_keeps_its_adapters_and_heads_and_opens_again(run, checkpoint, scr
     assert code == 0 and json.loads(out) == json.loads((run / "metrics.json").read_text())
 
 
-def test_one_tasks_adapter_is_swapped_and_the_others_answer_as_before(run, checkpoint, data, script,
-                                                                      tmp_path):
+def test_swapping_one_adapter_leaves_the_other_tasks_unchanged(run, checkpoint, data, script,
+                                                               tmp_path):
     other = train(tmp_path / "other", checkpoint, data, "--seed", "7", "--lr", "0.1")
     before = predictions(run / "predictions")
     swap = f"sts={other / 'adapters' / 'b'}"
@@ -173,7 +173,7 @@ def test_a_module_that_does_not_fit_the_merged_model_is_named(checkpoint, data, 
     ((), "has adapters for sst, para, sts, and an encoder can hold only one"),
     (("--task", "stss"), "no task of the run 'stss' (did you mean sts?)"),
 ])
-def test_a_merge_that_cannot_be_is_a_sentence(run, script, tmp_path, task, says):
+def test_an_impossible_merge_is_a_sentence(run, script, tmp_path, task, says):
     code, _, err = script(merge_main, "merge", run, "--out", tmp_path / "x", *task)
     assert code == 2 and says in err and not (tmp_path / "x").exists()
 
@@ -188,13 +188,13 @@ def test_a_wrong_swap_is_a_sentence(run, script, swap, says):
     assert code == 2 and says in err and "Traceback" not in err
 
 
-def test_the_base_stays_frozen_where_adapters_go_on(run):
+def test_the_base_stays_frozen_when_adapters_go_on(run):
     settings = Settings(from_run=str(run), lora=2, adapters="sst=a,para=b,sts=b", lora_norms=True)
     model, _ = load_model(settings, torch.device("cpu"))
     assert all(".adapters." in name for name, p in model.bert.named_parameters() if p.requires_grad)
 
 
-def test_one_adapter_is_updated_or_added_without_retraining_the_rest(run, data, script, tmp_path):
+def test_training_or_adding_one_adapter_leaves_the_others_unchanged(run, data, script, tmp_path):
     code, out, err = script(train_multitask.main, "--from", run, "--data", data, "--lora", "2",
                             "--adapters", "sst=a,para=b,sts=c", "--train-tasks", "sts",
                             "--steps", "2", "--out", tmp_path / "more")
@@ -227,7 +227,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(checkpoint, data, script, tmp_p
         assert (tmp_path / "part" / file).read_bytes() == (whole / file).read_bytes()
 
 
-def test_a_save_that_was_broken_off_is_noticed(run, tmp_path):
+def test_an_interrupted_save_is_noticed(run, tmp_path):
     folder = shutil.copytree(run, tmp_path / "broken")
     shutil.copy(folder / "adapters/a/adapter_model.safetensors",
                 folder / "adapters/b/adapter_model.safetensors")
@@ -250,7 +250,7 @@ def test_settings_that_cannot_work_are_refused(checkpoint, data, script, tmp_pat
     assert code == 2 and says in err and not (tmp_path / "run").exists()
 
 
-def test_a_runs_adapters_are_not_dropped_without_a_word(run, data, script, tmp_path):
+def test_a_run_with_adapters_is_not_trained_on_without_lora(run, data, script, tmp_path):
     code, _, err = script(train_multitask.main, "--from", run, "--data", data,
                           "--out", tmp_path / "x")
     assert code == 2 and "the run has adapters (a, b), which only --lora goes on with" in err
@@ -265,7 +265,7 @@ def test_a_runs_adapters_are_not_dropped_without_a_word(run, data, script, tmp_p
     (("--lora-dropout", "0.5"), "--lora 2 --lora-dropout 0.5 --lora-norms"),
     (("--no-lora-norms",), "--lora 2"),
 ])
-def test_an_adapter_goes_on_only_as_what_it_is(run, data, script, tmp_path, flags, says):
+def test_an_adapter_goes_on_only_with_its_own_flags(run, data, script, tmp_path, flags, says):
     code, _, err = script(train_multitask.main, "--from", run, "--data", data, "--steps", "1",
                           *GOES_ON, "--out", tmp_path / "x", *flags)
     assert code == 2 and not (tmp_path / "x").exists()
@@ -279,8 +279,9 @@ def test_an_adapter_goes_on_only_as_what_it_is(run, data, script, tmp_path, flag
      ("--lora-dropout", "0.1", "--lora-targets", "key,value,query")),
     (("--lora-top", "4"), ()),
 ])
-def test_an_adapter_goes_on_with_its_own_flags(checkpoint, data, script, tmp_path, flags, wrong):
-    """The same targets in another order are its own flags too, and --lora-top measures nothing."""
+def test_the_flags_that_made_an_adapter_let_it_go_on(checkpoint, data, script, tmp_path, flags,
+                                                     wrong):
+    """Targets may be in another order, and --lora-top measures nothing."""
     run = train(tmp_path / "run", checkpoint, data, "--steps", "1", *flags)
     again = [",".join(reversed(flag.split(","))) for flag in flags]
     for given, code in ((again, 0), (wrong, 2)):
@@ -296,14 +297,14 @@ def test_an_adapter_goes_on_with_its_own_flags(checkpoint, data, script, tmp_pat
     ("--lora-kind", "xs"), ("--lora-norms",), ("--adapters", "shared"), ("--lora-dropout", "0.1"),
     ("--lora-alpha", "8"), ("--lora-targets", "query"), ("--lora-top", "4"),
 ])
-def test_a_flag_of_adapters_without_lora_is_an_error(checkpoint, data, script, tmp_path, flags):
+def test_a_lora_flag_without_lora_is_an_error(checkpoint, data, script, tmp_path, flags):
     code, _, err = script(train_multitask.main, "--bert", checkpoint, "--data", data, "--steps", 1,
                           "--out", tmp_path / "run", *flags)
     assert code == 2 and f"{flags[0]} has no effect here: it needs --lora" in err
     assert not (tmp_path / "run").exists()
 
 
-def test_defaults_of_adapters_may_be_given_without_lora(checkpoint, data, script, tmp_path):
+def test_lora_flags_at_their_defaults_are_allowed_without_lora(checkpoint, data, script, tmp_path):
     code, _, err = script(train_multitask.main, "--bert", checkpoint, "--data", data, "--steps", 1,
                           "--out", tmp_path / "run", "--lora-kind", "lora", "--no-lora-norms",
                           "--lora-dropout", "0")
@@ -318,7 +319,7 @@ def test_a_merged_run_describes_no_adapters(run, script, tmp_path):
 
 
 @pytest.mark.parametrize("apart", [("--lora", "2"), ("--encoders", "separate")])
-def test_a_task_that_is_not_learnt_is_kept_all_the_same(checkpoint, data, script, tmp_path, apart):
+def test_an_untrained_task_is_saved_too(checkpoint, data, script, tmp_path, apart):
     code, _, err = script(train_multitask.main, "--bert", checkpoint, "--data", data, "--steps", 1,
                           "--train-tasks", "sst,sts", "--out", tmp_path / "run", *apart)
     assert code == 0, err
