@@ -35,8 +35,8 @@ class Flags:
                             group=GROUP)
     lora_targets: str = setting("query,key,value,attention_output", "matrices to adapt, of "
                                 + ", ".join(MATRICES), group=GROUP)
-    lora_kind: str = setting("lora", "LoRA, or LoRA-XS with Σ in A (xs) or in B (xs-out); --lr is by "
-                                     "default the encoder's times "
+    lora_kind: str = setting("lora", "LoRA, or LoRA-XS with Σ in A (xs) or in B (xs-out); --lr is "
+                                     "by default the encoder's times "
                                      + ", ".join(f"{kind.lr_factor:g}" for kind in KINDS.values()),
                              KINDS, group=GROUP)
     lora_alpha: float = setting(0, "scale adapters by alpha/rank (0: by 1)", min=0, group=GROUP)
