@@ -1,12 +1,12 @@
-"""LoRA beside peft on transformers, and beside our own full fine-tune: same weights, same batches,
-in turn.
+"""LoRA compared with peft on transformers, and with a full fine-tune here: same weights, same
+batches, in turn.
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/lora.py                           # needs PLAINBERT_WEIGHTS and PLAINBERT_DATA
 
-Rank 8 on query, key, value and attention output; SST batches of 32 in random order. Both sides
-start from lists of token ids, and train with fused AdamW and the same clipping. peft refuses
-adapters that differ within a batch in training, so of that only inference is compared.
+Rank 8 on query, key, value and attention output; SST batches of 32 in random order. Both start
+from lists of token ids, and train with fused AdamW and the same clipping. peft trains no batch with
+several adapters, so only inference is compared for those.
 """
 
 import copy
@@ -31,15 +31,15 @@ from multitask.settings import Settings
 
 SIZE, STEPS, WARM, RANK = 32, 40, 4, 8
 TARGETS = ("query", "key", "value", "attention_output")
-THEIR_TARGETS = ["query", "key", "value", "attention.output.dense"]
-MIXED = [("one", 11), ("two", 11), ("three", 10)]            # adapters of the rows of a batch
+PEFT_TARGETS = ["query", "key", "value", "attention.output.dense"]
+MIXED = [("one", 11), ("two", 11), ("three", 10)]            # (adapter, sequences) of a batch
 NAMES = [name for name, _ in MIXED]
 LORA, MIX, FULL, PEFT = "LoRA", "LoRA, three in the batch", "full fine-tune", "peft"
 PEFT_MIX = "peft, three in the batch"
 
 
 def megabytes(side, indices):
-    """The size of gradients and AdamW's state, in 10⁶ bytes."""
+    """The memory of gradients and AdamW's state, in MB."""
     side.backward(indices)
     tensors = [p.grad for p in side.model.parameters() if p.grad is not None]
     tensors += [v for state in side.optimizer.state.values() for v in state.values()]
@@ -54,7 +54,7 @@ def sides_of(weights, split, full):
     lora.attach(one.bert, TARGETS, RANK, NAMES[:1])
     lora.attach(three.bert, TARGETS, RANK, NAMES)
     peer, config = Peer(weights, copy.deepcopy(full.heads)), peft.LoraConfig(
-        r=RANK, lora_alpha=RANK, target_modules=THEIR_TARGETS)
+        r=RANK, lora_alpha=RANK, target_modules=PEFT_TARGETS)
     peer.bert = peft.get_peft_model(peer.bert, config, adapter_name=NAMES[0])
     for name in NAMES[1:]:
         peer.bert.add_adapter(name, config)
@@ -69,8 +69,8 @@ def sides_of(weights, split, full):
 
 
 def round_trip(bert, tokenizer, weights):
-    """An adapter of ours opened by peft, and peft's opened by us: the largest difference of any
-    hidden state."""
+    """Print the largest difference between hidden states: of an adapter written here and opened in
+    peft, and of the one that peft wrote then and that is opened here."""
     batch = tokenizer(["A dull, dull film .", "the story was never boring , and the end is good"])
     bert = lora.attach(copy.deepcopy(bert), TARGETS, RANK, ("one",), alpha=16, layernorms=True)
     for parameter in lora.adapter_parameters(bert.eval(), "one").values():
@@ -82,8 +82,8 @@ def round_trip(bert, tokenizer, weights):
         theirs.save_pretrained(Path(folder, "theirs"))
         again = Bert.from_pretrained(weights)
         lora.load(again, Path(folder, "theirs"))
-    print("\none adapter with LayerNorms, saved by us, opened and saved by peft, opened by us")
-    for what, model in (("peft - ours", bert), ("peft - ours again", again)):
+    print("\none adapter with LayerNorms: saved here, opened and saved in peft, opened here")
+    for what, model in (("peft - before", bert), ("peft - opened again", again)):
         with torch.no_grad():
             difference = theirs(**batch).last_hidden_state - model(**batch).last_hidden_state
         print(f"  {what:30} {difference[batch['attention_mask'].bool()].abs().max():.1e}")

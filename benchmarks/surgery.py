@@ -19,11 +19,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 
-from bert import Bert, Tokenizer  # noqa: E402
+from bert import Bert, Layout, Tokenizer  # noqa: E402
 from common.optimization import adamw, parameter_groups  # noqa: E402
-from lora.binding import mixed  # noqa: E402
 from multitask import pcgrad  # noqa: E402
+from multitask.data import Batch  # noqa: E402
 from multitask.evaluation import load_split  # noqa: E402
 from multitask.model import build_model  # noqa: E402
 from multitask.sampling import BatchSampler  # noqa: E402
@@ -47,9 +48,28 @@ def apart(model, batches, shared, mode):
         pcgrad.cosines(grams, list(batches))
 
 
+def one_pass(model, batches):
+    """{task: Batch} → {task: outputs}: one encoder pass for the batches of all tasks, in which each
+    sequence is served by its own task's adapter, if the model has adapters."""
+    layouts = [batch.layout for batch in batches.values()]
+    width = max(layout.tokens for layout in layouts)
+
+    def stack(grids):
+        return torch.cat([F.pad(grid, (0, width - grid.size(1))) for grid in grids])
+
+    layout = Layout(stack(layout.mask for layout in layouts)).with_adapters(
+        [(model.adapters.get(task), batch.layout.batch) for task, batch in batches.items()])
+    together = Batch(stack(batch.input_ids for batch in batches.values()),
+                     stack(batch.token_type_ids for batch in batches.values()),
+                     layout, layout.cls_rows(), None)
+    vectors = model.vectors(next(iter(batches)), together)   # poolings without parameters are alike
+    parts = vectors.split([layout.batch for layout in layouts])
+    return {task: model.apply_head(task, part) for task, part in zip(batches, parts)}
+
+
 def merged(model, batches):
-    """One pass of the encoder over all sequences, then each head."""
-    outputs = mixed(model, batches, torch.device("cpu"))
+    """A step that makes one pass of the encoder over all sequences."""
+    outputs = one_pass(model, batches)
     sum(TASKS[task].loss(outputs[task], batch.labels) for task, batch in batches.items()).backward()
 
 

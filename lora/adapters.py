@@ -1,166 +1,215 @@
-"""Adapters come and go: attach, activate, merge, unmerge, detach. Each changes the model in place,
-and none of them happens as a side effect of train() or eval()."""
+"""Operations on the adapters of a model: attach, activate, train_only, merge, unmerge, detach. Each
+changes the model in place; train() and eval() do none of them. The model keeps no list of its
+adapters: its AdapterLayers are the list.
+"""
 
+import re
 from contextlib import contextmanager
 
 from torch import nn
 
 from bert import UserError
+from bert.errors import check_known
+from bert.matrices import MATRICES, module_name, replace_module
 from bert.model import PackedLinear
 from lora.kinds import make_adapter
 from lora.layers import AdaptedLayerNorm, AdapterLayer, LayerNormCopy, LoRALinear
-from lora.targets import (
-    TARGETS,
-    adapter_layers,
-    adapter_names,
-    adapter_parameters,
-    base_layer,
-    check_name,
-    check_new,
-    check_unmerged,
-    layernorm_names,
-    module_name_of,
-    replace,
-)
+
+NAME = re.compile(r"[A-Za-z0-9_-]+")                         # of an adapter
+
+
+def matrix_names(bert):
+    """{module's name: (layer, matrix)}, as {"layers.3.attention.query": (3, "query"), …}"""
+    return {module_name(bert, layer, matrix): (layer, matrix)
+            for layer in range(len(bert.layers)) for matrix in MATRICES}
+
+
+def layernorm_names(bert):
+    """The names of all LayerNorms."""
+    return ["embedding_norm"] + [f"layers.{layer}.{norm}" for layer in range(len(bert.layers))
+                                 for norm in ("attention_norm", "output_norm")]
+
+
+def base_layer(bert, name):
+    """The pretrained module called `name`, without the AdapterLayer that may hold it."""
+    module = bert.get_submodule(name)
+    return module.base if isinstance(module, AdapterLayer) else module
+
+
+def adapter_layers(bert):
+    """{module's name: AdapterLayer}"""
+    return {name: module for name, module in bert.named_modules()
+            if isinstance(module, AdapterLayer)}
+
+
+def adapter_names(bert):
+    """The names of the attached adapters, oldest first."""
+    layers = list(adapter_layers(bert).values())
+    return list(layers[0].adapters) if layers else []
+
+
+def adapter_parameters(bert, adapter):
+    """{name in the model: parameter} of one adapter, its LayerNorms included."""
+    check_attached(bert, adapter)
+    return {name: parameter for name, parameter in bert.named_parameters()
+            if f".adapters.{adapter}." in name}
+
+
+def matrices(bert, adapter):
+    """{(layer, matrix): module} of one adapter, without its LayerNorms."""
+    check_attached(bert, adapter)
+    keys = matrix_names(bert)
+    return {keys[name]: layer.adapters[adapter] for name, layer in adapter_layers(bert).items()
+            if name in keys and layer.adapters[adapter] is not None}
+
+
+def check_attached(bert, adapter):
+    """UserError unless an adapter of this name is attached."""
+    check_known(adapter, adapter_names(bert), "adapter")
+
+
+def check_new(bert, adapter):
+    """UserError unless an adapter of this name can be attached."""
+    if not NAME.fullmatch(adapter) or hasattr(nn.ModuleDict, adapter):
+        raise UserError(f"an adapter cannot be called {adapter!r}; choose a plain word of letters, "
+                        f"digits, - and _")
+    if adapter in adapter_names(bert):
+        raise UserError(f"there is an adapter {adapter!r} already; detach it first, or choose "
+                        f"another name")
+    check_unmerged(bert)
+
+
+def check_unmerged(bert):
+    """UserError if an adapter is merged: the weights are not the pretrained ones then."""
+    for layer in adapter_layers(bert).values():
+        if layer.merged is not None:
+            raise UserError(f"adapter {layer.merged!r} is merged into the weights, which are not "
+                            f"the pretrained ones now; unmerge first")
 
 
 def attach(bert, targets=("query", "value"), rank=8, adapters=("default",), alpha=None, dropout=0.0,
            layernorms=False, kind="lora"):
-    """Give a Bert new adapters, all of the same kind. What was pretrained is frozen, the new ones
-    train, those attached before are left as they are. The first becomes the active one if none is.
+    """Add new adapters, all of the same kind, and freeze the pretrained weights. The new adapters
+    are trainable, earlier ones stay as they are. If no adapter is active, the first becomes active.
 
-    targets: which matrices of every layer (see TARGETS). rank: an int, or {(layer, target): int}
-    where it differs, which then says by itself which matrices have an adapter; a matrix from which
-    all heads were removed has none. alpha: ΔW is scaled
-    by alpha/rank; None makes the scale 1. layernorms: each adapter also owns a copy of all
-    LayerNorms. kind: a row's name in lora/kinds.py."""
+    targets: matrices to adapt in every layer (bert.matrices.MATRICES). rank: an int, or
+    {(layer, matrix): int}, which replaces `targets`. alpha: ΔW is scaled by alpha/rank (None: by
+    1). layernorms: give each adapter its own copy of all LayerNorms. kind: a row of lora/kinds.py.
+    Matrices from which all heads were removed get no adapter. UserError, and the model unchanged,
+    if nothing would be adapted, a name is taken or unknown, or a matrix is not plain."""
     if isinstance(adapters, str) or isinstance(targets, str):
         raise UserError("adapters and targets are lists of names; write ('a',) for a single one")
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout is {dropout}; it must be 0 or more and below 1")
     ranks = rank if isinstance(rank, dict) else {
-        (layer, target): rank for layer in range(len(bert.layers)) for target in targets}
-    check_ranks(ranks, dropout)
-    module_names = {module_name_of(bert, *where): rank for where, rank in ranks.items()}
-    for module_name in module_names:
-        module = base_layer(bert, module_name)
-        if not isinstance(module, PackedLinear):
-            raise UserError(f"{module_name} is a {type(module).__name__}, and LoRA adapts plain "
-                            f"matrices; attach adapters before matrices are factored, or choose "
-                            f"others")
-    module_names = {module_name: rank for module_name, rank in module_names.items()
-              if base_layer(bert, module_name).weight.numel()}
-    new = {}
-    for name in adapters:
-        check_new(bert, name)
-        new[name] = {module_name: make_adapter(kind, base_layer(bert, module_name).weight, rank,
-                                         rank if alpha is None else alpha, dropout)
-                     for module_name, rank in module_names.items()}
-        for module_name in layernorm_names(bert) if layernorms else ():
-            new[name][module_name] = LayerNormCopy(base_layer(bert, module_name))
+        (layer, matrix): rank for layer in range(len(bert.layers)) for matrix in targets}
+    adapted, new = plain_matrices(bert, ranks), {}
+    for adapter in adapters:
+        check_new(bert, adapter)
+        new[adapter] = {name: make_adapter(kind, base.weight, rank, alpha or rank, dropout)
+                        for name, (base, rank) in adapted.items()}
+        for name in layernorm_names(bert) if layernorms else ():
+            new[adapter][name] = LayerNormCopy(base_layer(bert, name))
     insert_adapters(bert, new)
     return bert
 
 
-def check_ranks(ranks, dropout):
+def plain_matrices(bert, ranks):
+    """{(layer, matrix): rank} → {module's name: (PackedLinear, rank)}, without empty matrices."""
     if not ranks:
         raise UserError(f"no matrix is named, so nothing would be trained; choose targets among "
-                        f"{', '.join(TARGETS)}")
-    for (layer, target), rank in ranks.items():
+                        f"{', '.join(MATRICES)}")
+    found = {}
+    for (layer, matrix), rank in ranks.items():
+        name = module_name(bert, layer, matrix)
+        base = base_layer(bert, name)
         if not isinstance(rank, int) or rank < 1:
-            raise UserError(f"the rank of {target} in layer {layer} is {rank}; it must be a whole "
+            raise UserError(f"the rank of {matrix} in layer {layer} is {rank}; it must be a whole "
                             f"number from 1 on (leave the matrix out to adapt nothing)")
-    if not 0 <= dropout < 1:
-        raise UserError(f"dropout is {dropout}; it must be 0 or more and below 1")
+        if not isinstance(base, PackedLinear):
+            raise UserError(f"{name} is a {type(base).__name__}, and LoRA adapts plain matrices; "
+                            f"attach adapters before matrices are factored, or choose others")
+        if base.weight.numel():
+            found[name] = base, rank
+    return found
 
 
 def insert_adapters(bert, new):
-    """Put new adapters {name: {place: module}} in their places."""
-    before, active = adapter_names(bert), active_adapter(bert)
-    for module_name in dict.fromkeys(module_name for modules in new.values() for module_name in modules):
-        module = bert.get_submodule(module_name)
-        if not isinstance(module, AdapterLayer):
-            holder = AdaptedLayerNorm if isinstance(module, nn.LayerNorm) else LoRALinear
-            replace(bert, module_name, holder(module)).adapters.update(dict.fromkeys(before))
-    for module_name, module in adapter_layers(bert).items():              # None: it leaves this module as it is
-        module.adapters.update({name: modules.get(module_name) for name, modules in new.items()})
-        module.train(module.base.training)
+    """Insert new adapters {adapter: {module's name: module}}."""
+    before = adapter_names(bert)
+    active = next((layer.active for layer in adapter_layers(bert).values()), None)
+    for name in dict.fromkeys(name for modules in new.values() for name in modules):
+        base = bert.get_submodule(name)
+        if not isinstance(base, AdapterLayer):
+            layer = AdaptedLayerNorm if isinstance(base, nn.LayerNorm) else LoRALinear
+            replace_module(bert, name, layer(base)).adapters.update(dict.fromkeys(before))
+    for name, layer in adapter_layers(bert).items():
+        layer.adapters.update({adapter: modules.get(name) for adapter, modules in new.items()})
+        layer.train(layer.base.training)
     for name, parameter in bert.named_parameters():
         if ".adapters." not in name:
             parameter.requires_grad_(False)
     activate(bert, active or next(iter(new)))
 
 
-def active_adapter(bert):
-    return next((module.active for module in adapter_layers(bert).values()), None)
-
-
-def activate(bert, name):
-    """Let this adapter (None: none) serve the sequences of layouts that name no adapter."""
-    if name is not None:
-        check_name(bert, name)
-    for module in adapter_layers(bert).values():
-        module.active = name
+def activate(bert, adapter):
+    """Apply this adapter (None: none) to every sequence whose layout names no adapter."""
+    if adapter is not None:
+        check_attached(bert, adapter)
+    for layer in adapter_layers(bert).values():
+        layer.active = adapter
 
 
 def train_only(bert, adapters):
-    """Train these adapters from now on, and freeze all else."""
-    for name in adapters:
-        check_name(bert, name)
+    """Make these adapters trainable and freeze everything else."""
+    trained = [p for adapter in adapters for p in adapter_parameters(bert, adapter).values()]
     bert.requires_grad_(False)
-    for name in adapter_names(bert):
-        for parameter in adapter_parameters(bert, name).values():
-            parameter.requires_grad_(name in adapters)
+    for parameter in trained:
+        parameter.requires_grad_(True)
 
 
-def merge(bert, name):
-    """W ← W₀ + ΔW, and the adapter's LayerNorms in place of the pretrained ones: no extra work is
-    left in the forward pass. It starts from W₀ each time, so that twice is once."""
-    check_name(bert, name)
-    for module in adapter_layers(bert).values():
-        module.merge(name)
-    activate(bert, name)
+def merge(bert, adapter):
+    """W ← W₀ + ΔW, and the adapter's LayerNorms replace the pretrained ones, so that it costs
+    nothing in the forward pass. Starts from W₀ each time: merging twice is merging once."""
+    check_attached(bert, adapter)
+    for layer in adapter_layers(bert).values():
+        layer.merge(adapter)
+    activate(bert, adapter)
 
 
 def unmerge(bert):
-    """Put the pretrained weights back, bit for bit. Without a merged adapter it does nothing."""
-    for module in adapter_layers(bert).values():
-        module.unmerge()
+    """Restore the pretrained weights bit for bit. Does nothing if no adapter is merged."""
+    for layer in adapter_layers(bert).values():
+        layer.unmerge()
 
 
-def detach(bert, name=None):
-    """Remove one adapter, or all. With the last one the plain layers come back, and train again;
-    those into which an adapter is merged keep it, so that merge and detach leave a plain Bert."""
-    if name is not None:
-        check_name(bert, name)
-    for module_name, module in adapter_layers(bert).items():
-        for gone in list(module.adapters) if name is None else [name]:
-            if module.merged == gone and name is not None:
-                raise UserError(f"adapter {gone!r} is merged into the weights; unmerge first")
-            del module.adapters[gone]
-            module.active = None if module.active == gone else module.active
-        if not module.adapters:
-            replace(bert, module_name, module.base)
+def detach(bert, adapter=None):
+    """Remove one adapter, or all (None). Without adapters the plain modules are restored, and are
+    trainable. `merge`, then `detach` of all keeps the merged weights: a plain Bert."""
+    if adapter is not None:
+        check_attached(bert, adapter)
+    for name, layer in adapter_layers(bert).items():
+        if adapter is not None and layer.merged == adapter:
+            raise UserError(f"adapter {adapter!r} is merged into the weights; unmerge first")
+        for gone in list(layer.adapters) if adapter is None else [adapter]:
+            del layer.adapters[gone]
+            layer.active = None if layer.active == gone else layer.active
+        if not layer.adapters:
+            replace_module(bert, name, layer.base)
     if not adapter_layers(bert):
         bert.requires_grad_(True)
 
 
 @contextmanager
 def detached(bert):
-    """Within this context the pretrained modules are in their places, as when the model is to be
-    saved without its adapters."""
+    """Context in which the pretrained modules replace their AdapterLayers, so that the encoder can
+    be saved or counted without adapters. UserError if an adapter is merged."""
     check_unmerged(bert)
-    holders = adapter_layers(bert)
-    for module_name, module in holders.items():
-        replace(bert, module_name, module.base)
+    layers = adapter_layers(bert)
+    for name, layer in layers.items():
+        replace_module(bert, name, layer.base)
     try:
         yield bert
     finally:
-        for module_name, module in holders.items():
-            replace(bert, module_name, module)
-
-
-def by_adapter(rows):
-    """The adapter of each sequence of a batch, in any order → the order in which to put the
-    sequences, and the [(name, number of sequences), …] that Layout.served_by takes."""
-    kinds = list(dict.fromkeys(rows))
-    order = sorted(range(len(rows)), key=lambda i: kinds.index(rows[i]))
-    return order, [(name, rows.count(name)) for name in kinds]
+        for name, layer in layers.items():
+            replace_module(bert, name, layer)

@@ -1,144 +1,123 @@
-"""An adapter as a folder, in peft's layout: it opens in peft on transformers' BertModel, and peft's
-opens here.
+"""An adapter as a folder in peft's layout: peft opens it on transformers' BertModel, and peft's
+adapters open here.
 
-    adapter_config.json          rank, alpha, dropout, and which modules, by transformers' names
+    adapter_config.json          rank, alpha, dropout and modules, by Hugging Face's names
     adapter_model.safetensors    base_model.model.encoder.layer.0.output.dense.lora_A.weight, …
 
-LoRA-XS has the same two files, with lora_R alone; peft does not know it. Our files also hold the
-checksum of the base that they were trained on, and load on no other. What belongs to an adapter
-beside the encoder (heads) lies in files of its own next to these.
+LoRA-XS uses the same two files with lora_R alone; peft cannot open it. The files saved here also
+hold a fingerprint of the base model, and load on no other. Heads are files of their own.
 """
 
-import hashlib
 import warnings
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from bert import UserError
-from bert.files import read_metadata, read_tensors, resolve_checkpoint, write_json, write_tensors
-from lora.adapters import detached, insert_adapters
+from bert import UserError, files
+from bert.checkpoint import TO_HF, check_names_and_shapes, rename
+from lora import adapters
 from lora.kinds import KINDS, make_adapter
 from lora.layers import LayerNormCopy, LoRALinear
-from lora.peft import (
-    MERGE,
-    PREFIX,
-    config_of,
-    from_hf_name,
-    rank_and_alpha,
-    read_config,
-    to_hf_name,
-)
-from lora.targets import TARGETS, adapter_layers, base_layer, check_name, check_new, layernorm_names
+from lora.peft import MERGE, make_config, rank_and_alpha, read_config, to_hf_name
 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
+PREFIX = "base_model.model."                               # of every key in peft's files
 
 
-def base_checksum(bert):
-    """The first 16 hex digits of the SHA-256 of the model's weights without any adapter."""
-    digest = hashlib.sha256()
-    with detached(bert):
-        for name, tensor in sorted(bert.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+def base_fingerprint(bert):
+    """The fingerprint of the weights without adapters, under Hugging Face's names. UserError if an
+    adapter is merged."""
+    with adapters.detached(bert):
+        weights = {rename(name, TO_HF): tensor for name, tensor in bert.state_dict().items()}
+    return files.fingerprint(*(part for item in sorted(weights.items()) for part in item))
 
 
-def save(bert, name, folder, base=None):
-    """Write one adapter. A merged one is refused: its base is not the pretrained one. base: its
-    checksum, where it is known."""
-    check_name(bert, name)
-    folder, matrices, norms, tensors = Path(folder), {}, [], {}
-    for module_name, module in adapter_layers(bert).items():
-        adapter = module.adapters[name]
-        if isinstance(module, LoRALinear) and adapter is not None:
-            matrices[to_hf_name(module_name)] = adapter
-        elif adapter is not None:
-            norms.append(to_hf_name(module_name))
-        for key, tensor in adapter.named_parameters() if adapter is not None else ():
-            key = KINDS[adapter.kind].tensors[key] if isinstance(module, LoRALinear) else key
-            tensors[f"{PREFIX}{to_hf_name(module_name)}.{key}"] = tensor
-    write_tensors(folder / WEIGHTS[0], tensors, base=base or base_checksum(bert))
-    write_json(folder / CONFIG, config_of(matrices, norms))
+def save(bert, adapter, folder, base=None):
+    """Write one adapter. base: the base_fingerprint, if the caller has it. UserError if an adapter
+    is merged."""
+    adapters.check_attached(bert, adapter)
+    matrices, norms, tensors = {}, [], {}
+    for name, layer in adapters.adapter_layers(bert).items():
+        module, hf_name, stored = layer.adapters[adapter], to_hf_name(name), {}
+        if module is None:
+            continue
+        if isinstance(layer, LoRALinear):
+            matrices[hf_name], stored = module, KINDS[module.kind].tensors
+        else:
+            norms.append(hf_name)
+        for key, tensor in module.named_parameters():
+            tensors[f"{PREFIX}{hf_name}.{stored.get(key, key)}"] = tensor
+    files.write_tensors(Path(folder, WEIGHTS[0]), tensors, base=base or base_fingerprint(bert))
+    files.write_json(Path(folder, CONFIG), make_config(matrices, norms))
 
 
-def load(bert, folder, adapter=None, pooler_read=False):
-    """Attach the adapter in a folder (or of that name on the hub) → the name it has from now on:
-    `adapter`, or else the folder's own. No adapter acts on the pooler: a file's is left out with a
-    warning, or with `pooler_read` refused."""
-    files = resolve_checkpoint(folder, [(CONFIG,), WEIGHTS])
-    name = Path(str(folder)).resolve().name if adapter is None else adapter
-    check_new(bert, name)
-    path = next(files / file for file in WEIGHTS if (files / file).is_file())
-    config, kind = read_config(files / CONFIG)
-    if path.suffix == ".safetensors":
-        check_base(bert, path)
-    found, others = group_by_module(bert, read_tensors(path), KINDS[kind].tensors)
-    check_others(bert, path, found, others, pooler_read)
-    insert_adapters(bert, {name: {module_name: build(bert, path, module_name, module, parts, config, kind)
-                      for module_name, (module, parts) in found.items()}})
-    return name
+def load(bert, folder, adapter=None, reads_pooler=False):
+    """Attach the adapter in a folder, or of that name on the hub → its name in the model, `adapter`
+    or else the folder's. Its weights for the pooler are left out with a warning; if the heads read
+    the pooler (`reads_pooler`), that is a UserError, as is an adapter that does not fit."""
+    place = files.resolve_checkpoint(folder, [(CONFIG,), WEIGHTS])
+    adapter = Path(str(folder)).resolve().name if adapter is None else adapter
+    adapters.check_new(bert, adapter)
+    path = next(place / file for file in WEIGHTS if (place / file).is_file())
+    config, kind = read_config(place / CONFIG)
+    metadata = files.read_metadata(path) if path.suffix == ".safetensors" else {}
+    if metadata.get("base") not in (None, base_fingerprint(bert)):
+        raise UserError(f"{path} was trained on another base (its fingerprint is "
+                        f"{metadata['base']}, this model's is {base_fingerprint(bert)}); open the "
+                        f"run it was trained in")
+    tensors = files.read_tensors(path)
+    found, others = group_by_module(bert, tensors, KINDS[kind].tensors)
+    check_others(bert, path, found, others, reads_pooler)
+    start = "bert." if any(f"{PREFIX}bert.encoder." in key for key in tensors) else ""
+    modules = {}
+    for name, parameters in found.items():
+        base, hf_name = adapters.base_layer(bert, name), start + to_hf_name(name)
+        modules[name] = LayerNormCopy(base) if isinstance(base, nn.LayerNorm) else make_adapter(
+            kind, base.weight, *rank_and_alpha(config, hf_name), config.get("lora_dropout", 0.0))
+        check_names_and_shapes(f"{path}: {hf_name}", modules[name].state_dict(), parameters)
+        modules[name].load_state_dict(parameters)
+    adapters.insert_adapters(bert, {adapter: modules})
+    return adapter
 
 
-def check_base(bert, path):
-    base = read_metadata(path).get("base")
-    if base is not None and base != base_checksum(bert):
-        raise UserError(f"{path} was trained on another base (its checksum is {base}, this "
-                        f"model's is {base_checksum(bert)}); open the run it was trained in")
+def without_prefix(key):
+    """"base_model.model.bert.encoder.layer.0…" → "encoder.layer.0…" """
+    return key.removeprefix(PREFIX).removeprefix("bert.")
 
 
 def group_by_module(bert, tensors, stored):
-    """A file's tensors → {place: (module, {parameter: tensor})} of the matrices and LayerNorms that
-    they adapt, `module` being the file's name for the place; and the keys of all others. `stored`
-    {parameter: its name in the file} is of the adapter's kind."""
-    matrices = {f"layers.{layer}.{inner}" for layer in range(len(bert.layers))
-                for inner in TARGETS.values()}
-    norms, found, others = set(layernorm_names(bert)), {}, []
+    """A file's {key: tensor} → {module's name: {parameter: tensor}} of the matrices and LayerNorms
+    to adapt, and the keys of all other tensors. `stored`: the kind's {parameter: name in the
+    file}."""
+    norms = dict.fromkeys(adapters.layernorm_names(bert), {"weight": "weight", "bias": "bias"})
+    ends = dict.fromkeys(adapters.matrix_names(bert), stored) | norms
+    known = {f"{to_hf_name(name)}.{end}": (name, parameter)
+             for name in ends for parameter, end in ends[name].items()}
+    found, others = {}, []
     for key, tensor in tensors.items():
-        plain = key.removeprefix(PREFIX)
-        own = next((own for own, name in stored.items() if plain.endswith(f".{name}")), None)
-        module, last = (plain.rpartition(".")[::2] if own is None else
-                        (plain.removesuffix(f".{stored[own]}"), own))
-        module_name = from_hf_name(module.removeprefix("bert."))
-        if module_name in (norms if own is None else matrices):
-            found.setdefault(module_name, (module, {}))[1][last] = tensor
-        else:
+        name, parameter = known.get(without_prefix(key), (None, None))
+        if name is None:
             others.append(key)
-    return (found if matrices & set(found) else {}), others
+        else:
+            found.setdefault(name, {})[parameter] = tensor
+    return (found if found.keys() - norms.keys() else {}), others
 
 
-def check_others(bert, path, found, keys, pooler_read):
-    """Refuse what a file adapts of the encoder beside `found`; warn of the rest (pooler, heads)."""
-    plain = {key: key.removeprefix(PREFIX).removeprefix("bert.") for key in keys}
-    wrong = [key for key in keys if plain[key].startswith(("embeddings.", "encoder."))]
+def check_others(bert, path, found, others, reads_pooler):
+    """UserError if the file adapts further modules of the encoder; a warning for the rest (pooler,
+    heads), which is left out."""
+    wrong = [key for key in others if without_prefix(key).startswith(("embeddings.", "encoder."))]
     if wrong or not found:
-        inner = [to_hf_name(f"layers.0.{module_name}").partition("0.")[2] for module_name in TARGETS.values()]
+        known = dict.fromkeys(to_hf_name(name).split(".", 3)[3]
+                              for name in adapters.matrix_names(bert))
         raise UserError(f"{path} adapts what no adapter here acts on: "
-                        f"{', '.join((wrong or keys)[:3]) or 'no matrix at all'}; the model's "
-                        f"{len(bert.layers)} layers have {', '.join(inner)}, beside LayerNorms")
-    pooler = [key for key in keys if plain[key].startswith("pooler.")]
-    if pooler and pooler_read:
+                        f"{', '.join((wrong or others)[:3]) or 'no matrix at all'}; the model's "
+                        f"{len(bert.layers)} layers have {', '.join(known)}, beside LayerNorms")
+    pooler = any(without_prefix(key).startswith("pooler.") for key in others)
+    if pooler and reads_pooler:
         raise UserError(f"{path} adapts the pooler, which the heads of this model read, and no "
                         f"adapter here acts on it; train one without it (in peft, exclude_modules="
                         f"['pooler.dense']), or {MERGE}")
-    if keys:
-        warnings.warn(f"{path}: left out {', '.join(keys)}, which no adapter here acts on"
+    if others:
+        warnings.warn(f"{path}: left out {', '.join(others)}, which no adapter here acts on"
                       + (" (pooler_output is the base's)" if pooler else ""), stacklevel=3)
-
-
-def build(bert, path, module_name, module, parts, config, kind):
-    """One matrix's or LayerNorm's adapter with its trained numbers; `module` is the file's name for
-    the place."""
-    base = base_layer(bert, module_name)
-    if isinstance(base, nn.LayerNorm):
-        adapter = LayerNormCopy(base)
-    else:
-        adapter = make_adapter(kind, base.weight, *rank_and_alpha(config, module),
-                               config.get("lora_dropout", 0.0))
-    expected = {key: list(p.shape) for key, p in adapter.named_parameters()}
-    found = {key: list(tensor.shape) for key, tensor in parts.items()}
-    if expected != found:
-        raise UserError(f"{path}: for {module} it has {found}; the model needs {expected}")
-    adapter.load_state_dict(parts)
-    return adapter

@@ -1,8 +1,10 @@
-"""What stands in the place of a pretrained layer once adapters are attached: a module that holds
-it, frozen, and the adapters by name.
+"""LoRA (Hu et al. 2021, arXiv 2106.09685), and the layer that holds a pretrained module together
+with its adapters.
 
-Which adapter acts on which row is said by the layout (bert/layout.py, `served_by`), sequence by
-sequence; a layout that says nothing leaves it to the one that was activated, or to none.
+    y = W₀x + b + s·B(Ax)        W₀ [out, in] frozen, A [rank, in], B [out, rank], s = alpha/rank
+
+The layout names the adapter of each sequence (bert/layout.py, `with_adapters`). If it names none,
+the active adapter serves every sequence.
 """
 
 import torch
@@ -10,12 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from bert import UserError
-from bert.errors import did_you_mean
+from bert.errors import check_known
 
 
 class LoRA(nn.Module):
-    """y + s·(x·Aᵀ)·Bᵀ, which is ΔW = s·B·A with s = alpha/rank  (Hu et al. 2021, arXiv 2106.09685,
-    section 4.1). A [rank, in] is Gaussian and B [out, rank] is zero, so that ΔW starts as 0."""
+    """ΔW = s·B·A for one matrix (section 4.1). A [rank, in] starts Gaussian and B [out, rank] at
+    zero, so that ΔW starts at zero."""
 
     def __init__(self, weight, rank, alpha, dropout=0.0):
         super().__init__()
@@ -25,7 +27,7 @@ class LoRA(nn.Module):
         self.B = nn.Parameter(weight.new_zeros(out, rank))
 
     def forward(self, rows, out):
-        """rows [n, in] and what the layer made of them [n, out] → [n, out]"""
+        """rows [n, in] and the frozen layer's output for them, out [n, out] → out + s·B(A·rows)."""
         low = F.linear(F.dropout(rows, self.dropout, self.training), self.A)       # [n, rank]
         return torch.addmm(out, low, self.B.T, alpha=self.alpha / self.rank)
 
@@ -38,7 +40,7 @@ class LoRA(nn.Module):
 
 
 class LayerNormCopy(nn.LayerNorm):
-    """An adapter's own copy of a LayerNorm, which starts as the pretrained one."""
+    """An adapter's own LayerNorm. It starts as a copy of the pretrained one."""
 
     def __init__(self, norm):
         super().__init__(norm.normalized_shape, eps=norm.eps, device=norm.weight.device,
@@ -49,76 +51,81 @@ class LayerNormCopy(nn.LayerNorm):
         base.load_state_dict(self.state_dict())
 
 
-def unknown(name, known):
-    """The error that a wrong adapter name is."""
-    known = [str(k) for k in known]
-    return UserError(f"there is no adapter {name!r}{did_you_mean(str(name), known)}; attached "
-                     f"are: {', '.join(known) or 'none'}")
-
-
 class AdapterLayer(nn.Module):
-    """A pretrained module `base`, frozen, and {name: adapter}. The entry of an adapter that leaves
-    this module as it is is None: a name that is not there at all is a mistake."""
+    """A frozen pretrained module `base` and `adapters` {name: module}, where None means that this
+    adapter does not modify this module."""
 
     def __init__(self, base):
         super().__init__()
         self.base = base.requires_grad_(False)
         self.adapters = nn.ModuleDict()
-        self.active = None                                   # the name where the layout has none
-        self.merged = None                                   # the name whose ΔW is in base now
-        self.original = {}                                   # base's own tensors meanwhile
+        self.active = None                   # the adapter of layouts that name none
+        self.merged = None                   # the adapter whose ΔW is in base's weights
+        self.pretrained = {}                 # base's state_dict before that merge
 
-    def adapter(self, name):
-        """What is to be done beside `base` for this adapter: a module, or None for nothing."""
-        if name is not None and name not in self.adapters:
-            raise unknown(name, self.adapters)
+    def adapter_module(self, adapter):
+        """The module to apply beside `base` for the adapter of this name (None: no adapter), or
+        None if there is nothing to apply. UserError if the name is unknown or another adapter is
+        merged."""
+        if adapter is not None:
+            check_known(adapter, self.adapters, "adapter")
         if self.merged is None:
-            return None if name is None else self.adapters[name]
-        if name != self.merged:
-            raise UserError(f"adapter {self.merged!r} is merged into the weights, so {name!r} "
+            return None if adapter is None else self.adapters[adapter]
+        if adapter != self.merged:
+            raise UserError(f"adapter {self.merged!r} is merged into the weights, so {adapter!r} "
                             f"cannot act; unmerge first")
         return None
 
     def serving(self, rows, layout):
-        """→ adapters (None: nothing beside the base), and how many of the rows each is for."""
+        """→ the adapter_module of each group of consecutive rows [N, …], and the groups' sizes."""
         served = None if layout is None else layout.served
-        names, sizes = zip(*(served or [(self.active, rows.size(0))]))
-        return [self.adapter(name) for name in names], sizes
+        adapters, sizes = zip(*(served or [(self.active, rows.size(0))]))
+        return [self.adapter_module(adapter) for adapter in adapters], sizes
+
+    def multiply_adds(self, adapter=None):
+        """Multiply-adds for one row: the numbers in the matrices of `base` and of the adapter of
+        this name (None: the active one)."""
+        modules = nn.ModuleList([self.base, self.adapter_module(adapter or self.active)])
+        tensors = [*modules.parameters(), *modules.buffers()]    # LoRA-XS keeps A and B in buffers
+        return sum(tensor.numel() for tensor in tensors if tensor.dim() == 2)
 
     @torch.no_grad()
-    def merge(self, name):
-        """Put the adapter into the base's weights, always starting from the pretrained ones."""
+    def merge(self, adapter):
+        """Add the adapter to base's weights, starting from the pretrained ones."""
         self.unmerge()
-        adapter = self.adapter(name)
-        if adapter is not None:
-            self.original = {key: tensor.clone() for key, tensor in self.base.state_dict().items()}
-            adapter.merge_into(self.base)
-        self.merged = name
+        module = self.adapter_module(adapter)
+        if module is not None:
+            self.pretrained = {name: tensor.clone()
+                               for name, tensor in self.base.state_dict().items()}
+            module.merge_into(self.base)
+        self.merged = adapter
 
     @torch.no_grad()
     def unmerge(self):
-        """Put back the very bits that were there."""
-        if self.original:
-            self.base.load_state_dict(self.original)
-        self.merged, self.original = None, {}
+        """Restore the pretrained weights bit for bit."""
+        if self.pretrained:
+            self.base.load_state_dict(self.pretrained)
+        self.merged, self.pretrained = None, {}
 
 
 class LoRALinear(AdapterLayer):
-    """W₀x + b, and for each sequence what its adapter adds."""
+    """W₀x + b, plus for each sequence what its adapter adds."""
 
     def forward(self, rows, layout=None):
-        out = self.base(rows, layout)                                    # [N, out]
-        adapters, sizes = self.serving(rows, layout)
-        if len(adapters) == 1:
-            return out if adapters[0] is None else adapters[0](rows, out)
-        parts = zip(adapters, rows.split(sizes), out.split(sizes))
-        return torch.cat([y if a is None else a(x, y) for a, x, y in parts])
+        """rows [N, in] → [N, out]"""
+        out = self.base(rows, layout)
+        modules, sizes = self.serving(rows, layout)
+        if len(modules) == 1:
+            return out if modules[0] is None else modules[0](rows, out)
+        groups = zip(modules, rows.split(sizes), out.split(sizes))
+        return torch.cat([y if module is None else module(x, y) for module, x, y in groups])
 
 
 class AdaptedLayerNorm(AdapterLayer):
     """For each sequence its adapter's own LayerNorm, or the pretrained one."""
 
     def forward(self, rows, layout=None):
-        adapters, sizes = self.serving(rows, layout)
-        norms = [self.base if adapter is None else adapter for adapter in adapters]
+        """rows [N, hidden] → [N, hidden]"""
+        modules, sizes = self.serving(rows, layout)
+        norms = [self.base if module is None else module for module in modules]
         return torch.cat([norm(x) for norm, x in zip(norms, rows.split(sizes))])

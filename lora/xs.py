@@ -1,11 +1,11 @@
-"""LoRA-XS: only r × r numbers of a matrix train (Bałazy et al. 2024, arXiv 2405.17604).
+"""LoRA-XS: an r × r matrix is trained for each weight (Bałazy et al. 2024, arXiv 2405.17604).
 
     W₀ = U Σ Vᵀ        ΔW = s · U_r R Σ_r V_rᵀ        R [r, r] ~ N(0, (1e-5)²), s = alpha/rank
 
     attach(bert, ("query", "value", "attention_output", "fc_out"), rank=16, kind="xs")
 
-Only R trains and is stored: A = Σ_r V_rᵀ and B = U_r follow from W₀. `sigma` says which of the two
-carries Σ: "in" is A, as in the authors' code, and "out" is B (`kind="xs-out"`).
+Only R is trained and stored: A = Σ_r V_rᵀ and B = U_r are computed from W₀. sigma="in" puts Σ into
+A, as the authors' code does; sigma="out" (kind="xs-out") puts it into B.
 """
 
 import torch
@@ -16,9 +16,9 @@ from bert import UserError
 
 
 def singular_factors(weight, rank, sigma="in"):
-    """→ A [rank, in], B [out, rank] with B·A the closest matrix of this rank to weight [out, in].
-    Singular vectors have no sign of their own: the largest entry of each column of U is made
-    positive. In float64 and on the CPU, so that other threads and machines find the same floats."""
+    """→ A [rank, in], B [out, rank], whose product B·A is the closest matrix of this rank to weight
+    [out, in]. The sign of each singular vector is arbitrary; here the largest entry of each column
+    of U is positive. float64 on the CPU makes the result the same on every machine."""
     exact = weight.detach() if weight.is_meta else weight.detach().cpu()
     u, s, vh = torch.linalg.svd(exact.double(), full_matrices=False)
     u, s, vh = u[:, :rank], s[:rank], vh[:rank]
@@ -29,7 +29,7 @@ def singular_factors(weight, rank, sigma="in"):
 
 
 class LoRAXS(nn.Module):
-    """y + s·((x·Aᵀ)·Rᵀ)·Bᵀ, of which only R trains."""
+    """out + s·B(R(A·rows)), of which only R is trained."""
 
     def __init__(self, weight, rank, alpha, dropout=0.0, sigma="in"):
         super().__init__()
@@ -42,7 +42,7 @@ class LoRAXS(nn.Module):
         self.R = nn.Parameter(weight.new_empty(rank, rank).normal_(std=1e-5))
 
     def forward(self, rows, out):
-        """rows [n, in] and what the layer made of them [n, out] → [n, out]"""
+        """rows [n, in] and the frozen layer's output for them [n, out] → [n, out]"""
         low = F.linear(F.dropout(rows, self.dropout, self.training), self.A)       # [n, rank]
         return torch.addmm(out, F.linear(low, self.R), self.B.T, alpha=self.alpha / self.rank)
 

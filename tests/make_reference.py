@@ -87,29 +87,30 @@ def real_model():
     save_file(values, REFERENCE / "minilm.safetensors")
 
 
-def shaken(parameters):
-    """Trained, as it were: B no longer 0, LayerNorms no longer the pretrained ones."""
+def perturb(parameters):
+    """Change parameters as training does: B is not zero, LayerNorms are not the pretrained ones."""
     torch.manual_seed(0)
     for parameter in parameters:
         parameter.data += 0.05 * torch.randn_like(parameter)
 
 
 def adapters():
-    """peft's adapter and ours, and peft's outputs with each."""
+    """An adapter that peft writes, one that lora/ writes, and peft's outputs with each."""
     weights, folder = os.environ["PLAINBERT_WEIGHTS"], REFERENCE / "adapters"
     config = LoraConfig(r=2, lora_alpha=6, rank_pattern={"layer.5.attention.self.query": 3},
                         alpha_pattern={"intermediate.dense": 5}, modules_to_save=["LayerNorm"],
                         target_modules=["query", "attention.output.dense", "intermediate.dense"],
                         layers_to_transform=[0, 5], layers_pattern="layer")
     theirs = get_peft_model(BertModel.from_pretrained(weights), config)
-    shaken(p for p in theirs.parameters() if p.requires_grad)
+    perturb(p for p in theirs.parameters() if p.requires_grad)
     theirs.peft_config["default"].base_model_name_or_path = Path(weights).name
     theirs.save_pretrained(folder / "peft")
     (folder / "peft" / "README.md").unlink()
 
-    ranks = {(0, "query"): 2, (1, "value"): 3, (4, "output"): 1, (5, "fc_in"): 2, (5, "fc_out"): 2}
+    ranks = {(0, "query"): 2, (1, "value"): 3, (4, "attention_output"): 1, (5, "fc_in"): 2,
+             (5, "fc_out"): 2}
     ours = lora.attach(Bert.from_pretrained(weights), rank=ranks, alpha=4, layernorms=True)
-    shaken(lora.adapter_parameters(ours, "default").values())
+    perturb(lora.adapter_parameters(ours, "default").values())
     lora.save(ours, "default", folder / "ours")
 
     batch = Tokenizer.from_pretrained(weights)(*real_texts(

@@ -98,7 +98,7 @@ def test_huge_gradients_of_one_task_leave_what_another_learns(train, kind, monke
 def test_gradients_of_a_tasks_vectors_reach_its_own_adapter_alone(checkpoint):
     settings = Settings(lora=2)
     model = build_model(Bert.from_pretrained(checkpoint), settings)
-    adapters.attach(model, settings)
+    adapters.prepare(model, None, settings, None)
     for name, parameter in model.bert.named_parameters():
         if name.endswith(".B"):
             nn.init.normal_(parameter)                       # at 0, nothing would reach A

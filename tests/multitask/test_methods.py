@@ -149,7 +149,7 @@ def test_rates_and_lengths_are_of_the_task_whatever_its_adapter_is_called(bert):
     settings = Settings(lora=2, adapters="sst=a,para=b,sts=c", task_lr="sst=5e-3",
                         task_epochs="sts=1", epochs=3)
     model = build_model(bert, settings)
-    adapters.attach(model, settings)
+    adapters.prepare(model, None, settings, None)
     schedule = make_schedule(settings, dict.fromkeys(settings.trained_tasks, 64), 1)
     assert {name: group.steps for name, group in schedule.groups.items()} == {"a": 6, "b": 6, "c": 2}
     modules = trained_modules(model, settings, schedule, 1e-3)

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from test_lora import IDS, MASK, SMALL, close, shake, states
+from lora_models import IDS, MASK, SMALL, close, perturb, states
 from torch import nn
 
 import evaluate
@@ -19,7 +19,7 @@ from multitask import runs
 from multitask.schedule import default_lr
 from multitask.settings import Settings
 
-TARGETS = ("query", "output", "fc_in")
+TARGETS = ("query", "attention_output", "fc_in")
 
 
 class Scaled(nn.Module):
@@ -80,7 +80,7 @@ def test_a_kind_that_is_added_as_a_row_saves_opens_and_merges(bert, kind, tmp_pa
     before = states(bert)
     lora.attach(bert, TARGETS, 4, ("a",), alpha=8, layernorms=True, kind=kind)
     close(states(bert), before)
-    expected = states(shake(bert, "a"))
+    expected = states(perturb(bert, "a"))
     assert (expected - before).abs().max() > 0.1
     lora.save(bert, "a", tmp_path / "a")
     lora.detach(bert)
@@ -234,7 +234,7 @@ def test_all_linear_of_peft_gives_the_hidden_states_of_peft(base, tmp_path):
     {"trainable_token_indices": {"word_embeddings": [1, 2]}}, {"target_modules": ["pooler.dense"]},
     {"target_parameters": ["intermediate.dense.weight"]}, {"layer_replication": [[0, 2], [1, 3]]},
 ], ids=str)
-def test_an_option_of_peft_that_is_not_built_is_refused(base, tmp_path, options):
+def test_an_unsupported_option_of_peft_is_refused(base, tmp_path, options):
     options = {name: value() if value is loraga else value for name, value in options.items()}
     of_peft(base, tmp_path, **options)
     bert = Bert.from_pretrained(base)
@@ -244,8 +244,8 @@ def test_an_option_of_peft_that_is_not_built_is_refused(base, tmp_path, options)
     assert list(bert.state_dict()) == before
 
 
-def test_a_row_opens_what_peft_trained(base, tmp_path, monkeypatch):
-    """DoRA is left out here; the row of ROWS is all that it takes."""
+def test_a_row_for_dora_opens_what_peft_trained(base, tmp_path, monkeypatch):
+    """DoRA is not built in; its row in ROWS is all that it needs."""
     monkeypatch.setitem(lora.KINDS, "dora", ROWS["dora"])
     expected = of_peft(base, tmp_path, use_dora=True)
     bert = Bert.from_pretrained(base).eval()
