@@ -40,9 +40,8 @@ def add_measure_flags(parser):
 
 def measure_session(session, args, kind):
     """{task: raw importance} of the session's model, as the flags say."""
-    for name in ("examples", "seed"):
-        if not 0 <= getattr(args, name) < 2 ** 32:
-            raise UserError(f"--{name} is {getattr(args, name)}; it must be 0 or more, below 2^32")
+    if min(args.examples, args.seed) < 0:
+        raise UserError(f"--examples {args.examples} --seed {args.seed}: give 0 or more of both")
     session.model.requires_grad_(False)                      # only gates need gradients
     return measure(session.model, session.tokenizer, session.settings,
                    chosen_tasks(session.model, args.tasks), session.device, kind, args.examples,

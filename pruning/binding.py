@@ -1,8 +1,6 @@
 """Pruning before training: --mask-heads and --keep-heads, and the ranks of --lora-top. The last two
 together are Pruning-Adapter (Wang, Yang & Sun 2023, arXiv 2303.14704). Importance depends on the
-tasks' heads: start from a run (--from) that has learned the task, because new heads are random.
-A saved run needs no rebuilding: config.json gives a pruned encoder's shape.
-"""
+tasks' heads: start from a run (--from) that has learned the task, because new heads are random."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -13,7 +11,6 @@ from multitask import distributed
 from pruning.measure import measure, of_all_tasks
 from pruning.removal import mask_heads, remove_heads
 from pruning.selection import choose, parse_budget, parse_heads, ranks_by_importance
-
 
 @dataclass
 class Flags:
@@ -58,8 +55,7 @@ def keep_heads(model, tokenizer, settings, device, edits):
     raw = measure(model.to(device), tokenizer, settings, settings.task_names, device)
     model.cpu()
     remove_heads(bert, distributed.broadcast(choose(of_all_tasks(raw), keep)))
-    counts = ", ".join(str(layer.attention.num_heads) for layer in bert.layers)
-    print(f"{keep} heads stay: {counts} from the first layer to the last")
+    print(f"{keep} heads stay, by layer: {[layer.attention.num_heads for layer in bert.layers]}")
 
 
 def ranks_before_training(model, tokenizer, settings, device, edits=()):

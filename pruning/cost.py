@@ -15,13 +15,11 @@ def matrix_cost(module, adapter=None):
 
 
 def multiply_adds(bert, lengths, output_rows=None, adapter=None):
-    """Multiply-adds of one pass over sequences of `lengths` [B] real tokens (padding is not
-    computed), without the pooler. output_rows [B]: how many rows of each sequence the last layer
-    computes (None: all, as in Bert.encode). `adapter` serves all sequences (None: the active one).
-
-    A row costs each matrix its size; QKᵀ and the sum over V cost queries · tokens · heads · d each.
-    UserError if another module replaces a feed-forward network and has no multiply_adds(adapter).
-    """
+    """Multiply-adds of one pass, without the pooler, over sequences of `lengths` [B] real tokens. A
+    row costs each matrix its size; QKᵀ and the sum over V cost queries · tokens · heads · d each.
+    output_rows [B]: how many rows of each sequence the last layer computes (None: all). `adapter`
+    serves all sequences (None: the active one). UserError if another module replaces a feed-forward
+    network and has no multiply_adds(adapter)."""
     lengths, total = torch.as_tensor(lengths), 0
     for number, layer, rows in bert.walk(output_rows):
         attention, ffn = layer.attention, layer.ffn

@@ -5,8 +5,7 @@ Sun 2023, section 2.1):
                                             the part; tokens: the real ones of all examples x
 
 The absolute value stands inside the sum, so every example needs a gradient of its own. The loss of
-an example does not depend on the other examples: if each has its own gates, one backward pass of
-the summed loss gives the gradients of all.
+an example depends on no other: with gates for each, one backward pass of their sum gives them all.
 """
 
 import torch

@@ -5,9 +5,9 @@ from common.tables import text_table
 
 
 def csv_rows(raw, scores, part):
-    """raw, scores {task: [layers, parts]} → rows {"task", "layer", part, "raw", "importance"}. The
-    sum of the tasks has no raw importance; a part that is gone has no row."""
-    return [{"task": task, "layer": layer, part: number,
+    """raw, scores {task: [layers, parts]} → [{"task", "layer", part, "raw", "importance"}]. The sum
+    of the tasks has no raw importance; a part that is gone has no row."""
+    return [{"task": task, "layer": layer, part: layer if part == "layer" else number,
              "raw": f"{raw[task][layer, number]:.9g}" if task in raw else "",
              "importance": f"{value:.9g}"}
             for task, values in scores.items() for layer, row in enumerate(values.tolist())

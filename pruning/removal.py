@@ -68,17 +68,16 @@ def mask_heads(bert, heads):
 def remove_neurons(bert, neurons):
     """Remove these rows of fc_in and columns of fc_out. The rows that stay move up."""
     neurons = _check_parts(bert, neurons, "neuron", lambda n: range(bert.config.ffn_size(n)))
-    counts = {layer: len(rows) for layer, rows in neurons.items()}
     for layer in neurons:
         feed_forward(bert, layer)
     matrices = {layer: [get_linear(bert, layer, name) for name in ("fc_in", "fc_out")]
                 for layer in neurons}
-    old = bert.config.pruned_neurons
-    gone = old | {layer: old.get(layer, 0) + count for layer, count in counts.items()}
     for layer, (fc_in, fc_out) in matrices.items():
         rows = sorted(set(range(fc_in.out_features)) - set(neurons[layer]))
         keep_rows(fc_in, rows)
         keep_columns(fc_out, rows)
+    old, counts = bert.config.pruned_neurons, {layer: len(rows) for layer, rows in neurons.items()}
+    gone = old | {layer: old.get(layer, 0) + count for layer, count in counts.items()}
     config = replace(bert.config, pruned_neurons=gone)
     _finish(bert, config, kind="remove_neurons", neurons=counts)
 

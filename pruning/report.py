@@ -22,7 +22,7 @@ def add_flags(parser):
 
 
 def report(args):
-    """Compare runs: scores, parameters, bytes, memory, speed and multiply-adds an example."""
+    """Compare runs: scores, parameters, bytes, speed and multiply-adds an example."""
     names = [Path(folder).resolve().name for folder in args.runs]
     titles = names if len(set(names)) == len(names) else args.runs
     columns = {title: measure_run(folder, args.device) for title, folder in zip(titles, args.runs)}
@@ -44,7 +44,6 @@ def measure_run(folder, device):
     found |= {"parameters": sum(p.numel() for p in model.encoders.parameters()),
               "trained": record["parameters"]["trained"],
               "file bytes": sum(file.stat().st_size for file in files),
-              "peak bytes, training": record.get("peak_bytes"),
               "training seconds": record["times"].get("train_seconds")}
     examples, seconds, work = 0, 0.0, 0
     for task, split in session.first_splits.items():
@@ -61,12 +60,12 @@ def split_cost(model, task, split):
     """Multiply-adds of the encoder for all examples of a Split."""
     bert = model.encoder(task)
     rows = None if model.poolings[task].all_rows else torch.ones(len(split), dtype=torch.long)
-    pooler = matrix_cost(bert.pooler) if model.pooling == "pooler" else 0
+    pooler = matrix_cost(bert.pooler) if model.pooling_name == "pooler" else 0
     return sum(multiply_adds(bert, [len(ids) for ids in token_ids], rows, model.adapters.get(task))
                + len(split) * pooler for token_ids, _ in split.segments)
 
 
 def shown(value):
-    if isinstance(value, float):
-        return f"{value:,.3f}"
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else value
+    if isinstance(value, str):
+        return value
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
