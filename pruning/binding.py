@@ -12,6 +12,7 @@ from pruning.measure import measure, of_all_tasks
 from pruning.removal import mask_heads, remove_heads
 from pruning.selection import choose, parse_budget, parse_heads, ranks_by_importance
 
+
 @dataclass
 class Flags:
     mask_heads: str = setting("", "heads to switch off, as in '0:3,7 5:0': heads 3 and 7 of layer "
