@@ -58,7 +58,7 @@ def test_heads_are_switched_off_by_a_setting_of_a_run(checkpoint, data, script, 
     (("--keep-heads", "9"), "--keep-heads 9"), (("--keep-heads", "8"), "nothing would be removed"),
     (("--keep-heads", "few"), "--keep-heads few"),
     (("--keep-heads", "4", "--encoders", "separate"), "leave out --encoders separate"),
-    (("--lora-top", "8"), "add --lora")])
+    (("--lora-top", "8"), "needs --lora")])
 def test_an_impossible_start_is_a_sentence(checkpoint, data, script, tmp_path, flags, says):
     code, _, errors = script(train_multitask.main, "--bert", checkpoint, "--data", data, "--out",
                              tmp_path / "run", *flags)
