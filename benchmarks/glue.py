@@ -1,5 +1,5 @@
-"""Pruning-Adapter on GLUE (Wang, Yang & Sun 2023): all of the encoder trained, LoRA, and LoRA after
-30 % of the heads went.
+"""Pruning-Adapter on GLUE (Wang, Yang & Sun 2023): the whole encoder trained, LoRA, and LoRA after
+the removal of 30 % of the heads.
 
     python benchmarks/glue.py                            # five tasks, seeds 0, 1 and 2
     python benchmarks/glue.py --tasks rte --seeds 0 --rows glue-lora,recovered
@@ -14,8 +14,6 @@ Complete runs are not repeated, and a stopped run goes on.
 PLAINBERT_WEIGHTS and PLAINBERT_DATA (its glue/): see README.md.
 """
 
-import argparse
-import json
 import os
 import subprocess
 import sys
@@ -25,18 +23,21 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from recipes import ROOT, train_run  # noqa: E402
 
+from common.cli import Parser, run_script  # noqa: E402
+from common.tables import markdown_table  # noqa: E402
 from multitask.compare import mean_and_spread  # noqa: E402
 from multitask.metrics import main_scores  # noqa: E402
 from multitask.recipes import RECIPES  # noqa: E402
+from multitask.runs import read_fields, read_scores  # noqa: E402
 
 BUDGET = "--limit 4000 --lr 0 --head-lr 1e-3 --warmup 0.1 --pooling cls --precision bf16"
-EPOCHS = {"rte": 4, "wnli": 5}                               # of small tasks; else 3
+EPOCHS = {"rte": 4, "wnli": 5}                               # of small tasks; others: 3
 ROWS = ("glue-full", "glue-lora", "glue-prune-lora", "recovered", "recovered-random",
         "recovered-lora")
 
 
 def train(name, task, seed, out):
-    """→ the folder of one run, which is trained unless it is there."""
+    """Train one run, unless it is there → its folder."""
     folder, more = out / f"{name}-{task}-{seed}", f"--epochs {EPOCHS.get(task, 3)}"
     if name == "recovered":
         more = f"--epochs 1 --from {train('glue-full', task, seed, out)}"
@@ -57,7 +58,7 @@ def recipe_of(row):
 
 
 def edited(run, how, package, command, *flags):
-    """→ the folder of a run that `python -m package command` makes of another."""
+    """Make a run of another by `python -m package command`, unless it is there → its folder."""
     folder = run.with_name(f"{run.name}-{how}").resolve()
     if not (folder / "metrics.json").is_file():
         subprocess.run([sys.executable, "-m", package, command, str(run.resolve()), *flags,
@@ -68,22 +69,20 @@ def edited(run, how, package, command, *flags):
 def row(name, tasks, seeds, out):
     """Cells of a table: scores by task, their mean without WNLI, weights trained, minutes."""
     folders = {task: [out / f"{name}-{task}-{seed}" for seed in seeds] for task in tasks}
-    scores = {task: [main_scores(folder)[task] for folder in of_task]
+    scores = {task: [main_scores(read_scores(folder))[task] for folder in of_task]
               for task, of_task in folders.items()}
     means = [sum(column) / len(column) for column in
              zip(*(values for task, values in scores.items() if task != "wnli"))]
-    records = [json.loads((folder / "run.json").read_text(encoding="utf-8"))
-               for of_task in folders.values() for folder in of_task]
+    records = [read_fields(folder) for of_task in folders.values() for folder in of_task]
     minutes = sum(record["times"]["train_seconds"] for record in records) / 60 / len(seeds)
-    printed = RECIPES[recipe_of(name)].published
+    published = RECIPES[recipe_of(name)].published
     return [f"`{name}`", *map(mean_and_spread, scores.values()), mean_and_spread(means),
             f"{records[0]['parameters']['trained']:,}", f"{minutes:.0f}",
-            *(f"{printed[task]:.3f}" for task in tasks)]
+            *(f"{published[task]:.3f}" for task in tasks)]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--tasks", default="rte,mrpc,sst2,qnli,wnli")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rows", default=",".join(ROWS))
@@ -98,9 +97,8 @@ def main():
                 train(name, task, seed, args.out)
     head = ["", *tasks, "mean without wnli", "weights trained", "minutes",
             *(f"published: {task}" for task in tasks)]
-    lines = [head, ["---"] * len(head), *(row(name, tasks, seeds, args.out) for name in names)]
-    print("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+    print(markdown_table([head, *(row(name, tasks, seeds, args.out) for name in names)]))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

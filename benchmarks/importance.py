@@ -9,7 +9,6 @@ every way. What is done already is not repeated, and a stopped run goes on. The 
 and a picture, lie in --out. PLAINBERT_WEIGHTS and PLAINBERT_DATA: see README.md.
 """
 
-import argparse
 import copy
 import json
 import os
@@ -26,6 +25,9 @@ from glue import train  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from bert.files import write_json  # noqa: E402
+from common.cli import Parser, run_script  # noqa: E402
+from common.plots import new_figure, save_figure  # noqa: E402
+from common.tables import markdown_table  # noqa: E402
 from multitask import runs  # noqa: E402
 from multitask.evaluation import load_split, run_split  # noqa: E402
 from multitask.tasks import TASKS  # noqa: E402
@@ -39,7 +41,7 @@ CPU = torch.device("cpu")
 
 
 def sweep(task, seed, folder, examples):
-    """Yield a line of results for every way to prune one run."""
+    """Yield {"task", "order", "removed", "score", …} for every way to prune one run."""
     model, tokenizer, settings, _ = runs.open_run(folder)
     dev = load_split(task, TASKS[task].dev_sets[0], settings.data, tokenizer, settings)
     raw = measure(model, tokenizer, settings, [task], CPU, examples=examples)[task]
@@ -64,7 +66,7 @@ def sweep(task, seed, folder, examples):
 
 
 def average(lines, tasks, order, removed):
-    """The mean over draws, seeds and tasks, each task counting the same."""
+    """The mean over draws, seeds and tasks, each task with the same weight."""
     wanted = [[line["score"] for line in lines if line["task"] == task
                and line["removed"] == removed and line["order"] in (order, "none")]
               for task in tasks]
@@ -72,9 +74,8 @@ def average(lines, tasks, order, removed):
 
 
 def draw(lines, tasks, path):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(2.6 * (len(tasks) + 1), 3), layout="constrained")
+    """Draw the scores over the share of heads removed, for each task and for their mean."""
+    figure = new_figure(2.6 * (len(tasks) + 1), 3)
     panels = [*([task] for task in tasks), tasks]
     for axes, shown in zip(figure.subplots(1, len(panels)), panels):
         for order in ORDERS:
@@ -84,20 +85,19 @@ def draw(lines, tasks, path):
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), title="kept by", ncols=len(ORDERS),
                   loc="outside lower center")
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path, dpi=100)
 
 
 def table(lines, tasks):
-    """Lines of Markdown: for each order the mean over tasks, seeds and draws."""
+    """A table in Markdown: for each order the mean over tasks, seeds and draws."""
     head = ["kept by", "0 %", *(f"{f:.0%}" for f in FRACTIONS)]
     rows = [[order, *(f"{average(lines, tasks, order, f):.3f}" for f in (0.0, *FRACTIONS))]
             for order in ORDERS]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+    return markdown_table([head, *rows])
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--tasks", default="rte,mrpc,sst2,qnli")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--examples", type=int, default=1000, help="to measure importance on")
@@ -116,9 +116,9 @@ def main():
                 write_json(results, list(tqdm(found, folder.name, ways)))
             lines += json.loads(results.read_text(encoding="utf-8"))
     draw(lines, tasks, args.out / "importance.png")
-    print(f"mean over {', '.join(tasks)}, seeds {args.seeds}\n\n{table(lines, tasks)}\n\n"
+    print(f"mean over {', '.join(tasks)}, seeds {args.seeds}\n\n{table(lines, tasks)}\n"
           f"picture: {args.out / 'importance.png'}")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

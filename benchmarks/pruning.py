@@ -11,7 +11,6 @@ saving is as large as it should be when its share of time is at least 0.6 of its
 multiply-adds.
 """
 
-import argparse
 import copy
 import os
 import sys
@@ -27,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import lora
 from benchmarks.side_by_side import Peer, Side, in_turn, padded, ratio
 from bert import Bert, BertConfig, Tokenizer
+from common.cli import Parser, run_script
 from multitask.evaluation import load_split
 from multitask.model import MultitaskModel, build_head
 from multitask.sampling import BatchSampler
@@ -90,8 +90,7 @@ def by_hand(full):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="base")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--size", type=int, default=32, help="sentences in a batch")
@@ -118,7 +117,8 @@ def main():
         print(f"{name}: {sum(p.numel() for p in training[name].trained):,} numbers train")
 
     lengths = [len(ids) for ids in split.segments[0][0]]
-    work = {name: multiply_adds(model.bert, lengths) for name, model in models.items()}
+    work = {name: multiply_adds(model.bert, lengths, torch.ones(len(lengths), dtype=torch.long))
+            for name, model in models.items()}
     for what, kind in (("inference", "infer"), ("training step", "step")):
         sides = training if kind == "step" else {name: training[name] for name in models}
         times = in_turn(what, kind, sides, batches, WARM)
@@ -133,4 +133,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -1,20 +1,24 @@
-"""What binds pruning to runs: its flags, and what they do before the first training step."""
+"""Pruning before training: --mask-heads and --keep-heads, and the ranks of --lora-top. The last two
+together are Pruning-Adapter (Wang, Yang & Sun 2023, arXiv 2303.14704). Importance depends on the
+tasks' heads: start from a run (--from) that has learned the task, because new heads are random."""
 
 from dataclasses import dataclass
+from math import ceil
 
 from bert import UserError
 from common.flags import setting
-from pruning.before_training import keep_heads, switch_off
-
-GROUP = "pruning before training"
+from multitask import distributed
+from pruning.measure import measure, of_all_tasks
+from pruning.removal import mask_heads, remove_heads
+from pruning.selection import choose, parse_budget, parse_heads, ranks_by_importance
 
 
 @dataclass
 class Flags:
-    mask_heads: str = setting("", "heads that are switched off, as in '0:3,7 5:0', which are heads "
-                                  "3 and 7 of layer 0 and head 0 of layer 5", group=GROUP)
-    keep_heads: str = setting("", "before training, remove the heads that matter least: keep so "
-                                  "many (100), or a fraction (0.7)", group=GROUP)
+    mask_heads: str = setting("", "heads to switch off, as in '0:3,7 5:0': heads 3 and 7 of layer "
+                                  "0 and head 0 of layer 5", group="pruning")
+    keep_heads: str = setting("", "before training, remove the least important heads and keep "
+                                  "this number (100) or fraction (0.7)", group="pruning")
 
 
 def in_use(settings):
@@ -23,14 +27,54 @@ def in_use(settings):
 
 def check(settings):
     if settings.keep_heads and settings.encoders == "separate":
-        raise UserError("--keep-heads removes heads of one encoder; leave out --encoders "
-                        "separate")
+        raise UserError("--keep-heads removes heads of one encoder; leave out --encoders separate")
 
 
 def prepare(model, tokenizer, settings, device, edits=()):
-    if not in_use(settings):
-        return
-    if settings.mask_heads:
-        switch_off(model, settings)
-    if settings.keep_heads:
+    """Mask heads in every encoder, then remove heads, as the settings say. A resumed run that used
+    neither has no such settings."""
+    if getattr(settings, "mask_heads", ""):
+        heads, layers = parse_heads(settings.mask_heads.split(), "mask-heads")
+        if layers:
+            raise UserError(f"--mask-heads {settings.mask_heads!r} names a whole layer; write "
+                            f"layer:head,head as in 0:3,7")
+        for bert in model.encoders.values():
+            mask_heads(bert, heads)
+    if getattr(settings, "keep_heads", ""):
         keep_heads(model, tokenizer, settings, device, edits)
+
+
+def keep_heads(model, tokenizer, settings, device, edits):
+    """Remove the heads that matter least to all tasks together. When resuming, `edits` supplies the
+    recorded choice, so nothing is measured again."""
+    bert, recorded = model.bert, [edit for edit in edits if edit["kind"] == "remove_heads"]
+    if recorded:
+        remove_heads(bert, {int(layer): heads for layer, heads in recorded[-1]["heads"].items()})
+        return
+    keep = parse_budget(settings.keep_heads, len(bert.layers) * bert.config.num_attention_heads,
+                        "keep-heads")
+    raw = measure(model.to(device), tokenizer, settings, settings.task_names, device)
+    model.cpu()
+    remove_heads(bert, distributed.broadcast(choose(of_all_tasks(raw), keep)))
+    print(f"{keep} heads stay, by layer: {[layer.attention.num_heads for layer in bert.layers]}")
+
+
+def ranks_before_training(model, tokenizer, settings, device, edits=()):
+    """→ {(layer, matrix): rank} of the adapters: settings.lora_top in the third of the layers whose
+    heads matter most, settings.lora in the others. An adapter of the run that goes on keeps its
+    ranks; when resuming, `edits` supplies the recorded ones."""
+    import lora
+
+    going_on = [name for name in settings.training_groups if name in lora.adapter_names(model.bert)]
+    if going_on:
+        modules = lora.matrices(model.bert, going_on[0])
+        return {where: module.rank for where, module in modules.items()}
+    recorded = [edit for edit in edits if edit["method"] == "lora"]
+    if recorded:
+        return {(layer, matrix): rank for layer, matrix, rank in recorded[-1]["ranks"]}
+    raw = measure(model.to(device), tokenizer, settings, settings.task_names, device)
+    model.cpu()
+    of_all = sum(values / values.nan_to_num().sum() for values in raw.values())
+    return distributed.broadcast(
+        ranks_by_importance(of_all, settings.lora_top, settings.lora,
+                            ceil(len(model.bert.layers) / 3), settings.lora_targets.split(",")))

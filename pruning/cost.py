@@ -2,33 +2,33 @@
 
 import torch
 
-from lora.layers import AdapterLayer
+from pruning.gates import feed_forward
 
 
-def matrix(module, adapter=None):
-    """Numbers in a module's matrices, and in those of the adapter that serves: each is a
-    multiply-add a row."""
-    if isinstance(module, AdapterLayer):
-        adapter_by_task = module.adapter(adapter or module.active)
-        return matrix(module.base) + (0 if adapter_by_task is None else matrix(adapter_by_task))
-    tensors = [*module.parameters(), *module.buffers()]      # of LoRA-XS, A and B are buffers
+def matrix_cost(module, adapter=None):
+    """Multiply-adds a row: the entries of the module's matrices. A module that stands in a matrix's
+    place may define multiply_adds(adapter), which gives its own."""
+    if hasattr(module, "multiply_adds"):
+        return module.multiply_adds(adapter)
+    tensors = [*module.parameters(), *module.buffers()]
     return sum(tensor.numel() for tensor in tensors if tensor.dim() == 2)
 
 
-def multiply_adds(bert, lengths, pooling="cls", adapter=None):
-    """Multiply-adds of one pass over sequences of these `lengths` [B] (real tokens, padding is
-    not computed). A row costs each matrix its size; the scores QKᵀ and the sum over V cost
-    asking · tokens · heads · d each. `read`: "cls" or "pooler", where the last layer asks at
-    [CLS] only, or "mean" of all tokens. `adapter` serves the sequences (None: the active one)."""
-    lengths = torch.as_tensor(lengths)
-    tokens, total = int(lengths.sum()), 0
-    for layer in bert.layers:
-        attention = layer.attention
-        cls_only = layer is bert.layers[-1] and pooling != "mean"
-        query_hidden = torch.ones_like(lengths) if cls_only else lengths       # [B] rows that ask
-        attention_pairs = int((query_hidden * lengths).sum())
-        query_layout = (attention.query, attention.output, layer.ffn.fc_in, layer.ffn.fc_out)
-        total += int(query_hidden.sum()) * sum(matrix(module, adapter) for module in query_layout)
-        total += tokens * (matrix(attention.key, adapter) + matrix(attention.value, adapter))
-        total += 2 * attention_pairs * attention.num_heads * attention.head_size
-    return total + (len(lengths) * matrix(bert.pooler) if pooling == "pooler" else 0)
+def multiply_adds(bert, lengths, output_rows=None, adapter=None):
+    """Multiply-adds of one pass, without the pooler, over sequences of `lengths` [B] real tokens. A
+    row costs each matrix its size; QKᵀ and the sum over V cost queries · tokens · heads · d each.
+    output_rows [B]: how many rows of each sequence the last layer computes (None: all). `adapter`
+    serves all sequences (None: the active one). UserError if another module replaces a feed-forward
+    network and has no multiply_adds(adapter)."""
+    lengths, total = torch.as_tensor(lengths), 0
+    for number, layer, rows in bert.walk(output_rows):
+        attention, ffn = layer.attention, layer.ffn
+        queries = lengths if rows is None else torch.as_tensor(rows)     # [B] rows with a query
+        per_query = [attention.query, attention.output]
+        per_query += [ffn] if hasattr(ffn, "multiply_adds") else [
+            feed_forward(bert, number).fc_in, ffn.fc_out]
+        total += int(queries.sum()) * sum(matrix_cost(module, adapter) for module in per_query)
+        total += int(lengths.sum()) * (matrix_cost(attention.key, adapter)
+                                       + matrix_cost(attention.value, adapter))
+        total += 2 * int((queries * lengths).sum()) * attention.num_heads * attention.head_size
+    return total

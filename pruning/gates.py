@@ -1,25 +1,22 @@
-"""How much the loss depends on each head, neuron or layer (Michel et al. 2019; Wang et al.'s §2.1):
+"""How much the loss depends on each head, neuron or layer (Michel, Levy & Neubig 2019; Wang, Yang &
+Sun 2023, section 2.1):
 
-    I(part) = Σ_x |∂L(x)/∂ξ_part| / tokens       ξ = 1 multiplies what the part adds; at ξ = 0 the
-                                                 part is removed;  tokens: the real ones of all x
+    I(part) = Σ_x |∂L(x)/∂ξ| / tokens       ξ = 1 multiplies what the part adds, and ξ = 0 removes
+                                            the part; tokens: the real ones of all examples x
 
-|·| stands inside the sum, so each example needs a gradient of its own. Examples do not meet, so one
-backward pass of the summed loss gives them all when every example has its own gate. Weights need no
-gradients, activations do.
-
-The last layer works at [CLS] alone where only that is read, and its gates see only that.
+The absolute value stands inside the sum, so every example needs a gradient of its own. The loss of
+an example depends on no other: with gates for each, one backward pass of their sum gives them all.
 """
-
-from contextlib import contextmanager
 
 import torch
 
-from bert import UserError
+from bert.errors import UserError, check_known
+from bert.model import FeedForward
 
 
 def gate_heads(layer, gates):
-    """gates [B, heads of the layer] scale each head's context before the output matrix. Of M rows:
-    all, or those that the last layer is asked for."""
+    """Scale each head's context before the output matrix; gates [B, heads of the layer] → the
+    hook's handle. A layer computes M rows: all, or its `output_rows` ([CLS] in the last layer)."""
     def scale(output, inputs):
         context, layout = inputs                             # [M, heads·d]
         gate = gates.index_select(0, layout.sequence)        # [M, heads]
@@ -29,17 +26,16 @@ def gate_heads(layer, gates):
 
 
 def gate_neurons(layer, gates):
-    """gates [B, neurons of the layer] scale each activation of the feed-forward network, of the
-    same M rows."""
+    """Scale each activation of the feed-forward network; gates [B, neurons of the layer]."""
     def scale(fc_out, inputs):
-        inner, layout = inputs                               # [M, neurons]
-        return inner * gates.index_select(0, layout.sequence), layout
+        activations, layout = inputs                         # [M, neurons]
+        return activations * gates.index_select(0, layout.sequence), layout
 
     return layer.ffn.fc_out.register_forward_pre_hook(scale)
 
 
 def gate_layer(layer, gates):
-    """gates [B, 1]: x + ξ·(layer(x) - x), so that ξ = 0 is an encoder without this layer."""
+    """x + ξ·(layer(x) - x), so that ξ = 0 gives an encoder without this layer; gates [B, 1]."""
     def scale(layer, inputs, options, output):
         hidden, layout = inputs
         if options.get("output_rows") is not None:
@@ -50,75 +46,69 @@ def gate_layer(layer, gates):
     return layer.register_forward_hook(scale, with_kwargs=True)
 
 
-GATES = {                                                    # kind → (gate, the parts of a layer)
-    "heads": (gate_heads, lambda config, layer: config.remaining_heads(layer)),
-    "neurons": (gate_neurons, lambda config, layer: list(range(config.ffn_size(layer)))),
-    "layers": (gate_layer, lambda config, layer: [0]),
-}
+GATES = {"heads": gate_heads, "neurons": gate_neurons, "layers": gate_layer}
 
 
-def original_count(config, kind):
-    """How many parts each layer was built with: the width of the importance [layers, parts]."""
-    return {"heads": config.num_attention_heads, "neurons": config.intermediate_size,
-            "layers": 1}[kind]
+def zero_importance(config, kind):
+    """[layers, parts the layers were built with] in float64: 0, or NaN where a part is gone."""
+    width = {"heads": config.num_attention_heads, "neurons": config.intermediate_size, "layers": 1}
+    scores = torch.full((config.num_hidden_layers, width[kind]), torch.nan, dtype=torch.float64)
+    for layer, row in enumerate(scores):
+        row[config.remaining_heads(layer) if kind == "heads" else slice(config.ffn_size(layer))] = 0
+    return scores
+
+
+def feed_forward(bert, layer):
+    """The FeedForward of a layer. UserError if another module has replaced it."""
+    ffn = bert.layers[layer].ffn
+    if not isinstance(ffn, FeedForward):
+        raise UserError(f"the feed-forward network of layer {layer} is a {type(ffn).__name__}, not "
+                        f"a FeedForward: its neurons cannot be counted or removed")
+    return ffn
 
 
 def importance(bert, batches, loss, kind="heads"):
-    """→ raw importance [layers, parts] in float64, NaN where a part was removed. `batches` yields
-    multitask.data.Batch (or what has .layout and .labels), `loss(batch)` is the *sum* of its
-    examples' losses, computed through `bert`. Put the model into eval mode first: dropout would be
-    noise."""
-    if kind not in GATES:
-        raise UserError(f"there is no kind of part {kind!r}; there are {', '.join(GATES)}")
-    gate, parts_of = GATES[kind]
-    parts = [parts_of(bert.config, number) for number in range(len(bert.layers))]
-    weight, tokens = bert.word_embeddings.weight, 0
-    sums = [weight.new_zeros(len(p), dtype=torch.float64) for p in parts]
-    with frozen(bert):
-        for batch in batches:
-            examples = len(batch.labels)
-            ones = [weight.new_ones(examples, len(p), requires_grad=True) for p in parts]
-            segments = batch.layout.batch // examples           # 2: each text of a pair on its own
-            hooks = [gate(layer, xi.repeat(segments, 1)) for layer, xi in zip(bert.layers, ones)]
-            try:
-                summed = loss(batch)
-            finally:
-                for hook in hooks:
-                    hook.remove()
-            for total, gradient in zip(sums, torch.autograd.grad(summed, ones)):
-                total += gradient.double().abs().sum(dim=0)
-            tokens += len(batch.layout)
+    """→ raw importance [layers, parts] in float64, NaN where a part is gone. Each batch has .layout
+    and .labels [B]; an example may have several sequences (multitask.data.Batch). loss(batch) runs
+    `bert` and returns the *sum* of the examples' losses. Call it in eval mode: dropout would be
+    noise. UserError if there is no such kind, or no example."""
+    check_known(kind, GATES, "kind of part")
+    raw, tokens = zero_importance(bert.config, kind), 0
+    layers = {number: layer for number, layer, _ in bert.walk()}
+    for number in layers if kind == "neurons" else ():
+        feed_forward(bert, number)
+    weight, counts = bert.word_embeddings.weight, [int((~raw[n].isnan()).sum()) for n in layers]
+    sums = [weight.new_zeros(count, dtype=torch.float64) for count in counts]
+    for batch in batches:
+        gates = [weight.new_ones(len(batch.labels), n, requires_grad=True) for n in counts]
+        segments = batch.layout.batch // len(batch.labels)   # 2: each text of a pair on its own
+        hooks = [GATES[kind](layer, ones.repeat(segments, 1))
+                 for layer, ones in zip(layers.values(), gates)]
+        try:
+            summed = loss(batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for total, gradient in zip(sums, torch.autograd.grad(summed, gates)):
+            total += gradient.double().abs().sum(dim=0)
+        tokens += len(batch.layout)
     if not tokens:
         raise UserError("importance needs at least one example")
-    raw = torch.full((len(parts), original_count(bert.config, kind)), torch.nan,
-                     dtype=torch.float64)
-    for row, numbers, total in zip(raw, parts, sums):
-        row[numbers] = total.cpu() / tokens
+    for number, total in zip(layers, sums):
+        raw[number, ~raw[number].isnan()] = total.cpu() / tokens
     return raw
 
 
-@contextmanager
-def frozen(module):
-    """Within this context no parameter asks for its gradient."""
-    query_layout = [p for p in module.parameters() if p.requires_grad]
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in query_layout:
-            parameter.requires_grad_(True)
-
-
 def normalize(raw, by="global"):
-    """Wang et al.'s eq. 1 and 2: I' = I/(‖I‖₂ + ε), the norm of all ("global", which changes only the
-    scale) or of each layer's row ("layer", as in the code of Michel et al.; heads of a layer that
-    matters little then rank as high as others: benchmarks/importance.py compares the two); then
-    (I' - min I')/(max I' - min I') over all. raw [layers, parts], NaN where a part is gone."""
-    if by not in ("global", "layer"):
-        raise UserError(f"the norm {by!r} is unknown; known are global and layer")
+    """I' = I/(‖I‖₂ + ε), then (I' - min I')/(max I' - min I'): from 0 to 1 (Wang, Yang & Sun, eq. 1
+    and 2). raw [layers, parts], NaN where a part is gone. by="global" takes the norm of all parts,
+    which only changes the scale; by="layer" the norm of each layer's row, as the code of Michel,
+    Levy & Neubig does (benchmarks/importance.py compares the two)."""
+    check_known(by, ("global", "layer"), "norm")
     if raw.isnan().all():
         raise UserError("nothing is left whose importance could be compared")
-    whole = raw.nan_to_num()
-    scaled = raw / (whole.norm(dim=1, keepdim=True) if by == "layer" else whole.norm()).add(1e-20)
+    values = raw.nan_to_num()
+    norm = values.norm(dim=1, keepdim=True) if by == "layer" else values.norm()
+    scaled = raw / norm.add(1e-20)
     there = scaled[~scaled.isnan()]
     return (scaled - there.min()) / (there.max() - there.min()).clamp(min=1e-20)

@@ -1,4 +1,4 @@
-"""Importance measured on a saved run: its tasks, its data, its losses."""
+"""Importance measured on a run: its tasks, its training examples, its losses."""
 
 import torch
 
@@ -7,53 +7,35 @@ from multitask.data import tokenize
 from multitask.evaluation import TOKENS, read_split
 from pruning.gates import importance, normalize
 
-ALL = "sum"                                              # of the tasks' normalized importance
-
 
 def task_importance(model, task, split, loss, device, kind="heads"):
-    """Raw importance [layers, parts] for one task of a MultitaskModel over all examples of a Split.
-    `loss` (outputs, labels) → the mean over examples."""
+    """→ raw importance [layers, parts] for one task of a MultitaskModel over all examples of a
+    Split. loss(outputs, labels) → the mean over examples."""
     model.eval()
 
     def summed(batch):
+        bar.update(len(batch.labels))
         return loss(model(task, batch), batch.labels) * len(batch.labels)
 
     with progress_bar(f"importance, {task}", len(split), "example", leave=False) as bar:
-        def batches():
-            for indices in split.by_length(TOKENS):
-                yield split.batch(indices).to(device)
-                bar.update(len(indices))
-
-        return importance(model.encoder(task), batches(), summed, kind)
+        batches = (split.batch(indices).to(device) for indices in split.by_length(TOKENS))
+        return importance(model.encoder(task), batches, summed, kind)
 
 
-def measure(model, tokenizer, settings, tasks, device, kind="heads", examples=1000, seed=0,
-            data=None):
-    """→ {task: raw importance [layers, parts]} over so many random training examples of each (0:
-    all of them)."""
+def measure(model, tokenizer, settings, tasks, device, kind="heads", examples=1000, seed=0):
+    """→ {task: raw importance [layers, parts]} over `examples` random training examples of each
+    task (0: all of them). The model is on `device`."""
     raw = {}
     for task in tasks:
-        rows = read_split(task, "train", data or settings.data,
-                          settings.strict_rows)[:settings.limit or None]
+        rows = read_split(task, "train", settings.data, settings.strict_rows)
+        rows = rows[:settings.limit or None]
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
         split = tokenize([rows[i] for i in order[:examples or None]], tokenizer, settings.pairs)
         raw[task] = task_importance(model, task, split, settings.loss_of(task), device, kind)
     return raw
 
 
-def across_tasks(raw):
-    """{task: raw importance} → that of all [layers, parts], in which each task counts the same."""
-    return sum(values / values.nan_to_num().sum() for values in raw.values())
-
-
-def of_all_tasks(raw, kind="heads", norm="global"):
-    """{task: raw importance} → from 0 to 1, of the one task or of the sum of several."""
-    return list(scored(raw, kind, norm).values())[-1]
-
-
-def scored(raw, kind="heads", norm="global"):
-    """{task: raw importance} → {task: the same from 0 to 1}; of several tasks the sum too, again
-    from 0 to 1."""
-    norm = "global" if kind == "layers" else norm            # a row of one has no shape
-    scores = {task: normalize(values, norm) for task, values in raw.items()}
-    return scores | ({ALL: normalize(sum(scores.values()), "global")} if len(scores) > 1 else {})
+def of_all_tasks(raw):
+    """{task: raw importance} → importance from 0 to 1, of the one task or of the sum of several."""
+    scores = [normalize(values) for values in raw.values()]
+    return scores[0] if len(scores) == 1 else normalize(sum(scores))

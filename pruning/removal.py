@@ -1,166 +1,137 @@
-"""Parts of an encoder taken out for good, in place: what is left computes what it computed before.
+"""Remove parts of an encoder for good, in place; what is left computes what it computed before.
 
-    remove_heads(bert, {0: [3, 7], 5: [0]})        # heads by the numbers they had at first
-    remove_neurons(bert, {0: [17, 18, 400]})       # rows of fc_in as they are now
-    remove_layers(bert, [4, 5])                    # later layers move down: their numbers change
+    remove_heads(bert, {0: [3, 7], 5: [0]})        # {layer: [head]}, heads by original numbers
+    mask_heads(bert, {0: [3]})                     # switched off, but still there
+    remove_neurons(bert, {0: [17, 18, 400]})       # {layer: [row of fc_in]}, rows as they are now
+    remove_layers(bert, [4, 5])                    # later layers are renumbered
 
-Each changes `bert.config`, by which the saved model is built again, and adds to `bert.edits`.
+Each changes `bert.config`, from which the saved model is built again, and adds to `bert.edits`.
+Each raises UserError, and changes nothing, if a part is not there, if none is named, if no head at
+all would be left, or if a matrix is not a plain one (it is factored, or carries an adapter).
 """
 
 from dataclasses import replace
+from textwrap import shorten
 
 from torch import nn
 
-from bert import UserError
-from bert.model import PackedLinear
-
-CUT = {"heads": ("attention.query", "attention.key", "attention.value", "attention.output"),
-       "neurons": ("ffn.fc_in", "ffn.fc_out")}                   # kind of part → matrices that lose rows
-KINDS = ("mask_heads", "remove_heads", "remove_neurons", "remove_layers")    # in bert.edits
+from bert.errors import UserError, check_known
+from bert.matrices import get_linear
+from pruning.gates import feed_forward
 
 
-def keep_rows(projection, rows):
+def keep_rows(linear, rows):
     """W ← W[rows], b ← b[rows]: these outputs stay."""
     for name in ("weight", "bias"):
-        old = getattr(projection, name)
-        setattr(projection, name, nn.Parameter(old.detach()[rows], old.requires_grad))
-    projection.out_features = len(rows)
+        old = getattr(linear, name)
+        setattr(linear, name, nn.Parameter(old.detach()[rows], old.requires_grad))
+    linear.out_features = len(rows)
 
 
-def keep_columns(projection, columns):
+def keep_columns(linear, columns):
     """W ← W[:, columns]: these inputs stay, and the whole bias."""
-    old = projection.weight
-    projection.weight = nn.Parameter(old.detach()[:, columns].contiguous(), old.requires_grad)
-    projection.in_features = len(columns)
+    old = linear.weight
+    linear.weight = nn.Parameter(old.detach()[:, columns].contiguous(), old.requires_grad)
+    linear.in_features = len(columns)
 
 
 def remove_heads(bert, heads):
-    """heads {layer: [head]}: their rows of query, key and value and their columns of output go. A
-    layer may lose all: then its attention is the output's bias. UserError where a head is not
-    there, or where no head at all would stay."""
-    _check_heads(bert, heads)
-    check_plain(bert, "heads", heads)
-    gone = dict(bert.config.pruned_heads)
-    gone |= {layer: [*gone.get(layer, ()), *numbers] for layer, numbers in heads.items()}
-    masked = {layer: [h for h in off if h not in gone.get(layer, ())]
+    """Remove these heads' rows of query, key and value and their columns of the output matrix. A
+    layer may lose all heads: then its attention is the output matrix's bias."""
+    heads = _check_parts(bert, heads, "head", bert.config.remaining_heads)
+    matrices = {layer: [get_linear(bert, layer, name) for name in
+                        ("query", "key", "value", "attention_output")] for layer in heads}
+    gone = _union(bert.config.pruned_heads, heads)
+    masked = {layer: [head for head in off if head not in gone.get(layer, ())]
               for layer, off in bert.config.masked_heads.items()}
     config = replace(bert.config, pruned_heads=gone, masked_heads=masked)
     _check_head_left(config)
-    for layer in heads:
+    for layer, (query, key, value, output) in matrices.items():
         attention, left = bert.layers[layer].attention, config.remaining_heads(layer)
         size = attention.head_size
         rows = [attention.head_indices.index(head) * size + i for head in left for i in range(size)]
-        for projection in (attention.query, attention.key, attention.value):
-            keep_rows(projection, rows)
-        keep_columns(attention.output, rows)
+        for linear in (query, key, value):
+            keep_rows(linear, rows)
+        keep_columns(output, rows)
         attention.head_indices, attention.num_heads = left, len(left)
-    _finish(bert, config, kind="remove_heads", heads=_texts(heads))
+    _finish(bert, config, kind="remove_heads", heads=heads)
 
 
 def mask_heads(bert, heads):
-    """heads {layer: [head]}: switched off in every pass, but still there: a mask as a property of
-    the model. Those that were switched off before stay so."""
-    _check_heads(bert, heads)
-    off = dict(bert.config.masked_heads)
-    off |= {layer: [*off.get(layer, ()), *numbers] for layer, numbers in heads.items()}
-    config = replace(bert.config, masked_heads=off)
+    """Switch these heads off in every pass. Heads that are off already stay off."""
+    heads = _check_parts(bert, heads, "head", bert.config.remaining_heads)
+    config = replace(bert.config, masked_heads=_union(bert.config.masked_heads, heads))
     _check_head_left(config)
-    _finish(bert, config, kind="mask_heads", heads=_texts(heads))
+    _finish(bert, config, kind="mask_heads", heads=heads)
 
 
 def remove_neurons(bert, neurons):
-    """neurons {layer: [row of fc_in]}: these rows of fc_in and columns of fc_out go. Rows count
-    as they are now: what stays moves up."""
-    gone = dict(bert.config.pruned_neurons)
-    for layer, numbers in neurons.items():
-        _check_layer(bert, layer)
-        check_plain(bert, "neurons", [layer])
-        here = bert.layers[layer].ffn.fc_in.out_features
-        wrong = next((n for n in numbers if not 0 <= n < here), None)
-        if wrong is not None or len(set(numbers)) < len(numbers):
-            raise UserError(f"layer {layer} has neurons 0 to {here - 1}; "
-                            + ("one is named twice" if wrong is None else f"{wrong} is none"))
-        gone[layer] = gone.get(layer, 0) + len(numbers)
-    if not any(neurons.values()):
-        raise UserError("no neuron is to be removed; name at least one")
-    config = replace(bert.config, pruned_neurons=gone)
-    for layer, numbers in neurons.items():
-        fc_in, fc_out = bert.layers[layer].ffn.fc_in, bert.layers[layer].ffn.fc_out
-        rows = sorted(set(range(fc_in.out_features)) - set(numbers))
+    """Remove these rows of fc_in and columns of fc_out. The rows that stay move up."""
+    neurons = _check_parts(bert, neurons, "neuron", lambda n: range(bert.config.ffn_size(n)))
+    for layer in neurons:
+        feed_forward(bert, layer)
+    matrices = {layer: [get_linear(bert, layer, name) for name in ("fc_in", "fc_out")]
+                for layer in neurons}
+    for layer, (fc_in, fc_out) in matrices.items():
+        rows = sorted(set(range(fc_in.out_features)) - set(neurons[layer]))
         keep_rows(fc_in, rows)
         keep_columns(fc_out, rows)
-    counts = {str(layer): len(numbers) for layer, numbers in neurons.items()}
+    old, counts = bert.config.pruned_neurons, {layer: len(rows) for layer, rows in neurons.items()}
+    gone = old | {layer: old.get(layer, 0) + count for layer, count in counts.items()}
+    config = replace(bert.config, pruned_neurons=gone)
     _finish(bert, config, kind="remove_neurons", neurons=counts)
 
 
 def remove_layers(bert, layers):
-    """layers [number]: the stack closes over them, so that the numbers of later layers change; of
-    an encoder that was edited by layer in another way than here they may not."""
-    for layer in layers:
-        _check_layer(bert, layer)
-    others = [edit["kind"] for edit in bert.edits if edit["kind"] not in KINDS]
+    """Remove these layers. Later layers are renumbered; refused if an edit of another method refers
+    to layers by number."""
+    layers = sorted(_check_parts(bert, dict.fromkeys(layers, [0]), "layer", lambda n: [0]))
+    others = [edit["kind"] for edit in bert.edits if edit["method"] != "pruning"]
     if others:
-        raise UserError(f"layers cannot be removed after {', '.join(others)}, which knows layers "
-                        f"by number; remove the layers first, or merge adapters (python -m lora "
-                        f"merge)")
-    left = [n for n in range(len(bert.layers)) if n not in layers]
-    if not left or len(left) == len(bert.layers):
-        raise UserError(f"{'all' if layers else 'none'} of the {len(bert.layers)} layers would be "
-                        f"removed; name some, and leave one")
-    fields = {name: {new: getattr(bert.config, name)[old] for new, old in enumerate(left)
-                     if old in getattr(bert.config, name)}
-              for name in ("pruned_heads", "masked_heads", "pruned_neurons")}
-    config = replace(bert.config, num_hidden_layers=len(left), **fields)
+        raise UserError(f"layers cannot be removed after {', '.join(others)}, which refers to them "
+                        f"by number; remove layers first, or merge adapters (python -m lora merge)")
+    left = [number for number in range(len(bert.layers)) if number not in layers]
+    if not left:
+        raise UserError(f"all of the {len(bert.layers)} layers would be removed; leave one")
+    renumbered = {}
+    for name in ("pruned_heads", "masked_heads", "pruned_neurons"):
+        old = getattr(bert.config, name)
+        renumbered[name] = {new: old[number] for new, number in enumerate(left) if number in old}
+    config = replace(bert.config, num_hidden_layers=len(left), **renumbered)
     _check_head_left(config)
-    bert.layers = nn.ModuleList(bert.layers[n] for n in left)
-    _finish(bert, config, kind="remove_layers", layers=sorted(layers))
+    bert.layers = nn.ModuleList(bert.layers[number] for number in left)
+    _finish(bert, config, kind="remove_layers", layers=layers)
 
 
 def _finish(bert, config, **edit):
     bert.config = config
+    edit = {name: {str(layer): parts for layer, parts in value.items()}    # as JSON has it
+            if isinstance(value, dict) else value for name, value in edit.items()}
     bert.edits = [*bert.edits, {"method": "pruning", **edit}]
     for number, layer in enumerate(bert.layers):
         layer.attention.set_masked_heads(config, config.masked_heads.get(number, ()))
 
 
+def _union(old, new):
+    """Two of {layer: [head]} → one."""
+    return old | {layer: [*old.get(layer, ()), *heads] for layer, heads in new.items()}
+
+
 def _check_head_left(config):
-    """Tokens meet in heads alone."""
     if all(set(config.remaining_heads(layer)) <= set(config.masked_heads.get(layer, ()))
            for layer in range(config.num_hidden_layers)):
         raise UserError("all heads of all layers would be removed or switched off; tokens could no "
-                        "longer meet: keep at least one")
+                        "longer attend to each other: keep at least one")
 
 
-def _check_layer(bert, layer):
-    if not 0 <= layer < len(bert.layers):
-        raise UserError(f"there is no layer {layer}; this encoder has layers 0 to "
-                        f"{len(bert.layers) - 1}")
-
-
-def _check_heads(bert, heads):
-    if not any(heads.values()):
-        raise UserError("no head is named; name at least one")
-    for layer, numbers in heads.items():
-        _check_layer(bert, layer)
-        for head in numbers:
-            if not 0 <= head < bert.config.num_attention_heads:
-                raise UserError(f"layer {layer} has no head {head}; its heads are 0 to "
-                                f"{bert.config.num_attention_heads - 1}")
-            if head not in bert.layers[layer].attention.head_indices:
-                raise UserError(f"head {head} of layer {layer} is removed already")
-
-
-def check_plain(bert, kind, layers):
-    """Only a plain matrix can lose rows: not one that is factored or carries an adapter."""
-    for layer in layers:
-        for name in CUT.get(kind, ()):
-            found = bert.layers[layer].get_submodule(name)
-            if type(found) is not PackedLinear:
-                raise UserError(f"{name} of layer {layer} is a {type(found).__name__}, not a plain "
-                                f"matrix, so nothing can be removed from it; merge adapters first "
-                                f"(python -m lora merge), and prune before matrices are factored")
-
-
-def _texts(heads):
-    """JSON's keys are texts."""
-    return {str(layer): sorted(set(numbers)) for layer, numbers in heads.items() if numbers}
+def _check_parts(bert, parts, what, left):
+    """{layer: [part]} → the same, sorted, without empty lists. left(layer): the parts it has."""
+    parts = {layer: sorted(set(numbers)) for layer, numbers in parts.items() if numbers}
+    if not parts:
+        raise UserError(f"no {what} is named; name at least one")
+    for layer, numbers in parts.items():
+        check_known(layer, range(len(bert.layers)), "layer")
+        for number in sorted(set(numbers) - set(left(layer))):
+            names = shorten(", ".join(map(str, left(layer))) or "none", 60)
+            raise UserError(f"layer {layer} has no {what} {number}; it has {names}")
+    return parts

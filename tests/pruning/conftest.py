@@ -1,0 +1,7 @@
+import pytest
+from pruning_models import small_bert
+
+
+@pytest.fixture
+def bert():
+    return small_bert()
