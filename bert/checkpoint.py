@@ -1,11 +1,9 @@
 """Hugging Face checkpoints: read under this project's names, checked strictly, written under
-theirs.
+theirs. An absent pooler and absent parameters of the attention function are made new, and heads of
+tasks are left out, each with a warning.
 
     their name                                           our name
     encoder.layer.3.attention.self.query.weight    ↔     layers.3.attention.query.weight
-
-Two parts may be absent (OPTIONAL); the model then has new ones, with a warning. Heads of tasks are
-left out, with a warning.
 """
 
 import re
@@ -38,19 +36,13 @@ RENAME = [                                                   # (their module, ou
 FROM_HF = dict(RENAME)
 TO_HF = {ours: theirs for theirs, ours in RENAME}
 LEGACY = {"gamma": "weight", "beta": "bias"}             # LayerNorm's names in the first BERT files
-IGNORED = re.compile(r"embeddings\.position_ids")        # a buffer in older files: 0, 1, 2, …
 PREFIXES = re.compile(r"^((module|model|bert)\.)*")      # of modules that hold the encoder
-PRETRAINING, TASK = ("cls",), ("classifier", "qa_outputs")                        # names of heads
 SHARD = re.compile(r"[^/\\:]+\.(safetensors|bin)")       # a file beside the index, and no path
-POOLER, ATTENTION = r"pooler\.", r"layers\.\d+\.attention\.attention_function\."
-OPTIONAL = {                                             # our names → what the warning says
-    POOLER: "no pooler; the model has a new, untrained one, and reading it is an error",
-    ATTENTION: "no parameters of the attention function; the model has new, untrained ones",
-}
-
-CONFIG = ("config.json",)
+PRETRAINING_HEAD, TASK_HEADS = "cls", {"classifier", "qa_outputs"}
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json",
            "pytorch_model.bin", "pytorch_model.bin.index.json")
+NEW_POOLER = "holds no pooler; the model has a new, untrained one, and reading it is an error"
+NEW_FUNCTION = "holds no parameters of the attention function; the model has new, untrained ones"
 
 
 def rename(name, table):
@@ -82,12 +74,11 @@ def read_weights(name, path):
         if not isinstance(file, str) or not SHARD.fullmatch(file):
             raise UserError(f"{path} names the file {file!r}; it must be a .safetensors or .bin "
                             f"file in the same folder")
-    files = sorted(set(shards.values()))
+    files, tensors = sorted(set(shards.values())), {}
     resolve_checkpoint(name, [(file,) for file in files])
-    tensors = {}
     for file in files:
         found = read_tensors(path.with_name(file))
-        for tensor in found.keys() ^ {tensor for tensor, place in shards.items() if place == file}:
+        for tensor in sorted(found.keys() ^ {t for t, place in shards.items() if place == file}):
             raise UserError(f"{path.with_name(file)} {'holds' if tensor in found else 'lacks'} "
                             f"{tensor}, but {path.name} says that it is in "
                             f"{shards.get(tensor, 'no file')}; fetch both again")
@@ -98,21 +89,20 @@ def read_weights(name, path):
 def read_checkpoint(name):
     """→ config, path of the weights, {our name: tensor} of the encoder, {their name: tensor} of the
     heads."""
-    folder = resolve_checkpoint(name, [CONFIG, WEIGHTS])
+    folder = resolve_checkpoint(name, [("config.json",), WEIGHTS])
     config = BertConfig.load(folder / "config.json")
     path = next(folder / file for file in WEIGHTS if (folder / file).is_file())
     encoder, heads = {}, {}
     for given, tensor in read_weights(name, path).items():
         plain = plain_name(given)
-        if IGNORED.fullmatch(plain):
+        if plain == "embeddings.position_ids":               # a buffer in older files: 0, 1, 2, …
             continue
         if not tensor.is_floating_point():
             raise UserError(f"{path} holds {given} as {tensor.dtype}; weights must be floats")
-        head = plain.partition(".")[0] in PRETRAINING + TASK
+        head = plain.partition(".")[0] in {PRETRAINING_HEAD, *TASK_HEADS}
         to, key = (heads, plain) if head else (encoder, rename(plain, FROM_HF))
         if key in to:
-            raise UserError(f"{path} holds {plain} twice (once as {given}); it must hold each "
-                            "weight once")
+            raise UserError(f"{path} holds {plain} twice (once as {given}); delete one of them")
         to[key] = tensor.float()
     return config, path, encoder, heads
 
@@ -129,12 +119,13 @@ def check_names_and_shapes(path, expected, found):
                               for name, shape in expected.items()
                               if found.get(name, shape) != shape],
     }
-    problems = [f"{what} {', '.join(names[:5])}"
-                + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-                for what, names in wrong.items() if names]
+    problems = "; ".join(f"{what} {', '.join(names[:5])}"
+                         + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+                         for what, names in wrong.items() if names)
     if problems:
-        raise UserError(f"{path} does not fit its configuration: {'; '.join(problems)}. "
-                        f"Compare config.json with the weights")
+        what = "the attention it was trained with" if "_function." in problems else "config.json"
+        raise UserError(f"{path} does not fit its configuration: {problems}. Compare {what} with "
+                        f"the weights")
 
 
 def load_bert(cls, name, attention, rebuild=None):
@@ -145,46 +136,39 @@ def load_bert(cls, name, attention, rebuild=None):
         bert = cls(config)
         if rebuild is not None:
             rebuild(bert)
-    notes, new = [], new_optional_parts(bert, attention)
-    for pattern, note in OPTIONAL.items():
-        made, held = ({name: tensor for name, tensor in tensors.items() if re.match(pattern, name)}
-                      for tensors in (new, encoder))
-        if held and not made:
-            raise UserError(f"{path} holds {rename(min(held), TO_HF)}, but the attention "
-                            f"{attention!r} has no parameters; open it with the attention that it "
-                            "was trained with")
-        if made and not held:
-            encoder |= made
-            notes.append(f"holds {note}")
-            bert.pooler_is_new |= pattern == POOLER
+    notes = []
+    for note, part in new_parts(bert, attention).items():
+        if part and not part.keys() & encoder.keys():
+            encoder |= part
+            notes.append(note)
+    bert.pooler_is_new = NEW_POOLER in notes
     check_names_and_shapes(path, bert.state_dict(), encoder)
     bert.load_state_dict(encoder, assign=True)
-    left_out = sorted({key.partition(".")[0] for key in heads} & set(TASK))
+    left_out = sorted({key.partition(".")[0] for key in heads} & TASK_HEADS)
     if left_out:
-        notes.append(f"holds a task's head, {', '.join(f'{h}.*' for h in left_out)}; it is left "
-                     "out")
+        notes.append(f"holds a task's head, {'.*, '.join(left_out)}.*; it is left out")
     for note in notes:
         warnings.warn(f"{path} {note}", stacklevel=3)
     return bert.eval()
 
 
-def new_optional_parts(bert, attention):
-    """Make `bert` use the attention → {name: tensor} of all OPTIONAL parts with the values of a new
-    model, always the same. Draws no random numbers from torch's generator."""
+def new_parts(bert, attention):
+    """Make `bert` use the attention → {warning: {name: tensor}} of the parts that a checkpoint may
+    lack, with a new model's values, always the same. Draws no random numbers of the caller's."""
     size = bert.config.hidden_size
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         weight = torch.empty(size, size).normal_(std=bert.config.initializer_range)
         bert.use_attention(attention)
-    functions = {name: t for name, t in bert.state_dict().items() if re.match(ATTENTION, name)}
-    return {"pooler.weight": weight, "pooler.bias": torch.zeros(size)} | functions
+    function = {name: t for name, t in bert.state_dict().items() if ".attention_function." in name}
+    return {NEW_POOLER: {"pooler.weight": weight, "pooler.bias": torch.zeros(size)},
+            NEW_FUNCTION: function}
 
 
 def pretraining_heads(name):
-    """→ {name: tensor} of the pretraining heads `cls.*` in the checkpoint `name`; {} if it has
-    none."""
+    """→ {name: tensor} of the pretraining heads `cls.*` in the checkpoint `name`, or {}."""
     *_, heads = read_checkpoint(name)
-    return {key: tensor for key, tensor in heads.items() if key.partition(".")[0] in PRETRAINING}
+    return {key: t for key, t in heads.items() if key.partition(".")[0] == PRETRAINING_HEAD}
 
 
 def tensors_to_save(bert):

@@ -50,7 +50,14 @@ class BertConfig:
     def __post_init__(self):
         if self.pad_token_id is None:
             self.pad_token_id = 0
-        self._check_numbers()
+        for name, kind in ((f.name, f.type) for f in fields(self)):
+            value = getattr(self, name)
+            least, most = 0 if name == "pad_token_id" else 1, 1.0 if "prob" in name else math.inf
+            if kind is int and not (type(value) is int and value >= least):
+                raise UserError(f"{name} is {value!r}; it must be a whole number, {least} or more")
+            if kind is float and not (type(value) in (int, float) and 0 <= value < most):
+                raise UserError(f"{name} is {value!r}; it must be a number, 0 or more and below "
+                                f"{most}")
         if self.hidden_size % self.num_attention_heads:
             raise UserError(f"num_attention_heads {self.num_attention_heads} does not divide "
                             f"hidden_size {self.hidden_size}; every head needs the same size")
@@ -63,16 +70,6 @@ class BertConfig:
                 raise UserError(f"{name} is {self.extra[name]!r}; this encoder knows only {only!r}")
         for name in ("pruned_heads", "masked_heads", "pruned_neurons"):
             setattr(self, name, self._by_layer(name))
-
-    def _check_numbers(self):
-        for name, kind in ((f.name, f.type) for f in fields(self)):
-            value = getattr(self, name)
-            least, most = 0 if name == "pad_token_id" else 1, 1.0 if "prob" in name else math.inf
-            if kind is int and not (type(value) is int and value >= least):
-                raise UserError(f"{name} is {value!r}; it must be a whole number, {least} or more")
-            if kind is float and not (type(value) in (int, float) and 0 <= value < most):
-                raise UserError(f"{name} is {value!r}; it must be a number, 0 or more and below "
-                                f"{most}")
 
     def _by_layer(self, name):
         """The field as {layer: value}: JSON makes the layers texts. Empty values are left out."""

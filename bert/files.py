@@ -27,9 +27,8 @@ def resolve_checkpoint(name, required, optional=()):
     folder = TINY if name == "tiny" and TINY.is_dir() else Path(name).expanduser()
     if not folder.is_dir():
         if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
-            raise UserError(f"{name!r} is not a folder; give a folder that holds "
-                            f"{' and '.join(names[0] for names in required)}, or a model's name on "
-                            "the hub")
+            raise UserError(f"{name!r} is not a folder; give a folder that holds {required[0][0]}, "
+                            "or a model's name on the hub")
         try:
             return _download(name, required, optional)
         except UserError:
@@ -41,8 +40,8 @@ def resolve_checkpoint(name, required, optional=()):
                             "a folder") from error
     for names in required:
         if not any((folder / file).is_file() for file in names):
-            raise UserError(f"{folder} holds no {' or '.join(names)}; it is not a whole checkpoint "
-                            f"in the Hugging Face layout")
+            raise UserError(f"{folder} holds no {' or '.join(names)}; give a folder in the Hugging "
+                            f"Face layout")
     return folder
 
 

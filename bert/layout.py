@@ -1,7 +1,7 @@
 """Batches without padding: which cell of the [batch, tokens] grid each row of a matrix belongs to.
 
 About half of a batch of real sentences is padding. Linear layers, LayerNorms and GELUs treat each
-token alone, so they work on one matrix with a row for each of the N real tokens. Attention alone
+token alone, so they work on one matrix with a row for each of the N real tokens. Only attention
 needs the tokens of a sequence side by side, on the grid:
 
     layout = Layout(attention_mask)          # [batch, tokens] of 0/1
@@ -35,23 +35,10 @@ class Layout:
     flat_index [N]           each row's cell on the flattened grid
     positions [N]            each row's position in its sequence, from 0; a selection keeps them
     rows [M]                 of a selection: its rows among the N of its parent; otherwise None
-    length_buckets           see _length_buckets
     adapters, adapter_rows   see with_adapters
     """
 
     def __init__(self, mask, rows=None, positions=None):
-        self._set_mask(mask, rows)
-        self.flat_index = self.mask.flatten().nonzero().squeeze(1)             # [N]
-        self.positions = self.flat_index % self.tokens if positions is None else positions
-        self.no_padding = len(self.flat_index) == mask.numel()
-        if rows is None and not self.mask.any(dim=1).all():
-            empty = (~self.mask.any(dim=1)).nonzero()[0].item()
-            raise UserError(f"attention_mask hides every token of sequence {empty}; it must keep "
-                            "one")
-        self.length_buckets = self._length_buckets() if rows is None else []
-
-    def _set_mask(self, mask, rows):
-        """Set what both kinds of layout have. UserError if the mask has the wrong shape."""
         check_shape("attention_mask", mask, "batch, tokens")
         if rows is None and 0 in mask.shape:
             raise UserError(f"the batch is empty: attention_mask is {list(mask.shape)}, which is "
@@ -59,13 +46,26 @@ class Layout:
         self.batch, self.tokens = mask.shape
         self.mask, self.rows = mask.bool(), rows
         self.adapters = self.adapter_rows = None
+        self.flat_index, own_positions = self._cells()
+        self.positions = own_positions if positions is None else positions
+        self.no_padding = self.flat_index.size(0) == mask.numel()
+        self.length_buckets = self._length_buckets() if rows is None else []
+
+    def _cells(self):
+        """→ flat_index [N], positions [N] on this grid"""
+        empty = ~self.mask.any(dim=1)
+        if self.rows is None and empty.any():
+            raise UserError(f"attention_mask hides every token of sequence "
+                            f"{empty.nonzero()[0].item()}; it must keep one")
+        cells = self.mask.flatten().nonzero().squeeze(1)
+        return cells, cells % self.tokens
 
     def __len__(self):
         return len(self.flat_index)
 
     @property
     def key_mask(self):
-        """[batch, 1, 1, tokens]: True at real tokens. None if every cell holds one."""
+        """[batch, 1, 1, tokens], True at real tokens; None if every cell holds one."""
         return None if self.no_padding else self.mask[:, None, None, :]
 
     @property
@@ -74,10 +74,10 @@ class Layout:
         return self.flat_index // self.tokens
 
     def _length_buckets(self):
-        """Group sequences of similar length → one selection each. Attention on one grid costs the
-        square of the longest length for every sequence. Empty if one grid is as good, and off the
-        CPU: a GPU is faster on one large grid."""
-        if self.mask.device.type != "cpu":
+        """→ a selection of each group of sequences of similar length: on one grid, attention costs
+        every sequence the square of the longest. [] if one grid is as good, and on a GPU, which is
+        faster on one large grid."""
+        if self.no_padding or self.mask.device.type != "cpu":
             return []
         lengths = (self.mask * torch.arange(1, self.tokens + 1)).amax(dim=1)
         order, cuts = lengths.argsort(descending=True, stable=True), [0]
@@ -89,7 +89,7 @@ class Layout:
         return [] if cuts == [0] else list(map(self._of_sequences, order.tensor_split(cuts[1:])))
 
     def _of_sequences(self, sequences):
-        """The selection of these sequences [k] on a grid of [k, longest of them]."""
+        """→ the selection of these sequences [k] on a grid of [k, longest of them]."""
         longest = 1 + int(self.mask[sequences].any(dim=0).nonzero().max())
         mask = self.mask[sequences, :longest]
         numbers = self.pad(torch.arange(len(self), device=mask.device))        # [batch, tokens]
@@ -99,7 +99,7 @@ class Layout:
         return Layout(mask, rows, self.positions.index_select(0, rows))
 
     def join_buckets(self, parts):
-        """Concatenate one matrix for each length bucket → [N, …], in the order of the rows."""
+        """One matrix for each length bucket → one matrix [N, …] in the order of the rows."""
         rows = torch.cat([bucket.rows for bucket in self.length_buckets])
         return torch.cat(parts).index_select(0, rows.argsort())
 
@@ -116,7 +116,7 @@ class Layout:
         return flat if self.no_padding else flat.index_select(0, self.flat_index)
 
     def select(self, mask):
-        """The selection of the rows where `mask` [batch, tokens] is set. A layer that is given it
+        """→ the selection of the rows where `mask` [batch, tokens] is set. A layer that is given it
         as `output_rows` computes no other rows."""
         chosen = mask.bool() & self.mask
         counts = chosen.sum(dim=1)
@@ -125,12 +125,11 @@ class Layout:
         return self._selection(packed, rows).with_adapters(self.adapters)
 
     def cls_rows(self):
-        """The selection of every sequence's first token, [CLS]."""
+        """→ the selection of every sequence's first token, [CLS]."""
         return self.select(self.mask & (self.mask.cumsum(dim=1) == 1))
 
     def keep(self, sequences):
-        """The selection of these sequences alone: `sequences` [k] are their numbers. The remaining
-        layers go on without the others:
+        """→ the selection of the sequences with these numbers [k], for the remaining layers:
 
             kept = layout.keep(sequences)
             hidden, layout = hidden.index_select(0, kept.rows), kept
@@ -148,10 +147,9 @@ class Layout:
         return kept.with_adapters(adapters)
 
     def with_adapters(self, adapters):
-        """The same layout with the LoRA adapter of each sequence: `adapters` is [(name, number of
+        """→ this layout with the LoRA adapter of each sequence: `adapters` is [(name, number of
         sequences), …] in the order of the sequences; the name None means no adapter. `adapter_rows`
-        then holds [(name, number of rows), …]. Call this on the CPU: counting synchronizes a GPU.
-        Without `adapters` (None) the layout stays as it is."""
+        is then [(name, number of rows), …]. Call this on the CPU: counting synchronizes a GPU."""
         if adapters is None:
             return self
         if sum(count for _, count in adapters) != self.batch:
@@ -162,18 +160,17 @@ class Layout:
         return other
 
     def _count_rows(self, adapters):
-        """[(name, number of sequences), …] → [(name, number of rows), …]"""
         if len(adapters) == 1:
             return [(adapters[0][0], len(self))]
         lengths = self.mask.sum(dim=1).split([count for _, count in adapters])
         return [(name, int(rows.sum())) for (name, _), rows in zip(adapters, lengths)]
 
     def pin_memory(self):
-        """The same layout in page-locked memory, from which copies to a GPU are asynchronous."""
+        """→ this layout in page-locked memory, for asynchronous copies to a GPU."""
         return self._map(torch.Tensor.pin_memory)
 
     def to(self, device, non_blocking=False):
-        """The same layout on another device."""
+        """→ this layout on another device."""
         other = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
         other.length_buckets = self.length_buckets if other.mask.device.type == "cpu" else []
         return other
@@ -191,11 +188,13 @@ class DenseLayout(Layout):
     compiled. `pad` and `unpad` set padding to zero. A sequence without any token is allowed; its
     states are zero."""
 
-    def __init__(self, mask, rows=None, positions=None):
-        self._set_mask(mask, rows)
-        self.flat_index = torch.arange(self.batch * self.tokens, device=mask.device)
-        self.positions = self.flat_index % self.tokens if positions is None else positions
-        self.no_padding, self.length_buckets = False, []
+    def _cells(self):
+        positions = torch.arange(self.tokens, device=self.mask.device)
+        return torch.arange(self.mask.numel(), device=positions.device), positions.repeat(self.batch)
+
+    @property
+    def sequence(self):
+        return torch.arange(self.batch, device=self.mask.device).repeat_interleave(self.tokens)
 
     @property
     def key_mask(self):
@@ -220,8 +219,8 @@ class DenseLayout(Layout):
         return DenseLayout(ones, rows, positions=column).with_adapters(self.adapters)
 
     def keep(self, sequences):
-        raise UserError("a DenseLayout cannot drop sequences, because its shapes must not depend on "
-                        "values; use Layout, which is the default (dense=False)")
+        raise UserError("a DenseLayout cannot drop sequences, because its shapes must not depend "
+                        "on values; use Layout, which is the default (dense=False)")
 
     def _count_rows(self, adapters):
         return [(name, count * self.tokens) for name, count in adapters]

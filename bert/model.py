@@ -3,7 +3,7 @@
     bert = Bert.from_pretrained("bert-base-uncased")
     out = bert(**tokenizer(["a sentence", "another"]))       # .last_hidden_state  .pooler_output
 
-Read bert/attention.py first, then this file from the top: feed-forward network, layer, encoder.
+Read bert/attention.py first, then this file: feed-forward network, layer, encoder.
 Shapes: B batch, T tokens of the longest sequence, N real tokens of the whole batch, M selected ones
 of the N, H hidden size. Hidden states are one matrix [N, H] without padding (bert/layout.py);
 `forward` pads its results.
@@ -85,12 +85,11 @@ class BertLayer(nn.Module):
 
 
 class BertOutput(NamedTuple):
-    """last_hidden_state [B, T, H] is zero at padding; pooler_output [B, H] is None if the checkpoint
-    had no pooler; hidden_states, on request: embeddings and each layer's output, each [B, T, H]."""
+    """What Bert.forward returns."""
 
-    last_hidden_state: torch.Tensor
-    pooler_output: torch.Tensor | None
-    hidden_states: tuple | None = None
+    last_hidden_state: torch.Tensor                      # [B, T, H], zeros at padding
+    pooler_output: torch.Tensor | None                   # [B, H]; None if the checkpoint had none
+    hidden_states: tuple | None = None                   # embeddings, each layer's output: [B, T, H]
 
 
 _register_namedtuple(BertOutput, serialized_type_name="bert.BertOutput")     # for torch.export.save
@@ -156,10 +155,10 @@ class Bert(nn.Module):
         return self.dropout(self.embedding_norm(hidden, layout)), layout
 
     def encode(self, hidden, layout, head_mask=None, output_rows=None, states=None, start=0):
-        """Run the layers from number `start` on: hidden [N, H] → [N, H], or [M, H] if `output_rows`,
-        a selection of `layout`, names the rows that are needed: the last layer computes no others.
-        head_mask is [layers, heads] or [batch, layers, heads], of all heads before pruning. A list
-        `states` receives every layer's output."""
+        """Run the layers from number `start` on: hidden [N, H] → [N, H], or [M, H] if `output_rows`
+        is a selection of `layout`: the last layer computes no other rows. head_mask is [layers,
+        heads] or [batch, layers, heads], of all heads before pruning. A list `states` receives
+        every layer's output."""
         if head_mask is not None:
             head_mask = check_head_mask(head_mask, len(self.layers),
                                         self.config.num_attention_heads, layout, hidden)

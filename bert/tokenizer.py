@@ -54,13 +54,9 @@ class Tokenizer:
         folder = resolve_checkpoint(name, [VOCABULARY], ("vocab.txt", *SETTINGS, "config.json"))
         files = {name: (folder / name).read_bytes() for name in VOCABULARY + SETTINGS
                  if (folder / name).is_file()}
-        path, model = folder / "tokenizer_config.json", folder / "config.json"
-        settings, config = (read_json(p) if p.is_file() else {} for p in (path, model))
-        limit = min(_limit(path, settings, "model_max_length"),
-                    _limit(model, config, "max_position_embeddings"))
-        read = _read_tokenizer_json if "tokenizer.json" in files else _read_vocabulary
-        backend = read(folder)
-        _set_normalizer(backend, settings)
+        limit = min(_limit(folder / "tokenizer_config.json", "model_max_length"),
+                    _limit(folder / "config.json", "max_position_embeddings"))
+        backend = _read_backend(folder)
         try:
             return cls(backend, 512 if limit == math.inf else limit, files)
         except UserError as error:
@@ -78,15 +74,18 @@ class Tokenizer:
         [SEP]. `pairs` holds each text's partner, None for none. Above `max_length` tokens (default:
         the model's limit) the longer text is truncated; one warning counts the truncated texts."""
         for given in (texts,) if pairs is None else (texts, pairs):
-            if isinstance(given, (str, bytes)) or not hasattr(given, "__len__"):
-                raise UserError(f"{given!r:.60} is no list of texts; give a list of str")
+            if isinstance(given, (str, bytes)) or not hasattr(given, "__len__") or not len(given):
+                raise UserError(f"{given!r:.60} is no list of texts; give a list of one or more")
         pairs = [None] * len(texts) if pairs is None else pairs
         if len(pairs) != len(texts):
-            raise UserError(f"{len(texts)} texts but {len(pairs)} pairs; every text needs its "
-                            "partner")
-        if not len(texts):
-            raise UserError("there is no text to encode; give one or more")
-        limit = self._checked_limit(max_length, 2 + any(b is not None for b in pairs))
+            raise UserError(f"{len(texts)} texts but {len(pairs)} pairs; give every text a partner")
+        limit = self.limit if max_length is None else max_length
+        special = 2 + any(text is not None for text in pairs)            # [CLS], one or two [SEP]
+        if type(limit) is not int or min(limit, self.limit) <= special:
+            raise UserError(f"a sequence may have {limit!r} tokens (the model's limit: "
+                            f"{self.limit}), of which [CLS] and [SEP] take {special}; allow a "
+                            f"whole number of tokens, {special + 1} or more")
+        limit = min(limit, self.limit)
         self.backend.enable_truncation(limit, strategy="longest_first")
         try:
             encodings = self.backend.encode_batch(
@@ -102,15 +101,6 @@ class Tokenizer:
             warnings.warn(f"{cut:,} of {len(encodings):,} texts were longer than {limit} tokens "
                           f"and were cut to that length", stacklevel=2)
         return [e.ids for e in encodings], [e.type_ids for e in encodings]
-
-    def _checked_limit(self, max_length, special):
-        """→ the maximum length. UserError if `special` tokens leave no room for text."""
-        limit = self.limit if max_length is None else max_length
-        if type(limit) is not int or min(limit, self.limit) <= special:
-            raise UserError(f"a sequence may have {limit!r} tokens (the model's limit: "
-                            f"{self.limit}), of which [CLS] and [SEP] take {special}; allow a "
-                            f"whole number of tokens, {special + 1} or more")
-        return min(limit, self.limit)
 
     def __call__(self, texts, pairs=None, max_length=None):
         """encode, then pad; one text may be a str."""
@@ -145,10 +135,14 @@ def check_texts(texts):
                             f"(bytes: decode them as UTF-8 first)") from error
 
 
-def _limit(path, values, field):
+def _read_settings(path):
+    return read_json(path) if path.is_file() else {}
+
+
+def _limit(path, field):
     """The maximum number of tokens by this field of a file; infinity if it is absent or 10³⁰, which
     transformers writes for no limit."""
-    limit = values.get(field)
+    limit = _read_settings(path).get(field)
     if limit is None or (isinstance(limit, (int, float)) and limit >= 10 ** 9):
         return math.inf
     if type(limit) is not int or limit < 3:
@@ -157,36 +151,30 @@ def _limit(path, values, field):
     return limit
 
 
-def _set_normalizer(backend, settings):
-    """Clean, lower-case and strip accents as tokenizer_config.json says, or else as now."""
+def _read_backend(folder):
+    """From tokenizer.json or vocab.txt; tokenizer_config.json overrides how texts are cleaned."""
+    path, text_path = folder / "tokenizer.json", folder / "vocab.txt"
+    if path.is_file():
+        try:
+            backend = Backend.from_file(str(path))
+        except Exception as error:                        # all that the library raises is Exception
+            raise UserError(f"{path} is not a tokenizer file: {error}") from error
+        if not isinstance(backend.model, WordPiece):
+            raise UserError(f"{path} holds a {type(backend.model).__name__} tokenizer; BERT's is "
+                            "WordPiece")
+    else:
+        lines = read_utf8(text_path).replace("\r\n", "\n").removesuffix("\n").split("\n")
+        vocabulary = {token: number for number, token in enumerate(lines)}
+        if len(vocabulary) < len(lines):
+            raise UserError(f"{text_path} holds a token twice; every line needs its own")
+        backend = Backend(WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+        backend.pre_tokenizer = BertPreTokenizer()
+        backend.add_special_tokens([token for token in SPECIAL if token in vocabulary])
+    settings = _read_settings(folder / "tokenizer_config.json")
     now = backend.normalizer or BertNormalizer()
     if isinstance(now, BertNormalizer):
         backend.normalizer = BertNormalizer(
             handle_chinese_chars=settings.get("tokenize_chinese_chars", now.handle_chinese_chars),
             strip_accents=settings.get("strip_accents", now.strip_accents),  # None: if lower-casing
             lowercase=settings.get("do_lower_case", now.lowercase))
-
-
-def _read_tokenizer_json(folder):
-    path = folder / "tokenizer.json"
-    try:
-        backend = Backend.from_file(str(path))
-    except Exception as error:                            # all that the library raises is Exception
-        raise UserError(f"{path} is not a tokenizer file: {error}") from error
-    if not isinstance(backend.model, WordPiece):
-        raise UserError(f"{path} holds a {type(backend.model).__name__} tokenizer; BERT's is "
-                        "WordPiece")
-    return backend
-
-
-def _read_vocabulary(folder):
-    """From vocab.txt: one token a line; its id is the number of lines before it."""
-    path = folder / "vocab.txt"
-    lines = read_utf8(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
-    vocabulary = {token: number for number, token in enumerate(lines)}
-    if len(vocabulary) < len(lines):
-        raise UserError(f"{path} holds a token twice; every line needs its own")
-    backend = Backend(WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
-    backend.pre_tokenizer = BertPreTokenizer()
-    backend.add_special_tokens([token for token in SPECIAL if token in vocabulary])
     return backend
