@@ -1,5 +1,6 @@
-"""Pretrained weights: the names of Hugging Face's files on one side, ours on the other, checked
-strictly. A task's head is left out and an absent pooler replaced by a new one, with a warning.
+"""Hugging Face checkpoints: read under this project's names, checked strictly, written under
+theirs. An absent pooler and absent parameters of the attention function are made new, and heads of
+tasks are left out, each with a warning.
 
     their name                                           our name
     encoder.layer.3.attention.self.query.weight    ↔     layers.3.attention.query.weight
@@ -16,7 +17,7 @@ from bert.config import BertConfig
 from bert.errors import UserError
 from bert.files import read_json, read_tensors, resolve_checkpoint, write_json, write_tensors
 
-RENAME = [                                                   # (theirs, ours)
+RENAME = [                                                   # (their module, ours)
     ("embeddings.word_embeddings", "word_embeddings"),
     ("embeddings.position_embeddings", "position_embeddings"),
     ("embeddings.token_type_embeddings", "token_type_embeddings"),
@@ -24,6 +25,7 @@ RENAME = [                                                   # (theirs, ours)
     ("encoder.layer.#.attention.self.query", "layers.#.attention.query"),
     ("encoder.layer.#.attention.self.key", "layers.#.attention.key"),
     ("encoder.layer.#.attention.self.value", "layers.#.attention.value"),
+    ("encoder.layer.#.attention.self.attention_function", "layers.#.attention.attention_function"),
     ("encoder.layer.#.attention.output.dense", "layers.#.attention.output"),
     ("encoder.layer.#.attention.output.LayerNorm", "layers.#.attention_norm"),
     ("encoder.layer.#.intermediate.dense", "layers.#.ffn.fc_in"),
@@ -34,36 +36,35 @@ RENAME = [                                                   # (theirs, ours)
 FROM_HF = dict(RENAME)
 TO_HF = {ours: theirs for theirs, ours in RENAME}
 LEGACY = {"gamma": "weight", "beta": "bias"}             # LayerNorm's names in the first BERT files
-IGNORED = re.compile(r"embeddings\.position_ids")        # a buffer in older files: 0, 1, 2, …
-PREFIXES = re.compile(r"((module|model|bert)\.)*")        # of modules that hold the encoder
-PRETRAINING, TASK = ("cls",), ("classifier", "qa_outputs")                        # names of heads
+PREFIXES = re.compile(r"^((module|model|bert)\.)*")      # of modules that hold the encoder
 SHARD = re.compile(r"[^/\\:]+\.(safetensors|bin)")       # a file beside the index, and no path
-
-CONFIG = ("config.json",)
+PRETRAINING_HEAD, TASK_HEADS = "cls", {"classifier", "qa_outputs"}
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json",
            "pytorch_model.bin", "pytorch_model.bin.index.json")
+NEW_POOLER = "holds no pooler; the model has a new, untrained one, and reading it is an error"
+NEW_FUNCTION = "holds no parameters of the attention function; the model has new, untrained ones"
 
 
 def rename(name, table):
-    """A parameter's name by `table`; a name that the table does not know comes back unchanged."""
-    module, _, last = name.rpartition(".")
-    number = re.search(r"\.(\d+)\.", module)
-    module = re.sub(r"\.\d+\.", ".#.", module, count=1)
-    if module not in table:
-        return name
-    return f"{table[module]}.{last}".replace("#", number[1] if number else "")
+    """→ a parameter's name by `table`; a name whose module is not in it stays unchanged."""
+    layer = re.search(r"\.\d+\.", name)                      # ".3."
+    pattern = name.replace(layer[0], ".#.", 1) if layer else name
+    for module in table:
+        if pattern.startswith(module + "."):
+            name = table[module] + pattern.removeprefix(module)
+            return name.replace(".#.", layer[0], 1) if layer else name
+    return name
 
 
 def plain_name(name):
-    """Their name as it is today: without prefixes, LayerNorms with weight and bias."""
-    name = name[PREFIXES.match(name).end():]
-    module, dot, last = name.rpartition(".")
-    return f"{module}{dot}{LEGACY.get(last, last)}"
+    """→ their name in today's form: no prefixes, LayerNorms with weight and bias."""
+    module, dot, last = PREFIXES.sub("", name).rpartition(".")
+    return module + dot + (LEGACY.get(last, last) if module.endswith("LayerNorm") else last)
 
 
 def read_weights(name, path):
-    """{name: tensor} of a file of weights, or of all shards that `path`, an index, lists. `name`
-    is the checkpoint's; shards on the hub are fetched."""
+    """→ {name: tensor} of a file of weights, or of all shards listed in `path`, an index. Shards of
+    a hub's model `name` are downloaded."""
     if path.suffix != ".json":
         return read_tensors(path)
     shards = read_json(path).get("weight_map")               # {tensor: its file}
@@ -73,14 +74,11 @@ def read_weights(name, path):
         if not isinstance(file, str) or not SHARD.fullmatch(file):
             raise UserError(f"{path} names the file {file!r}; it must be a .safetensors or .bin "
                             f"file in the same folder")
-    files = sorted(set(shards.values()))
+    files, tensors = sorted(set(shards.values())), {}
     resolve_checkpoint(name, [(file,) for file in files])
-    tensors = {}
     for file in files:
         found = read_tensors(path.with_name(file))
-        wrong = found.keys() ^ {tensor for tensor, place in shards.items() if place == file}
-        if wrong:
-            tensor = min(wrong)
+        for tensor in sorted(found.keys() ^ {t for t, place in shards.items() if place == file}):
             raise UserError(f"{path.with_name(file)} {'holds' if tensor in found else 'lacks'} "
                             f"{tensor}, but {path.name} says that it is in "
                             f"{shards.get(tensor, 'no file')}; fetch both again")
@@ -89,29 +87,29 @@ def read_weights(name, path):
 
 
 def read_checkpoint(name):
-    """→ config, path of the weights, {name: tensor} of the encoder under our names, the same of the
-    heads under theirs."""
-    folder = resolve_checkpoint(name, [CONFIG, WEIGHTS])
+    """→ config, path of the weights, {our name: tensor} of the encoder, {their name: tensor} of the
+    heads."""
+    folder = resolve_checkpoint(name, [("config.json",), WEIGHTS])
     config = BertConfig.load(folder / "config.json")
     path = next(folder / file for file in WEIGHTS if (folder / file).is_file())
     encoder, heads = {}, {}
     for given, tensor in read_weights(name, path).items():
         plain = plain_name(given)
-        if IGNORED.fullmatch(plain):
+        if plain == "embeddings.position_ids":               # a buffer in older files: 0, 1, 2, …
             continue
         if not tensor.is_floating_point():
             raise UserError(f"{path} holds {given} as {tensor.dtype}; weights must be floats")
-        head = plain.partition(".")[0] in PRETRAINING + TASK
+        head = plain.partition(".")[0] in {PRETRAINING_HEAD, *TASK_HEADS}
         to, key = (heads, plain) if head else (encoder, rename(plain, FROM_HF))
         if key in to:
-            raise UserError(f"{path} holds {plain} twice (once as {given}); it must hold each "
-                            "weight once")
+            raise UserError(f"{path} holds {plain} twice (once as {given}); delete one of them")
         to[key] = tensor.float()
     return config, path, encoder, heads
 
 
 def check_names_and_shapes(path, expected, found):
-    """UserError that names what is missing, unexpected or of another shape; {name: tensor} both."""
+    """Raise UserError that names the tensors of `path` that are missing, unexpected or of another
+    shape; `expected` and `found` are {name: tensor}."""
     expected, found = ({rename(name, TO_HF): list(t.shape) for name, t in side.items()}
                        for side in (expected, found))
     wrong = {
@@ -121,64 +119,70 @@ def check_names_and_shapes(path, expected, found):
                               for name, shape in expected.items()
                               if found.get(name, shape) != shape],
     }
-    problems = [f"{what} {', '.join(names[:5])}"
-                + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-                for what, names in wrong.items() if names]
+    problems = "; ".join(f"{what} {', '.join(names[:5])}"
+                         + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+                         for what, names in wrong.items() if names)
     if problems:
-        raise UserError(f"{path} does not fit its configuration: {'; '.join(problems)}. "
-                        f"Compare config.json with the weights")
+        what = "the attention it was trained with" if "_function." in problems else "config.json"
+        raise UserError(f"{path} does not fit its configuration: {problems}. Compare {what} with "
+                        f"the weights")
 
 
 def load_bert(cls, name, attention, rebuild=None):
-    """A `cls` (Bert) with the weights of the checkpoint `name`: a folder, "tiny" or a hub id.
-    `reshape(bert)` does to the modules what had been done to those that were saved."""
+    """→ a `cls` (Bert) with the weights of the checkpoint `name`: a folder, "tiny" or a hub id.
+    `rebuild(bert)` changes the modules as those of the saved model had been changed."""
     config, path, encoder, heads = read_checkpoint(name)
     with torch.device("meta"):                               # shapes only: the weights are at hand
-        bert = cls(config, attention)
+        bert = cls(config)
         if rebuild is not None:
             rebuild(bert)
-    bert.pooler_is_new = not any(key.startswith("pooler.") for key in encoder)
-    if bert.pooler_is_new:
-        encoder |= new_pooler(config)
+    notes = []
+    for note, part in new_parts(bert, attention).items():
+        if part and not part.keys() & encoder.keys():
+            encoder |= part
+            notes.append(note)
+    bert.pooler_is_new = NEW_POOLER in notes
     check_names_and_shapes(path, bert.state_dict(), encoder)
     bert.load_state_dict(encoder, assign=True)
-    if bert.pooler_is_new:
-        warnings.warn(f"{path} holds no pooler; the model has a new, untrained one, and reading "
-                      f"it is an error", stacklevel=3)
-    left_out = sorted({key.partition(".")[0] for key in heads} & set(TASK))
+    left_out = sorted({key.partition(".")[0] for key in heads} & TASK_HEADS)
     if left_out:
-        warnings.warn(f"{path} holds a task's head, {', '.join(f'{h}.*' for h in left_out)}; it is "
-                      f"left out", stacklevel=3)
+        notes.append(f"holds a task's head, {'.*, '.join(left_out)}.*; it is left out")
+    for note in notes:
+        warnings.warn(f"{path} {note}", stacklevel=3)
     return bert.eval()
 
 
-def new_pooler(config):
-    """A pooler's tensors as a new model has them, always the same."""
-    weight, generator = torch.empty(config.hidden_size, config.hidden_size), torch.Generator()
-    weight.normal_(std=config.initializer_range, generator=generator.manual_seed(0))
-    return {"pooler.weight": weight, "pooler.bias": torch.zeros(config.hidden_size)}
+def new_parts(bert, attention):
+    """Make `bert` use the attention → {warning: {name: tensor}} of the parts that a checkpoint may
+    lack, with a new model's values, always the same. Draws no random numbers of the caller's."""
+    size = bert.config.hidden_size
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        weight = torch.empty(size, size).normal_(std=bert.config.initializer_range)
+        bert.use_attention(attention)
+    function = {name: t for name, t in bert.state_dict().items() if ".attention_function." in name}
+    return {NEW_POOLER: {"pooler.weight": weight, "pooler.bias": torch.zeros(size)},
+            NEW_FUNCTION: function}
 
 
 def pretraining_heads(name):
-    """{name: tensor} of the pretraining heads `cls.*` in the checkpoint `name`; empty if it has
-    none."""
+    """→ {name: tensor} of the pretraining heads `cls.*` in the checkpoint `name`, or {}."""
     *_, heads = read_checkpoint(name)
-    return {key: tensor for key, tensor in heads.items() if key.partition(".")[0] in PRETRAINING}
+    return {key: t for key, t in heads.items() if key.partition(".")[0] == PRETRAINING_HEAD}
 
 
 def tensors_to_save(bert):
-    """{their name: tensor}: all of the encoder, but no pooler that is new."""
+    """→ {their name: tensor} of all of the encoder, without a new pooler."""
     return {rename(name, TO_HF): tensor for name, tensor in bert.state_dict().items()
             if not (bert.pooler_is_new and name.startswith("pooler."))}
 
 
 def save_bert(bert, folder, rebuild=None):
-    """Write the Hugging Face layout. A model whose weights are no longer those its configuration
-    says is refused, unless `reshape` (see load_bert) accounts for it: nobody could open the
-    file."""
+    """Write the Hugging Face layout. UserError if the weights are not those that the configuration,
+    changed by `rebuild` (see load_bert), describes: nobody could open the file."""
     folder = Path(folder)
     with torch.device("meta"):
-        plain = type(bert)(bert.config)
+        plain = type(bert)(bert.config, bert.attention_name)
         if rebuild is not None:
             rebuild(plain)
     check_names_and_shapes(f"the model to be saved in {folder}", plain.state_dict(),

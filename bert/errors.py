@@ -1,5 +1,4 @@
-"""The one exception that scripts turn into a sentence and exit code 2, and the check that names the
-nearest word."""
+"""The exception that scripts turn into a sentence and exit code 2, and the check of a name."""
 
 import difflib
 

@@ -78,7 +78,7 @@ class AdapterLayer(nn.Module):
 
     def serving(self, rows, layout):
         """→ the adapter_module of each group of consecutive rows [N, …], and the groups' sizes."""
-        served = None if layout is None else layout.served
+        served = None if layout is None else layout.adapter_rows
         adapters, sizes = zip(*(served or [(self.active, rows.size(0))]))
         return [self.adapter_module(adapter) for adapter in adapters], sizes
 

@@ -8,6 +8,8 @@ import torch
 
 REFERENCE = Path(__file__).parent / "reference"
 PROBES = 48                                             # of hidden states every 48th number is kept
+SMALL = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+         "intermediate_size": 48, "max_position_embeddings": 20, "initializer_range": 0.3}
 SIGNS = 8                                               # random signs a gradient is multiplied with
 
 

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from parity import tiny_batch
-from test_model import SMALL
+from parity import SMALL, tiny_batch
 
 from bert import Bert, BertConfig, DenseLayout, Layout, Tokenizer, UserError
 
@@ -80,7 +79,7 @@ def test_ids_at_padding_are_not_checked(bert):
     assert torch.equal(bert(**small)[0], expected[0])
 
 
-def test_values_are_looked_at_on_the_cpu_only():
+def test_values_are_checked_on_the_cpu_only():
     """On meta, as on a GPU, a tensor's values cannot be had without waiting (here: at all)."""
     layout = Layout(torch.ones(2, 3)).to("meta")
     bert = Bert(BertConfig(**SMALL)).to("meta")
@@ -95,14 +94,14 @@ def test_other_precisions_run_with_masks_of_heads(dtype, atol, dense):
     bert = Bert(BertConfig(**SMALL | {"initializer_range": 0.1})).eval()
     heads = torch.ones(3, 4)
     heads[0, 1] = 0
-    for when in ("before", "after"):                         # the heads are switched off
+    for when in ("before", "after"):                         # the heads are masked
         other = Bert(bert.config).eval()
         other.load_state_dict(bert.state_dict())
-        bert.layers[1].attention.switch_off(bert.config, [2])
+        bert.layers[1].attention.set_masked_heads(bert.config, [2])
         if when == "before":
-            other.layers[1].attention.switch_off(bert.config, [2])
+            other.layers[1].attention.set_masked_heads(bert.config, [2])
         other.to(dtype)
-        other.layers[1].attention.switch_off(bert.config, [2])
+        other.layers[1].attention.set_masked_heads(bert.config, [2])
         found = other(**tiny_batch(), head_mask=heads, dense=dense)
         assert found[0].dtype == found[1].dtype == dtype
         torch.testing.assert_close(found[0].float(), bert(**tiny_batch(), head_mask=heads)[0],

@@ -1,15 +1,10 @@
 """Checkpoints: every form is read, what does not fit is named, what is written opens elsewhere."""
 
-import http.server
 import json
-import os
-import subprocess
-import sys
-import threading
-from functools import partial
 
 import pytest
 import torch
+from hub import hub_of, load_by_name
 from parity import REFERENCE, tiny_batch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -151,55 +146,10 @@ def test_a_new_model_starts_as_bert_does():
     assert not bert.layers[0].ffn.fc_in.bias.any() and bert.embedding_norm.weight.eq(1).all()
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of a model hub as a download needs: files under /{owner}/{model}/resolve/main/."""
-
-    def __init__(self, folder, *arguments):
-        self.folder = folder
-        super().__init__(*arguments)
-
-    def do_HEAD(self):
-        name = self.path.rpartition("/")[2]
-        path = self.folder / name
-        found = self.path.startswith("/someone/small-bert/resolve/main/") and path.is_file()
-        self.send_response(200 if found else 404)
-        self.send_header("X-Repo-Commit", "0" * 40)
-        if found:
-            self.send_header("ETag", f'"{name}"')
-            self.send_header("Content-Length", str(path.stat().st_size))
-        else:
-            known = "someone/small-bert" in self.path
-            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
-            self.send_header("Content-Length", "0")
-        self.end_headers()
-        return path if found else None
-
-    def do_GET(self):
-        path = self.do_HEAD()
-        if path:
-            self.wfile.write(path.read_bytes())
-
-    def log_message(self, *arguments):
-        pass
-
-
 @pytest.fixture(scope="module")
 def hub(checkpoint):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, checkpoint))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-
-
-def load_by_name(name, **environment):
-    """Bert and Tokenizer of a hub's model, in a process of their own → the finished process."""
-    code = ("import sys; from bert import *\n"
-            "try: print(Bert.from_pretrained(sys.argv[1]).config.hidden_size,"
-            " Tokenizer.from_pretrained(sys.argv[1]).vocab_size)\n"
-            "except UserError as error: sys.exit(str(error))")
-    return subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True,
-                          env=os.environ | {"HF_HUB_DISABLE_XET": "1", **environment},
-                          cwd=REFERENCE.parent.parent)
+    with hub_of(checkpoint) as address:
+        yield address
 
 
 def test_hub_model_is_fetched_once_and_then_opens_offline(hub, tmp_path):

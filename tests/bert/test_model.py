@@ -4,15 +4,20 @@ import math
 
 import pytest
 import torch
-from parity import PROBES, REFERENCE, gradient_probes, real_texts, summed_loss, tiny_batch
+from parity import (
+    PROBES,
+    REFERENCE,
+    SMALL,
+    gradient_probes,
+    real_texts,
+    summed_loss,
+    tiny_batch,
+)
 from safetensors.torch import load_file
 
 from bert import Bert, BertConfig, Layout, Tokenizer, UserError
 from bert.checkpoint import FROM_HF, rename
 from bert.config import ACTIVATIONS
-
-SMALL = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
-         "intermediate_size": 48, "max_position_embeddings": 20, "initializer_range": 0.3}
 
 
 @pytest.fixture
@@ -82,7 +87,7 @@ def test_gelu_is_the_exact_one():
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-def test_textbook_attention_equals_the_fused_kernel(mode):
+def test_eager_attention_equals_the_sdpa_kernel(mode):
     results = []
     for attention in ("sdpa", "eager"):
         torch.manual_seed(0)
@@ -120,7 +125,7 @@ def test_padding_changes_nothing(bert):
         assert not together.last_hidden_state[row, length:].any()
 
 
-def test_linear_layers_see_real_tokens_only_and_the_last_layer_what_is_read(bert):
+def test_linear_layers_compute_real_tokens_only_and_the_last_layer_its_output_rows(bert):
     seen = {}
     for name, module in bert.named_modules():
         if name.endswith(("fc_in", "norm", "query", "key")):
@@ -130,13 +135,13 @@ def test_linear_layers_see_real_tokens_only_and_the_last_layer_what_is_read(bert
     hidden, layout = bert.embed(**batch)
     assert bert.encode(hidden, layout, output_rows=layout.cls_rows()).shape == (sequences, 32)
     few = {f"layers.2.{name}" for name in
-           ("fc_in", "attention.query", "attention_norm", "output_norm")}
+           ("ffn.fc_in", "attention.query", "attention_norm", "output_norm")}
     assert {name for name, rows in seen.items() if rows == sequences} == few
     assert {rows for name, rows in seen.items() if name not in few} == {tokens}
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_reading_few_positions_equals_computing_all(bert, attention):
+def test_computing_few_rows_equals_computing_all(bert, attention):
     bert.use_attention(attention)
     batch = tiny_batch()
     some = torch.zeros_like(batch["attention_mask"])
@@ -198,7 +203,7 @@ def test_layout_pads_and_unpads_any_mask():
     assert torch.equal(layout.unpad(layout.pad(rows)), rows)
     assert layout.pad(rows)[..., 0].tolist() == [[1, 2, 0, 0], [0, 3, 4, 5], [6, 0, 7, 0]]
     assert layout.sequence.tolist() == [0, 0, 1, 1, 1, 2, 2]
-    assert layout.position.tolist() == [0, 1, 1, 2, 3, 0, 2]
+    assert layout.positions.tolist() == [0, 1, 1, 2, 3, 0, 2]
     assert layout.cls_rows().rows.tolist() == [0, 2, 5]
 
 
@@ -207,7 +212,7 @@ def test_impossible_input_is_an_error_that_says_why(bert):
         bert(torch.ones(1, 21, dtype=torch.long))
     with pytest.raises(UserError, match="every token of sequence 1"):
         bert(torch.ones(2, 3, dtype=torch.long), torch.tensor([[1, 1, 0], [0, 0, 0]]))
-    with pytest.raises(UserError, match="unknown"):
+    with pytest.raises(UserError, match="no attention 'flash'; there are sdpa, eager"):
         bert.use_attention("flash")
     with pytest.raises(UserError, match=r"input is \[2, 3\] but attention_mask is \[2, 2\]"):
         bert(torch.ones(2, 3, dtype=torch.long), torch.ones(2, 2))
@@ -224,7 +229,7 @@ def test_bf16_autocast_runs_every_linear_in_bf16_and_keeps_fp32_weights(bert):
     assert {p.grad.dtype for p in bert.parameters()} == {torch.float32}
 
 
-def test_attention_in_groups_of_like_length_is_attention_on_one_grid():
+def test_attention_in_length_buckets_is_attention_on_one_grid():
     torch.manual_seed(0)
     bert = Bert(BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2,
                            num_attention_heads=4, intermediate_size=48)).eval()
@@ -232,7 +237,8 @@ def test_attention_in_groups_of_like_length_is_attention_on_one_grid():
     for row, length in enumerate([20, 60, 3, 41, 58, 19, 2]):
         mask[row, :length] = 1
     grouped, whole = Layout(mask), Layout(mask)
-    assert [group.mask.shape for group in grouped.length_buckets] == [(2, 60), (1, 41), (2, 20), (2, 3)]
+    assert [bucket.mask.shape for bucket in grouped.length_buckets] == [(2, 60), (1, 41), (2, 20),
+                                                                        (2, 3)]
     whole.length_buckets = []
     results = [bert.encode(bert.embed(ids, layout)[0], layout) for layout in (grouped, whole)]
     torch.testing.assert_close(*results, atol=1e-5, rtol=0)

@@ -1,17 +1,14 @@
 """Checkpoints as other code writes them: without a pooler, with a task's head, in shards, with
 prefixes. Each opens with the numbers that transformers has."""
 
-import http.server
 import json
-import threading
 import warnings
-from functools import partial
 
 import pytest
 import torch
+from hub import hub_of, load_by_name
 from parity import REFERENCE, tiny_batch
 from safetensors.torch import load_file, save_file
-from test_checkpoint import Hub, load_by_name
 
 import evaluate
 import train_multitask
@@ -167,14 +164,10 @@ def test_shards_come_from_the_hub(kind, checkpoint, tmp_path):
     served = tmp_path / "served"
     write_shards(served, load_file(checkpoint / "model.safetensors"), kind, source=checkpoint)
     (served / "vocab.txt").write_bytes((checkpoint / "vocab.txt").read_bytes())
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, served))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    place = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path)}
-    try:
+    with hub_of(served) as address:
+        place = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path)}
         fetched = load_by_name("someone/small-bert", **place)
         assert fetched.stdout == "32 31\n", fetched.stderr
-    finally:
-        server.shutdown()
     offline = load_by_name("someone/small-bert", HF_HUB_OFFLINE="1", **place)
     assert offline.stdout == "32 31\n", offline.stderr
 

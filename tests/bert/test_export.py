@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import summed_loss, tiny_batch
-from test_model import SMALL
+from parity import SMALL, summed_loss, tiny_batch
 
 from bert import Bert, BertConfig, DenseLayout, Layout, Tokenizer
 from lora import attach
 
-PAGE = (Path(__file__).parent.parent / "docs" / "export.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "export.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(params=["sdpa", "eager"])
@@ -31,7 +30,7 @@ def test_dense_states_are_the_packed_ones_with_any_mask(bert, heads):
     batch["attention_mask"][1, :4] = 0                       # padding on the left
     batch["attention_mask"][3, 2] = 0                        # and a hole
     mask = None if heads is None else torch.rand(heads).round()
-    bert.layers[0].attention.switch_off(bert.config, [1])
+    bert.layers[0].attention.set_masked_heads(bert.config, [1])
     more = {"head_mask": mask, "output_hidden_states": True}
     packed, dense = bert(**batch, **more), bert(**batch, **more, dense=True)
     close(dense.hidden_states, packed.hidden_states)
@@ -110,7 +109,7 @@ def shapes_of(batch, bert):
 
 
 def test_an_encoder_with_an_active_adapter_and_switched_off_heads_is_exported(bert):
-    adapter_layers(bert).layers[1].attention.switch_off(bert.config, [2])
+    adapter_layers(bert).layers[1].attention.set_masked_heads(bert.config, [2])
     batch = tiny_batch()
     program = torch.export.export(bert, (), {**batch, "dense": True},
                                   dynamic_shapes=shapes_of(batch, bert))
