@@ -1,8 +1,11 @@
-"""Pretrained weights: the names of Hugging Face's files on one side, ours on the other, checked
-strictly. A task's head is left out and an absent pooler replaced by a new one, with a warning.
+"""Hugging Face checkpoints: read under this project's names, checked strictly, written under
+theirs.
 
     their name                                           our name
     encoder.layer.3.attention.self.query.weight    ↔     layers.3.attention.query.weight
+
+Two parts may be absent (OPTIONAL); the model then has new ones, with a warning. Heads of tasks are
+left out, with a warning.
 """
 
 import re
@@ -16,7 +19,7 @@ from bert.config import BertConfig
 from bert.errors import UserError
 from bert.files import read_json, read_tensors, resolve_checkpoint, write_json, write_tensors
 
-RENAME = [                                                   # (theirs, ours)
+RENAME = [                                                   # (their module, ours)
     ("embeddings.word_embeddings", "word_embeddings"),
     ("embeddings.position_embeddings", "position_embeddings"),
     ("embeddings.token_type_embeddings", "token_type_embeddings"),
@@ -24,6 +27,7 @@ RENAME = [                                                   # (theirs, ours)
     ("encoder.layer.#.attention.self.query", "layers.#.attention.query"),
     ("encoder.layer.#.attention.self.key", "layers.#.attention.key"),
     ("encoder.layer.#.attention.self.value", "layers.#.attention.value"),
+    ("encoder.layer.#.attention.self.attention_function", "layers.#.attention.attention_function"),
     ("encoder.layer.#.attention.output.dense", "layers.#.attention.output"),
     ("encoder.layer.#.attention.output.LayerNorm", "layers.#.attention_norm"),
     ("encoder.layer.#.intermediate.dense", "layers.#.ffn.fc_in"),
@@ -35,9 +39,14 @@ FROM_HF = dict(RENAME)
 TO_HF = {ours: theirs for theirs, ours in RENAME}
 LEGACY = {"gamma": "weight", "beta": "bias"}             # LayerNorm's names in the first BERT files
 IGNORED = re.compile(r"embeddings\.position_ids")        # a buffer in older files: 0, 1, 2, …
-PREFIXES = re.compile(r"((module|model|bert)\.)*")        # of modules that hold the encoder
+PREFIXES = re.compile(r"^((module|model|bert)\.)*")      # of modules that hold the encoder
 PRETRAINING, TASK = ("cls",), ("classifier", "qa_outputs")                        # names of heads
 SHARD = re.compile(r"[^/\\:]+\.(safetensors|bin)")       # a file beside the index, and no path
+POOLER, ATTENTION = r"pooler\.", r"layers\.\d+\.attention\.attention_function\."
+OPTIONAL = {                                             # our names → what the warning says
+    POOLER: "no pooler; the model has a new, untrained one, and reading it is an error",
+    ATTENTION: "no parameters of the attention function; the model has new, untrained ones",
+}
 
 CONFIG = ("config.json",)
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json",
@@ -45,25 +54,25 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json",
 
 
 def rename(name, table):
-    """A parameter's name by `table`; a name that the table does not know comes back unchanged."""
-    module, _, last = name.rpartition(".")
-    number = re.search(r"\.(\d+)\.", module)
-    module = re.sub(r"\.\d+\.", ".#.", module, count=1)
-    if module not in table:
-        return name
-    return f"{table[module]}.{last}".replace("#", number[1] if number else "")
+    """→ a parameter's name by `table`; a name whose module is not in it stays unchanged."""
+    layer = re.search(r"\.\d+\.", name)                      # ".3."
+    pattern = name.replace(layer[0], ".#.", 1) if layer else name
+    for module in table:
+        if pattern.startswith(module + "."):
+            name = table[module] + pattern.removeprefix(module)
+            return name.replace(".#.", layer[0], 1) if layer else name
+    return name
 
 
 def plain_name(name):
-    """Their name as it is today: without prefixes, LayerNorms with weight and bias."""
-    name = name[PREFIXES.match(name).end():]
-    module, dot, last = name.rpartition(".")
-    return f"{module}{dot}{LEGACY.get(last, last)}"
+    """→ their name in today's form: no prefixes, LayerNorms with weight and bias."""
+    module, dot, last = PREFIXES.sub("", name).rpartition(".")
+    return module + dot + (LEGACY.get(last, last) if module.endswith("LayerNorm") else last)
 
 
 def read_weights(name, path):
-    """{name: tensor} of a file of weights, or of all shards that `path`, an index, lists. `name`
-    is the checkpoint's; shards on the hub are fetched."""
+    """→ {name: tensor} of a file of weights, or of all shards listed in `path`, an index. Shards of
+    a hub's model `name` are downloaded."""
     if path.suffix != ".json":
         return read_tensors(path)
     shards = read_json(path).get("weight_map")               # {tensor: its file}
@@ -78,9 +87,7 @@ def read_weights(name, path):
     tensors = {}
     for file in files:
         found = read_tensors(path.with_name(file))
-        wrong = found.keys() ^ {tensor for tensor, place in shards.items() if place == file}
-        if wrong:
-            tensor = min(wrong)
+        for tensor in found.keys() ^ {tensor for tensor, place in shards.items() if place == file}:
             raise UserError(f"{path.with_name(file)} {'holds' if tensor in found else 'lacks'} "
                             f"{tensor}, but {path.name} says that it is in "
                             f"{shards.get(tensor, 'no file')}; fetch both again")
@@ -89,8 +96,8 @@ def read_weights(name, path):
 
 
 def read_checkpoint(name):
-    """→ config, path of the weights, {name: tensor} of the encoder under our names, the same of the
-    heads under theirs."""
+    """→ config, path of the weights, {our name: tensor} of the encoder, {their name: tensor} of the
+    heads."""
     folder = resolve_checkpoint(name, [CONFIG, WEIGHTS])
     config = BertConfig.load(folder / "config.json")
     path = next(folder / file for file in WEIGHTS if (folder / file).is_file())
@@ -111,7 +118,8 @@ def read_checkpoint(name):
 
 
 def check_names_and_shapes(path, expected, found):
-    """UserError that names what is missing, unexpected or of another shape; {name: tensor} both."""
+    """Raise UserError that names the tensors of `path` that are missing, unexpected or of another
+    shape; `expected` and `found` are {name: tensor}."""
     expected, found = ({rename(name, TO_HF): list(t.shape) for name, t in side.items()}
                        for side in (expected, found))
     wrong = {
@@ -130,55 +138,67 @@ def check_names_and_shapes(path, expected, found):
 
 
 def load_bert(cls, name, attention, rebuild=None):
-    """A `cls` (Bert) with the weights of the checkpoint `name`: a folder, "tiny" or a hub id.
-    `reshape(bert)` does to the modules what had been done to those that were saved."""
+    """→ a `cls` (Bert) with the weights of the checkpoint `name`: a folder, "tiny" or a hub id.
+    `rebuild(bert)` changes the modules as those of the saved model had been changed."""
     config, path, encoder, heads = read_checkpoint(name)
     with torch.device("meta"):                               # shapes only: the weights are at hand
-        bert = cls(config, attention)
+        bert = cls(config)
         if rebuild is not None:
             rebuild(bert)
-    bert.pooler_is_new = not any(key.startswith("pooler.") for key in encoder)
-    if bert.pooler_is_new:
-        encoder |= new_pooler(config)
+    notes, new = [], new_optional_parts(bert, attention)
+    for pattern, note in OPTIONAL.items():
+        made, held = ({name: tensor for name, tensor in tensors.items() if re.match(pattern, name)}
+                      for tensors in (new, encoder))
+        if held and not made:
+            raise UserError(f"{path} holds {rename(min(held), TO_HF)}, but the attention "
+                            f"{attention!r} has no parameters; open it with the attention that it "
+                            "was trained with")
+        if made and not held:
+            encoder |= made
+            notes.append(f"holds {note}")
+            bert.pooler_is_new |= pattern == POOLER
     check_names_and_shapes(path, bert.state_dict(), encoder)
     bert.load_state_dict(encoder, assign=True)
-    if bert.pooler_is_new:
-        warnings.warn(f"{path} holds no pooler; the model has a new, untrained one, and reading "
-                      f"it is an error", stacklevel=3)
     left_out = sorted({key.partition(".")[0] for key in heads} & set(TASK))
     if left_out:
-        warnings.warn(f"{path} holds a task's head, {', '.join(f'{h}.*' for h in left_out)}; it is "
-                      f"left out", stacklevel=3)
+        notes.append(f"holds a task's head, {', '.join(f'{h}.*' for h in left_out)}; it is left "
+                     "out")
+    for note in notes:
+        warnings.warn(f"{path} {note}", stacklevel=3)
     return bert.eval()
 
 
-def new_pooler(config):
-    """A pooler's tensors as a new model has them, always the same."""
-    weight, generator = torch.empty(config.hidden_size, config.hidden_size), torch.Generator()
-    weight.normal_(std=config.initializer_range, generator=generator.manual_seed(0))
-    return {"pooler.weight": weight, "pooler.bias": torch.zeros(config.hidden_size)}
+def new_optional_parts(bert, attention):
+    """Make `bert` use the attention → {name: tensor} of all OPTIONAL parts with the values of a new
+    model, always the same. Draws no random numbers from torch's generator."""
+    size = bert.config.hidden_size
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        weight = torch.empty(size, size).normal_(std=bert.config.initializer_range)
+        bert.use_attention(attention)
+    functions = {name: t for name, t in bert.state_dict().items() if re.match(ATTENTION, name)}
+    return {"pooler.weight": weight, "pooler.bias": torch.zeros(size)} | functions
 
 
 def pretraining_heads(name):
-    """{name: tensor} of the pretraining heads `cls.*` in the checkpoint `name`; empty if it has
+    """→ {name: tensor} of the pretraining heads `cls.*` in the checkpoint `name`; {} if it has
     none."""
     *_, heads = read_checkpoint(name)
     return {key: tensor for key, tensor in heads.items() if key.partition(".")[0] in PRETRAINING}
 
 
 def tensors_to_save(bert):
-    """{their name: tensor}: all of the encoder, but no pooler that is new."""
+    """→ {their name: tensor} of all of the encoder, without a new pooler."""
     return {rename(name, TO_HF): tensor for name, tensor in bert.state_dict().items()
             if not (bert.pooler_is_new and name.startswith("pooler."))}
 
 
 def save_bert(bert, folder, rebuild=None):
-    """Write the Hugging Face layout. A model whose weights are no longer those its configuration
-    says is refused, unless `reshape` (see load_bert) accounts for it: nobody could open the
-    file."""
+    """Write the Hugging Face layout. UserError if the weights are not those that the configuration,
+    changed by `rebuild` (see load_bert), describes: nobody could open the file."""
     folder = Path(folder)
     with torch.device("meta"):
-        plain = type(bert)(bert.config)
+        plain = type(bert)(bert.config, bert.attention_name)
         if rebuild is not None:
             rebuild(plain)
     check_names_and_shapes(f"the model to be saved in {folder}", plain.state_dict(),

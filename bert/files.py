@@ -1,5 +1,5 @@
-"""Files that are whole or absent: found locally or on the hub, read with a sentence for what is
-wrong, written beside their place and then moved into it."""
+"""Files: found in a folder or on the hub, read with a sentence about what is wrong with them, and
+written whole or not at all."""
 
 import hashlib
 import io
@@ -15,14 +15,14 @@ from safetensors.torch import save
 
 from bert.errors import UserError
 
-TINY = Path(__file__).parent / "tiny"                      # the checkpoint that comes with the code
+TINY = Path(__file__).parent / "tiny"                      # the checkpoint in this repository
 
 
 def resolve_checkpoint(name, required, optional=()):
-    """The folder that holds a checkpoint's files. `name` is a local folder, "tiny", or a hub id
-    ("bert-base-uncased"); hub files are fetched once into huggingface_hub's cache, and
-    HF_HUB_OFFLINE=1 keeps to that cache. `required`: tuples of file names, of each of which one
-    must be there."""
+    """→ the folder that holds a checkpoint's files. `name` is a local folder, "tiny" or a hub id
+    ("bert-base-uncased"), whose files are downloaded once into huggingface_hub's cache;
+    HF_HUB_OFFLINE=1 keeps to that cache. `required`: tuples of file names; one of each must exist.
+    UserError if there is no such folder or model, or if it lacks files."""
     name = str(name)
     folder = TINY if name == "tiny" and TINY.is_dir() else Path(name).expanduser()
     if not folder.is_dir():
@@ -30,7 +30,15 @@ def resolve_checkpoint(name, required, optional=()):
             raise UserError(f"{name!r} is not a folder; give a folder that holds "
                             f"{' and '.join(names[0] for names in required)}, or a model's name on "
                             "the hub")
-        return _from_hub(name, required, optional)
+        try:
+            return _download(name, required, optional)
+        except UserError:
+            raise
+        except Exception as error:                       # bad name, no such model, no permission, …
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{name!r} is not a local folder, and the hub gave nothing under that "
+                            f"name ({type(error).__name__}: {reason}); check the spelling, or give "
+                            "a folder") from error
     for names in required:
         if not any((folder / file).is_file() for file in names):
             raise UserError(f"{folder} holds no {' or '.join(names)}; it is not a whole checkpoint "
@@ -38,51 +46,36 @@ def resolve_checkpoint(name, required, optional=()):
     return folder
 
 
-def _from_hub(name, required, optional):
+def _download(name, required, optional):
+    """→ the folder of these files in the hub's cache. Once the hub is out of reach, only the cache
+    is asked."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     huggingface_hub.logging.set_verbosity_error()            # its retries fill a screen
-    reached = True
-
-    def fetch(file):
-        """The file's folder in the cache; None if the model has no such file or the hub is out of
-        reach."""
-        nonlocal reached
-        try:
-            path = huggingface_hub.hf_hub_download(name, file, local_files_only=not reached)
-            return Path(path).parent
-        except LocalEntryNotFoundError:                  # then only the cache is asked from here on
-            reached = False
-        except EntryNotFoundError:
-            pass
-        return None
-
-    try:
-        for names in required:
-            folder = next(filter(None, map(fetch, names)), None)
-            if folder is None:
-                why = (f"holds no {' or '.join(names)}" if reached
+    online = was_online = True
+    for names in (*required, *((file,) for file in optional)):
+        found = None
+        for file in names:
+            try:
+                found = huggingface_hub.hf_hub_download(name, file, local_files_only=not online)
+                break
+            except EntryNotFoundError as error:          # Local…: the hub was not reached
+                online = online and not isinstance(error, LocalEntryNotFoundError)
+        if names in required:
+            if found is None:
+                why = (f"holds no {' or '.join(names)}" if online
                        else "is not in the cache, and the hub was not reached")
                 raise UserError(f"{name!r} is not a local folder, and the hub's model of that name "
                                 f"{why}; check the name and the network, or give a folder")
-        online = reached
-        for file in optional:
-            fetch(file)
-        if online and not reached:                       # or a cased model would be lower-cased
-            raise UserError(f"the hub broke off while {name!r} was fetched; try again")
-        return folder
-    except UserError:
-        raise
-    except Exception as error:                           # bad name, no such model, no permission, …
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name!r} is not a local folder, and the hub gave nothing under that name "
-                        f"({type(error).__name__}: {reason}); check the spelling, or give a "
-                        "folder") from error
+            folder, was_online = Path(found).parent, online
+    if was_online and not online:                        # or a cased model would be lower-cased
+        raise UserError(f"the hub broke off while {name!r} was fetched; try again")
+    return folder
 
 
 def read_utf8(path):
-    """A file's text; where it is none, UserError with the line."""
+    """→ the text of a file in UTF-8. UserError names the first line that is something else."""
     try:
         content = Path(path).read_bytes()
     except FileNotFoundError as error:
@@ -102,12 +95,11 @@ def read_utf8(path):
 
 
 def read_json(path):
-    """The object in a JSON file, as a dictionary."""
+    """→ the object in a JSON file, as a dictionary."""
+    text = read_utf8(path)
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:                              # bad JSON or bad UTF-8
+        values = json.loads(text)
+    except ValueError as error:
         raise UserError(f"{path} is not a JSON file: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds {type(values).__name__}; it must hold an object, "
@@ -116,37 +108,34 @@ def read_json(path):
 
 
 def read_tensors(path):
-    """{name: tensor} from a .safetensors file, or from a .bin file that holds weights and no code:
-    a dictionary of tensors, or a training state with one under "state_dict"."""
+    """→ {name: tensor} of a .safetensors file, or of a .bin file that holds weights and no code: a
+    dictionary of tensors, or a training state with one under "state_dict"."""
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}
-        with open(path, "rb") as file:
-            content = io.BytesIO(file.read())
+        content = io.BytesIO(path.read_bytes())
         tensors = torch.load(content, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise UserError(f"{path} is corrupt or cut short ({error}); fetch it again") from error
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is corrupt, or a pickle with more than weights in it, which could "
                         f"run code when opened; use a .safetensors file") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split())[:150] or "it ends too soon"
         raise UserError(f"{path} is corrupt or cut short ({reason}); fetch it again") from error
     if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
         tensors = tensors["state_dict"]
-    values = tensors.values() if isinstance(tensors, dict) else [None]
-    if not all(isinstance(value, torch.Tensor) for value in values):
+    if not (isinstance(tensors, dict)
+            and all(isinstance(value, torch.Tensor) for value in tensors.values())):
         raise UserError(f"{path} holds something other than a dictionary of tensors; it is no "
                         f"file of weights")
     return tensors
 
 
 def read_metadata(path):
-    """The text fields in a .safetensors file's header."""
+    """→ {name: text} in the header of a .safetensors file."""
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
@@ -156,8 +145,8 @@ def read_metadata(path):
 
 @contextmanager
 def atomic_write(path):
-    """A binary file to write to, which becomes `path` only when all of it is on the disk: whoever
-    reads `path`, even after a crash, finds the old content or the new, whole."""
+    """Yield a binary file that replaces `path` when all of it is on the disk: a reader of `path`,
+    even after a crash, finds the whole old content or the whole new one."""
     path = Path(path)
     part = path.with_name(path.name + ".part")
     try:
@@ -176,6 +165,7 @@ def atomic_write(path):
 
 
 def write_json(path, values):
+    """Write an object as indented JSON in UTF-8."""
     with atomic_write(path) as file:
         file.write((json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
 

@@ -1,5 +1,5 @@
-"""Checks of what a caller gives the encoder: each mistake is a sentence, and neither an error of
-torch nor a wrong result."""
+"""Checks of the encoder's arguments. A wrong argument raises UserError with a sentence; it never
+becomes an error of torch or a wrong result."""
 
 import torch
 
@@ -8,8 +8,8 @@ from bert.layout import DenseLayout, Layout, check_shape
 
 
 def input_layout(config, input_ids, attention_mask, inputs_embeds, dense=False):
-    """→ the layout of input_ids [B, T] or inputs_embeds [B, T, H]. attention_mask [B, T] may be
-    None (no padding) or be a Layout already; `dense` makes a DenseLayout of a mask."""
+    """→ the layout of input_ids [B, T] or inputs_embeds [B, T, H]. attention_mask is [B, T], None
+    (no padding) or a Layout already; `dense` makes a DenseLayout of a mask."""
     if (input_ids is None) == (inputs_embeds is None):
         raise UserError("give either input_ids or inputs_embeds")
     given = input_ids if inputs_embeds is None else inputs_embeds
@@ -28,19 +28,22 @@ def input_layout(config, input_ids, attention_mask, inputs_embeds, dense=False):
     if not isinstance(layout, Layout):
         mask = given.new_ones(batch, tokens) if attention_mask is None else attention_mask
         layout = DenseLayout(mask) if dense else Layout(mask)
-    if (batch, tokens) != (layout.batch, layout.tokens):
-        raise UserError(f"input is {[batch, tokens]} but attention_mask is "
-                        f"{[layout.batch, layout.tokens]}; both are [batch, tokens]")
+    check_grid("input", (batch, tokens), layout)
     return layout
 
 
-def unpad_ids(what, ids, layout, count):
-    """ids [B, T] → [N], each from 0 to count - 1. Values are checked on the CPU only, because a GPU
-    would have to wait, and not for a DenseLayout, whose graph must not depend on them."""
-    check_shape(what, ids, "batch, tokens")
-    if ids.shape != (layout.batch, layout.tokens):
-        raise UserError(f"{what} is {list(ids.shape)} but attention_mask is "
+def check_grid(what, shape, layout):
+    """Raise UserError unless `shape` is the [batch, tokens] of `layout`."""
+    if tuple(shape) != (layout.batch, layout.tokens):
+        raise UserError(f"{what} is {list(shape)} but attention_mask is "
                         f"{[layout.batch, layout.tokens]}; both are [batch, tokens]")
+
+
+def unpad_ids(what, ids, layout, count):
+    """ids [B, T] → [N], each from 0 to count - 1. Values are checked on the CPU only, because a
+    check synchronizes a GPU, and not for a DenseLayout, whose graph must not depend on values."""
+    check_shape(what, ids, "batch, tokens")
+    check_grid(what, ids.shape, layout)
     if ids.dtype not in (torch.int64, torch.int32):
         raise UserError(f"{what} is {ids.dtype}; it must hold whole numbers: convert it with "
                         f".long()")
@@ -51,3 +54,13 @@ def unpad_ids(what, ids, layout, count):
             raise UserError(f"{what} holds {wrong[0].item()}; this model has only 0 to "
                             f"{count - 1}, so the tokenizer must be the model's own")
     return rows
+
+
+def check_head_mask(head_mask, layers, heads, layout, hidden):
+    """→ head_mask, [layers, heads] or [batch, layers, heads], on the device of `hidden`."""
+    given = (list(head_mask.shape) if isinstance(head_mask, torch.Tensor)
+             else f"a {type(head_mask).__name__}")
+    if given not in ([layers, heads], [layout.batch, layers, heads]):
+        raise UserError(f"head_mask is {given}; it must be a tensor [{layers} layers, {heads} "
+                        f"heads] or [{layout.batch} in the batch, {layers} layers, {heads} heads]")
+    return head_mask.to(hidden.device, hidden.dtype)

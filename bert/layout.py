@@ -1,16 +1,18 @@
-"""Padding-free batches: where the rows of a [real tokens, hidden] matrix lie on the [batch, tokens]
-grid.
+"""Batches without padding: which cell of the [batch, tokens] grid each row of a matrix belongs to.
 
 About half of a batch of real sentences is padding. Linear layers, LayerNorms and GELUs treat each
-token alone, so they see one matrix of real tokens; only attention, where the tokens of a sequence
-meet, puts them back on the grid:
+token alone, so they work on one matrix with a row for each of the N real tokens. Attention alone
+needs the tokens of a sequence side by side, on the grid:
 
     layout = Layout(attention_mask)          # [batch, tokens] of 0/1
-    grid = layout.pad(rows)                  # [N, …] → [batch, tokens, …], zeros where no token is
+    grid = layout.pad(rows)                  # [N, …] → [batch, tokens, …], zeros at padding
     rows = layout.unpad(grid)                # and back
 
-DenseLayout has the same interface, with a row for every cell of the grid (docs/export.md).
+A selection is a layout of some of these rows: layout.cls_rows(), layout.select(mask),
+layout.keep(sequences). DenseLayout has a row for every cell of the grid (docs/export.md).
 """
+
+from itertools import groupby
 
 import torch
 
@@ -18,7 +20,7 @@ from bert.errors import UserError
 
 
 def check_shape(what, tensor, axes):
-    """UserError unless `tensor` is a tensor with these axes, such as "batch, tokens"."""
+    """Raise UserError unless `tensor` is a tensor with these axes, such as "batch, tokens"."""
     if not isinstance(tensor, torch.Tensor):
         raise UserError(f"{what} is a {type(tensor).__name__}; it must be a tensor [{axes}]")
     if tensor.dim() != axes.count(",") + 1:
@@ -26,37 +28,44 @@ def check_shape(what, tensor, axes):
 
 
 class Layout:
-    """How the N rows of a batch lie: `cell` [N] is each row's cell on the flattened grid, `visible`
-    [batch, 1, 1, tokens] says where a token is (None: everywhere), `groups` see below. Best made on
-    the CPU and then moved with `.to(device)`, because counting real tokens would make a GPU
-    wait."""
+    """The cells of N rows on a [batch, tokens] grid. Make it on the CPU and move it with
+    `.to(device)`: counting real tokens synchronizes a GPU.
 
-    def __init__(self, mask, rows=None):
+    mask [batch, tokens]     True at real tokens
+    flat_index [N]           each row's cell on the flattened grid
+    positions [N]            each row's position in its sequence, from 0; a selection keeps them
+    rows [M]                 of a selection: its rows among the N of its parent; otherwise None
+    length_buckets           see _length_buckets
+    adapters, adapter_rows   see with_adapters
+    """
+
+    def __init__(self, mask, rows=None, positions=None):
         self._set_mask(mask, rows)
         self.flat_index = self.mask.flatten().nonzero().squeeze(1)             # [N]
+        self.positions = self.flat_index % self.tokens if positions is None else positions
         self.no_padding = len(self.flat_index) == mask.numel()
         if rows is None and not self.mask.any(dim=1).all():
             empty = (~self.mask.any(dim=1)).nonzero()[0].item()
             raise UserError(f"attention_mask hides every token of sequence {empty}; it must keep "
                             "one")
-        self.length_buckets = self._length_buckets() if rows is None and mask.device.type == "cpu" else []
+        self.length_buckets = self._length_buckets() if rows is None else []
 
     def _set_mask(self, mask, rows):
-        """What both kinds of layout have. UserError where the mask has the wrong shape."""
+        """Set what both kinds of layout have. UserError if the mask has the wrong shape."""
         check_shape("attention_mask", mask, "batch, tokens")
         if rows is None and 0 in mask.shape:
             raise UserError(f"the batch is empty: attention_mask is {list(mask.shape)}, which is "
                             f"[batch, tokens]; give at least one sequence of one token")
         self.batch, self.tokens = mask.shape
-        self.mask = mask.bool()                              # [batch, tokens]
-        self.rows = rows                               # of a selection: its rows among its parent's
-        self.adapters = self.served = None             # see served_by
+        self.mask, self.rows = mask.bool(), rows
+        self.adapters = self.adapter_rows = None
 
     def __len__(self):
         return len(self.flat_index)
 
     @property
     def key_mask(self):
+        """[batch, 1, 1, tokens]: True at real tokens. None if every cell holds one."""
         return None if self.no_padding else self.mask[:, None, None, :]
 
     @property
@@ -64,31 +73,34 @@ class Layout:
         """[N] the number of the sequence that each row belongs to."""
         return self.flat_index // self.tokens
 
-    @property
-    def position(self):
-        """[N] each row's place in its sequence, counted from 0."""
-        return self.flat_index % self.tokens
-
     def _length_buckets(self):
-        """→ selections of sequences of like length, for a grid each: on one grid every sequence
-        costs the square of the longest. Empty where one grid is as good."""
-        numbers = torch.zeros_like(self.mask, dtype=torch.long)
-        numbers[self.mask] = torch.arange(len(self))
+        """Group sequences of similar length → one selection each. Attention on one grid costs the
+        square of the longest length for every sequence. Empty if one grid is as good, and off the
+        CPU: a GPU is faster on one large grid."""
+        if self.mask.device.type != "cpu":
+            return []
         lengths = (self.mask * torch.arange(1, self.tokens + 1)).amax(dim=1)
         order, cuts = lengths.argsort(descending=True, stable=True), [0]
         sorted_lengths = lengths[order].tolist()
         for place, length in enumerate(sorted_lengths):
-            if length < 0.7 * sorted_lengths[cuts[-1]] and sorted_lengths[cuts[-1]] > 16:      # 0.7² is half
+            longest = sorted_lengths[cuts[-1]]
+            if length < 0.7 * longest and longest > 16:                        # 0.7² is about half
                 cuts.append(place)
-        if cuts == [0]:
-            return []
-        grids = [(chosen, self.mask[chosen, :lengths[chosen[0]]])
-                 for chosen in order.tensor_split(cuts[1:])]
-        return [Layout(mask, rows=numbers[chosen, :mask.size(1)][mask]) for chosen, mask in grids]
+        return [] if cuts == [0] else list(map(self._of_sequences, order.tensor_split(cuts[1:])))
 
-    def join(self, parts):
-        """One matrix for each of my groups → one of all my rows, in their order."""
-        rows = torch.cat([group.rows for group in self.length_buckets])
+    def _of_sequences(self, sequences):
+        """The selection of these sequences [k] on a grid of [k, longest of them]."""
+        longest = 1 + int(self.mask[sequences].any(dim=0).nonzero().max())
+        mask = self.mask[sequences, :longest]
+        numbers = self.pad(torch.arange(len(self), device=mask.device))        # [batch, tokens]
+        return self._selection(mask, numbers[sequences, :longest][mask])
+
+    def _selection(self, mask, rows):
+        return Layout(mask, rows, self.positions.index_select(0, rows))
+
+    def join_buckets(self, parts):
+        """Concatenate one matrix for each length bucket → [N, …], in the order of the rows."""
+        rows = torch.cat([bucket.rows for bucket in self.length_buckets])
         return torch.cat(parts).index_select(0, rows.argsort())
 
     def pad(self, rows):
@@ -104,27 +116,49 @@ class Layout:
         return flat if self.no_padding else flat.index_select(0, self.flat_index)
 
     def select(self, mask):
-        """The layout of those of my rows where `mask` [batch, tokens] is set; its `.rows` [M] says
-        which of my N rows they are. A layer that is told of a selection computes nothing else."""
+        """The selection of the rows where `mask` [batch, tokens] is set. A layer that is given it
+        as `output_rows` computes no other rows."""
         chosen = mask.bool() & self.mask
         counts = chosen.sum(dim=1)
         packed = torch.arange(int(counts.max()), device=mask.device) < counts[:, None]
-        selection = Layout(packed, rows=chosen.flatten()[self.flat_index].nonzero().squeeze(1))
-        return selection if self.adapters is None else selection.with_adapters(self.adapters)
+        rows = chosen.flatten()[self.flat_index].nonzero().squeeze(1)
+        return self._selection(packed, rows).with_adapters(self.adapters)
 
     def cls_rows(self):
         """The selection of every sequence's first token, [CLS]."""
         return self.select(self.mask & (self.mask.cumsum(dim=1) == 1))
 
+    def keep(self, sequences):
+        """The selection of these sequences alone: `sequences` [k] are their numbers. The remaining
+        layers go on without the others:
+
+            kept = layout.keep(sequences)
+            hidden, layout = hidden.index_select(0, kept.rows), kept
+        """
+        check_shape("sequences", sequences, "sequences")
+        if sequences.dtype != torch.int64 or not len(sequences):
+            raise UserError(f"sequences holds {len(sequences)} of {sequences.dtype}; it must hold "
+                            "the numbers (int64) of one or more sequences")
+        kept, adapters = self._of_sequences(sequences), self.adapters
+        kept.length_buckets = kept._length_buckets()
+        if adapters is not None:
+            names = [name for name, count in adapters for _ in range(count)]
+            runs = groupby(names[number] for number in sequences.tolist())
+            adapters = [(name, len(list(run))) for name, run in runs]
+        return kept.with_adapters(adapters)
+
     def with_adapters(self, adapters):
-        """The same layout, which also knows what adapter (lora/) serves which sequence: `adapters`
-        is [(name, number of sequences), …] in the order of the sequences, None naming no adapter.
-        `served` is then the same in rows. More than one are counted: do that on the CPU."""
+        """The same layout with the LoRA adapter of each sequence: `adapters` is [(name, number of
+        sequences), …] in the order of the sequences; the name None means no adapter. `adapter_rows`
+        then holds [(name, number of rows), …]. Call this on the CPU: counting synchronizes a GPU.
+        Without `adapters` (None) the layout stays as it is."""
+        if adapters is None:
+            return self
         if sum(count for _, count in adapters) != self.batch:
             raise UserError(f"adapters {adapters} serve {sum(count for _, count in adapters)} "
                             f"sequences; the batch has {self.batch}")
         other = self._map(lambda tensor: tensor)
-        other.adapters, other.served = adapters, self._count_rows(adapters)
+        other.adapters, other.adapter_rows = adapters, self._count_rows(adapters)
         return other
 
     def _count_rows(self, adapters):
@@ -135,10 +169,11 @@ class Layout:
         return [(name, int(rows.sum())) for (name, _), rows in zip(adapters, lengths)]
 
     def pin_memory(self):
+        """The same layout in page-locked memory, from which copies to a GPU are asynchronous."""
         return self._map(torch.Tensor.pin_memory)
 
     def to(self, device, non_blocking=False):
-        """The same layout on another device. A GPU would rather have one large grid than groups."""
+        """The same layout on another device."""
         other = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
         other.length_buckets = self.length_buckets if other.mask.device.type == "cpu" else []
         return other
@@ -151,28 +186,22 @@ class Layout:
 
 
 class DenseLayout(Layout):
-    """A layout whose rows are all cells of the grid, padding included: N = batch · tokens. All
-    shapes follow from the mask's shape, never from its values, so that graphs can be exported and
-    compiled with it. `pad` and `unpad` set padding to zero. A sequence without any token is
-    allowed, and its states are zero."""
+    """A layout with a row for every cell of the grid, padding included: N = batch · tokens. All
+    shapes follow from the mask's shape, never from its values, so graphs can be exported and
+    compiled. `pad` and `unpad` set padding to zero. A sequence without any token is allowed; its
+    states are zero."""
 
-    def __init__(self, mask, rows=None):
+    def __init__(self, mask, rows=None, positions=None):
         self._set_mask(mask, rows)
         self.flat_index = torch.arange(self.batch * self.tokens, device=mask.device)
+        self.positions = self.flat_index % self.tokens if positions is None else positions
         self.no_padding, self.length_buckets = False, []
 
     @property
     def key_mask(self):
-        """Without any token to attend to softmax is NaN: such a sequence attends to its padding."""
+        """[batch, 1, 1, tokens]. A sequence without any token attends to its padding, because a
+        softmax over nothing is NaN."""
         return (self.mask | ~self.mask.any(dim=1, keepdim=True))[:, None, None, :]
-
-    @property
-    def sequence(self):
-        return torch.arange(self.batch, device=self.mask.device).repeat_interleave(self.tokens)
-
-    @property
-    def position(self):
-        return torch.arange(self.tokens, device=self.mask.device).repeat(self.batch)
 
     def pad(self, rows):
         return self._without_padding(rows.unflatten(0, (self.batch, self.tokens)))
@@ -187,8 +216,12 @@ class DenseLayout(Layout):
     def cls_rows(self):
         column = self.mask.int().argmax(dim=1)               # [batch]
         rows = torch.arange(self.batch, device=column.device) * self.tokens + column
-        selection = DenseLayout(torch.ones_like(self.mask[:, :1]), rows)
-        return selection if self.adapters is None else selection.with_adapters(self.adapters)
+        ones = torch.ones_like(self.mask[:, :1])
+        return DenseLayout(ones, rows, positions=column).with_adapters(self.adapters)
+
+    def keep(self, sequences):
+        raise UserError("a DenseLayout cannot drop sequences, because its shapes must not depend on "
+                        "values; use Layout, which is the default (dense=False)")
 
     def _count_rows(self, adapters):
         return [(name, count * self.tokens) for name, count in adapters]

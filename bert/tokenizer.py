@@ -5,6 +5,7 @@
     ids, types = tokenizer.encode(texts)                    # a whole file at once, not padded
 """
 
+import math
 import warnings
 from pathlib import Path
 
@@ -16,16 +17,16 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
 from bert.errors import UserError
-from bert.files import atomic_write, read_json, resolve_checkpoint
+from bert.files import atomic_write, read_json, read_utf8, resolve_checkpoint
 
-VOCABULARY = ("tokenizer.json", "vocab.txt")
-OPTIONAL = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "config.json")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+VOCABULARY = ("tokenizer.json", "vocab.txt")                # one of them must be there
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 class Tokenizer:
-    """`backend` is a tokenizers.Tokenizer with a WordPiece vocabulary; `limit` the longest sequence
-    of token ids that the model takes; `files` {name: bytes} what save_pretrained writes back."""
+    """`backend` is a tokenizers.Tokenizer with a WordPiece vocabulary, `limit` the number of tokens
+    of the model's longest sequence, `files` {name: bytes} what save_pretrained writes."""
 
     def __init__(self, backend, limit=512, files=None):
         self.backend, self.limit, self.files = backend, limit, files or {}
@@ -33,14 +34,13 @@ class Tokenizer:
         if absent:
             raise UserError(f"the vocabulary lacks {', '.join(absent)}; BERT needs "
                             f"{', '.join(SPECIAL)}")
-        pad, _, first, separator, mask = map(backend.token_to_id, SPECIAL)
-        self.pad_token_id, self.mask_token_id = pad, mask
+        self.pad_token_id, self.mask_token_id = map(backend.token_to_id, ("[PAD]", "[MASK]"))
         backend.no_padding()
         backend.no_truncation()
         backend.post_processor = TemplateProcessing(
             single="[CLS]:0 $A:0 [SEP]:0",
             pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-            special_tokens=[("[CLS]", first), ("[SEP]", separator)],
+            special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
         )
 
     @property
@@ -49,54 +49,54 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, name):
-        """From tokenizer.json or vocab.txt, with the settings in tokenizer_config.json
-        (lower-casing, limit); `name`: a folder, or a model's name on the hub."""
-        folder = resolve_checkpoint(name, [VOCABULARY], OPTIONAL)
-        files = {name: (folder / name).read_bytes() for name in (*VOCABULARY, *OPTIONAL[1:3])
+        """Open the vocabulary of `name`, a folder or a model's name on the hub, with the settings
+        (lower-casing, limit) of its tokenizer_config.json."""
+        folder = resolve_checkpoint(name, [VOCABULARY], ("vocab.txt", *SETTINGS, "config.json"))
+        files = {name: (folder / name).read_bytes() for name in VOCABULARY + SETTINGS
                  if (folder / name).is_file()}
-        settings = _json(folder / "tokenizer_config.json")
-        limits = [_limit(folder / "tokenizer_config.json", "model_max_length"),
-                  _limit(folder / "config.json", "max_position_embeddings")]
-        limit = min((n for n in limits if n is not None), default=512)
-        if (folder / "tokenizer.json").is_file():
-            backend = _from_json(folder / "tokenizer.json", settings)
-        else:
-            backend = _from_vocabulary(folder / "vocab.txt", settings)
+        path, model = folder / "tokenizer_config.json", folder / "config.json"
+        settings, config = (read_json(p) if p.is_file() else {} for p in (path, model))
+        limit = min(_limit(path, settings, "model_max_length"),
+                    _limit(model, config, "max_position_embeddings"))
+        read = _read_tokenizer_json if "tokenizer.json" in files else _read_vocabulary
+        backend = read(folder)
+        _set_normalizer(backend, settings)
         try:
-            return cls(backend, limit, files)
+            return cls(backend, 512 if limit == math.inf else limit, files)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from error
 
     def save_pretrained(self, folder):
-        """Write the files the tokenizer was made from, unchanged."""
+        """Write the files that the tokenizer was made from, unchanged."""
         files = self.files or {"tokenizer.json": self.backend.to_str().encode()}
         for name, content in files.items():
             with atomic_write(Path(folder) / name) as file:
                 file.write(content)
 
     def encode(self, texts, pairs=None, max_length=None):
-        """Token ids and token types, one list of each a text (or pair of texts; None: no partner),
-        `[CLS]` and `[SEP]` among them. What is longer than `max_length` (default: the model's
-        limit) loses tokens from the end of its longer text; one warning counts how many texts were
-        cut."""
+        """→ token ids and token types, one list of each per text or pair of texts, with [CLS] and
+        [SEP]. `pairs` holds each text's partner, None for none. Above `max_length` tokens (default:
+        the model's limit) the longer text is truncated; one warning counts the truncated texts."""
         for given in (texts,) if pairs is None else (texts, pairs):
             if isinstance(given, (str, bytes)) or not hasattr(given, "__len__"):
                 raise UserError(f"{given!r:.60} is no list of texts; give a list of str")
-        if pairs is not None and len(pairs) != len(texts):
+        pairs = [None] * len(texts) if pairs is None else pairs
+        if len(pairs) != len(texts):
             raise UserError(f"{len(texts)} texts but {len(pairs)} pairs; every text needs its "
                             "partner")
         if not len(texts):
             raise UserError("there is no text to encode; give one or more")
-        limit = self._checked_limit(max_length, 2 + any(b is not None for b in pairs or ()))
+        limit = self._checked_limit(max_length, 2 + any(b is not None for b in pairs))
         self.backend.enable_truncation(limit, strategy="longest_first")
-        rows = zip(texts, pairs or [None] * len(texts))
         try:
-            encodings = self.backend.encode_batch([a if b is None else (a, b) for a, b in rows])
+            encodings = self.backend.encode_batch(
+                [a if b is None else (a, b) for a, b in zip(texts, pairs)])
         except (TypeError, UnicodeError):
             check_texts(texts)
-            check_texts([text for text in pairs or [] if text is not None])
+            check_texts([text for text in pairs if text is not None])
             raise
-        self.backend.no_truncation()                         # its checksum stays what it was
+        finally:
+            self.backend.no_truncation()                     # its checksum stays what it was
         cut = sum(bool(encoding.overflowing) for encoding in encodings)
         if cut:
             warnings.warn(f"{cut:,} of {len(encodings):,} texts were longer than {limit} tokens "
@@ -104,7 +104,7 @@ class Tokenizer:
         return [e.ids for e in encodings], [e.type_ids for e in encodings]
 
     def _checked_limit(self, max_length, special):
-        """The most tokens of a sequence; UserError where special tokens leave no room for text."""
+        """→ the maximum length. UserError if `special` tokens leave no room for text."""
         limit = self.limit if max_length is None else max_length
         if type(limit) is not int or min(limit, self.limit) <= special:
             raise UserError(f"a sequence may have {limit!r} tokens (the model's limit: "
@@ -113,20 +113,20 @@ class Tokenizer:
         return min(limit, self.limit)
 
     def __call__(self, texts, pairs=None, max_length=None):
-        """→ {input_ids, attention_mask, token_type_ids}, each [batch, tokens] of the longest
-        text."""
+        """encode, then pad; one text may be a str."""
         if isinstance(texts, str):
             texts, pairs = [texts], None if pairs is None else [pairs]
         return self.pad(*self.encode(texts, pairs, max_length))
 
     def pad(self, ids, types):
-        """Lists of token ids and token types → {input_ids, attention_mask, token_type_ids}."""
+        """Lists of token ids and token types → {input_ids, attention_mask, token_type_ids}, each
+        [batch, tokens of the longest]."""
         if not ids:
             raise UserError("the batch is empty; give one or more lists of token ids")
         lengths = torch.tensor([len(row) for row in ids])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]       # [batch, tokens]
         input_ids = torch.full(mask.shape, self.pad_token_id)
-        token_types = torch.zeros(mask.shape, dtype=torch.long)
+        token_types = torch.zeros_like(input_ids)
         input_ids[mask] = torch.tensor([i for row in ids for i in row])
         token_types[mask] = torch.tensor([t for row in types for t in row])
         return {"input_ids": input_ids, "attention_mask": mask.long(),
@@ -134,7 +134,7 @@ class Tokenizer:
 
 
 def check_texts(texts):
-    """UserError that names the first of the texts that is no Unicode text."""
+    """Raise UserError that names the first of the texts that is no Unicode text."""
     for number, text in enumerate(texts):
         try:
             text.encode("utf-8")
@@ -145,38 +145,30 @@ def check_texts(texts):
                             f"(bytes: decode them as UTF-8 first)") from error
 
 
-def _json(path):
-    """The object in a JSON file; {} where there is no such file."""
-    return read_json(path) if path.is_file() else {}
-
-
-def _limit(path, field):
-    """The most tokens a sequence may have, as this file says; None where it sets no limit, for
-    which transformers writes 10³⁰."""
-    limit = _json(path).get(field)
+def _limit(path, values, field):
+    """The maximum number of tokens by this field of a file; infinity if it is absent or 10³⁰, which
+    transformers writes for no limit."""
+    limit = values.get(field)
     if limit is None or (isinstance(limit, (int, float)) and limit >= 10 ** 9):
-        return None
+        return math.inf
     if type(limit) is not int or limit < 3:
         raise UserError(f"{path}: {field} is {limit!r}; it must be a whole number, 3 or more: "
                         f"[CLS], [SEP] and a token of text")
     return limit
 
 
-def _normalizer(settings, now=None):
-    """BERT's cleaning, lower-casing and accent stripping; `settings` of tokenizer_config.json go
-    before what `now`, the normalizer of tokenizer.json, says."""
-    def setting(theirs, attribute, default):
-        return settings.get(theirs, getattr(now, attribute, default))
-
-    return BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=setting("tokenize_chinese_chars", "handle_chinese_chars", True),
-        strip_accents=setting("strip_accents", "strip_accents", None),   # None: where lower-casing
-        lowercase=setting("do_lower_case", "lowercase", True),
-    )
+def _set_normalizer(backend, settings):
+    """Clean, lower-case and strip accents as tokenizer_config.json says, or else as now."""
+    now = backend.normalizer or BertNormalizer()
+    if isinstance(now, BertNormalizer):
+        backend.normalizer = BertNormalizer(
+            handle_chinese_chars=settings.get("tokenize_chinese_chars", now.handle_chinese_chars),
+            strip_accents=settings.get("strip_accents", now.strip_accents),  # None: if lower-casing
+            lowercase=settings.get("do_lower_case", now.lowercase))
 
 
-def _from_json(path, settings):
+def _read_tokenizer_json(folder):
+    path = folder / "tokenizer.json"
     try:
         backend = Backend.from_file(str(path))
     except Exception as error:                            # all that the library raises is Exception
@@ -184,22 +176,17 @@ def _from_json(path, settings):
     if not isinstance(backend.model, WordPiece):
         raise UserError(f"{path} holds a {type(backend.model).__name__} tokenizer; BERT's is "
                         "WordPiece")
-    if backend.normalizer is None or isinstance(backend.normalizer, BertNormalizer):
-        backend.normalizer = _normalizer(settings, backend.normalizer)
     return backend
 
 
-def _from_vocabulary(path, settings):
-    """From vocab.txt: one token a line, its id the number of lines before it."""
-    try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no vocabulary, one token a line in UTF-8: {error}") from error
+def _read_vocabulary(folder):
+    """From vocab.txt: one token a line; its id is the number of lines before it."""
+    path = folder / "vocab.txt"
+    lines = read_utf8(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
     vocabulary = {token: number for number, token in enumerate(lines)}
     if len(vocabulary) < len(lines):
         raise UserError(f"{path} holds a token twice; every line needs its own")
     backend = Backend(WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
-    backend.normalizer = _normalizer(settings)
     backend.pre_tokenizer = BertPreTokenizer()
     backend.add_special_tokens([token for token in SPECIAL if token in vocabulary])
     return backend

@@ -1,7 +1,7 @@
 """What stands in the place of a pretrained layer once adapters are attached: a module that holds
 it, frozen, and the adapters by name.
 
-Which adapter acts on which row is said by the layout (bert/layout.py, `served_by`), sequence by
+Which adapter acts on which row is said by the layout (bert/layout.py, `with_adapters`), sequence by
 sequence; a layout that says nothing leaves it to the one that was activated, or to none.
 """
 
@@ -81,7 +81,7 @@ class AdapterLayer(nn.Module):
 
     def serving(self, rows, layout):
         """→ adapters (None: nothing beside the base), and how many of the rows each is for."""
-        served = None if layout is None else layout.served
+        served = None if layout is None else layout.adapter_rows
         names, sizes = zip(*(served or [(self.active, rows.size(0))]))
         return [self.adapter(name) for name in names], sizes
 

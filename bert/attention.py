@@ -1,0 +1,129 @@
+"""Self-attention over a batch without padding (Vaswani et al. 2017, arXiv 1706.03762).
+
+Shapes: B batch, T tokens of the longest sequence, N real tokens of the whole batch, M selected ones
+of the N, H hidden size, d head size. Queries may be those of fewer rows than keys and values.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def eager_attention(query, key, value, key_mask=None, dropout=0.0, layouts=None,
+                    probabilities=torch.softmax):
+    """softmax(QKᵀ/√d) V  (Vaswani et al. 2017, eq. 1).
+
+    query is [B, heads, Tq, d], key and value are [B, heads, Tk, d] → [B, heads, Tq, d]. `key_mask`,
+    broadcast to [B, heads, Tq, Tk], is False at keys that a query must not attend to. `layouts` =
+    (layout of the queries, layout of the keys): layout.pad(layout.positions) is [B, T]."""
+    scores = query @ key.transpose(-1, -2) / math.sqrt(query.size(-1))   # [B, heads, Tq, Tk]
+    if key_mask is not None:                  # not -inf: no NaN for a padding query without any key
+        scores = scores.masked_fill(~key_mask, torch.finfo(scores.dtype).min)
+    return F.dropout(probabilities(scores, dim=-1), dropout) @ value
+
+
+def sdpa_attention(query, key, value, key_mask=None, dropout=0.0, layouts=None):
+    """The same in one kernel, which need not store the [Tq, Tk] scores."""
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask, dropout_p=dropout)
+
+
+# Name → function with these arguments, or a class of nn.Module whose forward has them: each layer
+# then constructs its own from (config), and its parameters are trained, saved and loaded.
+ATTENTIONS = {"sdpa": sdpa_attention, "eager": eager_attention}
+
+
+class PackedLinear(nn.Linear):
+    """W·x + b on each of N rows. `layout` is unused here; a per-sequence adapter that replaces this
+    module needs it."""
+
+    def reset_parameters(self):
+        if self.weight.numel():                              # empty in a layer without heads
+            super().reset_parameters()
+        else:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, rows, layout=None):
+        return F.linear(rows, self.weight, self.bias)        # [N, in] → [N, out]
+
+
+class SelfAttention(nn.Module):
+    """Each head attends on its own; `output` mixes their contexts, side by side in [N, heads·d].
+    `head_indices` are the original numbers of the heads that pruning has left."""
+
+    def __init__(self, config, number=0):
+        super().__init__()
+        self.head_indices = config.remaining_heads(number)
+        self.num_heads = len(self.head_indices)
+        self.head_size = config.hidden_size // config.num_attention_heads
+        width = self.num_heads * self.head_size              # H before pruning
+        self.query = PackedLinear(config.hidden_size, width)
+        self.key = PackedLinear(config.hidden_size, width)
+        self.value = PackedLinear(config.hidden_size, width)
+        self.output = PackedLinear(width, config.hidden_size)
+        self.dropout = config.attention_probs_dropout_prob
+        self.attention_function = sdpa_attention
+        self.register_buffer("head_mask", None, persistent=False)
+        self.set_masked_heads(config, config.masked_heads.get(number, ()))
+
+    def set_attention(self, function, config):
+        """Attend by `function`, a value of ATTENTIONS. A class that is in use already is kept."""
+        if isinstance(function, type):
+            if type(self.attention_function) is function:
+                return
+            weight, function = next(self.parameters()), function(config).train(self.training)
+            function = function if weight.is_meta else function.to(weight)
+        del self.attention_function                          # a module's place takes no function
+        self.attention_function = function
+
+    def set_masked_heads(self, config, heads):
+        """Mask these heads in every pass: `head_mask` [num_attention_heads] is 0 for each of them,
+        or None if there are none."""
+        weight = next(self.parameters())                     # on meta: about to be loaded
+        mask = torch.ones(config.num_attention_heads, dtype=weight.dtype,
+                          device="cpu" if weight.is_meta else weight.device)
+        mask[list(heads)] = 0
+        self.head_mask = mask if heads else None
+
+    def forward(self, hidden, layout, head_mask=None, output_rows=None):
+        """hidden [N, H] → [N, H], or [M, H] if `output_rows` selects M rows: queries of no others
+        are computed. head_mask [heads] or [batch, heads], of all heads before pruning, scales each
+        head's context, as the layer's own mask does. Without heads the result is output's bias."""
+        query_hidden, query_layout = hidden, layout
+        if output_rows is not None:
+            query_hidden, query_layout = hidden.index_select(0, output_rows.rows), output_rows
+        if not self.num_heads:
+            return self.output(query_hidden[:, :0], query_layout)
+        rows = (self.query(query_hidden, query_layout), self.key(hidden, layout),
+                self.value(hidden, layout))                  # [M, heads·d], [N, heads·d] twice
+        if output_rows is None and layout.length_buckets:
+            context = layout.join_buckets([
+                self.attend(*(part.index_select(0, bucket.rows) for part in rows), bucket, bucket)
+                for bucket in layout.length_buckets])
+        else:
+            context = self.attend(*rows, query_layout, layout)           # [M, heads·d]
+        return self.output(self.scale_heads(context, query_layout, head_mask), query_layout)
+
+    def attend(self, query, key, value, query_layout, layout):
+        """Queries [M, heads·d], keys and values [N, heads·d] → contexts [M, heads·d]."""
+        context = self.attention_function(
+            self.split_heads(query, query_layout), self.split_heads(key, layout),
+            self.split_heads(value, layout), layout.key_mask,
+            self.dropout if self.training else 0.0, (query_layout, layout))      # [B, heads, T, d]
+        return query_layout.unpad(context.transpose(1, 2).flatten(2))
+
+    def split_heads(self, rows, layout):
+        """[N, heads·d] → [B, heads, T, d]"""
+        return layout.pad(rows).unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2)
+
+    def scale_heads(self, context, layout, head_mask=None):
+        """context [M, heads·d] → the same times head_mask and the layer's own mask."""
+        if self.head_mask is not None:
+            head_mask = self.head_mask if head_mask is None else head_mask * self.head_mask
+        if head_mask is None:
+            return context
+        if self.num_heads < head_mask.size(-1):
+            head_mask = head_mask[..., self.head_indices]
+        scale = head_mask.expand(layout.batch, self.num_heads).index_select(0, layout.sequence)
+        return context * scale.repeat_interleave(self.head_size, dim=1)
