@@ -99,10 +99,10 @@ def add_gradients(run, task, batch, weight):
     with run.autocast():
         vectors = run.model.vectors(task, batch)
         outputs = run.model.apply_head(task, vectors)
+        further = further_losses(run.settings, run.model, task, batch, vectors, outputs)
     loss = run.settings.loss_of(task)(outputs, batch.labels) * weight
     run.log.add("loss", task, loss, weight)
-    for name, term in further_losses(run.settings, run.model, task, batch, vectors,
-                                     outputs).items():
+    for name, term in further.items():
         run.log.add(name, task, term * weight, weight)
         loss = loss + term * weight
     loss.backward()

@@ -112,7 +112,7 @@ def load_model(settings, device, edits=()):
                         f"{tokenizer.vocab_size:,} tokens but the encoder embeds only "
                         f"{config.vocab_size:,}; they are of different checkpoints")
     model.encoders.requires_grad_(not settings.freeze)
-    if settings.pooling in ("cls", "mean"):                  # then nothing reads the pooler
+    if settings.pooling != "pooler":                         # then nothing reads the pooler
         for bert in model.encoders.values():
             bert.pooler.requires_grad_(False)
     methods.prepare(model, tokenizer, settings, device, edits)

@@ -120,9 +120,9 @@ def test_a_mixed_batch_trains_as_the_batches_of_each_adapter_do(bert, dtype, out
 
 def test_selections_and_copies_of_a_layout_keep_its_adapters():
     layout = Layout(MASK).with_adapters(MIXED)
-    assert layout.served == [("a", 12), (None, 5), ("b", 10)]
-    assert layout.cls_rows().served == MIXED                    # a row for each sequence
-    assert layout.to("meta").served == layout.served and layout.to("meta").flat_index.is_meta
+    assert layout.adapter_rows == [("a", 12), (None, 5), ("b", 10)]
+    assert layout.cls_rows().adapter_rows == MIXED                    # a row for each sequence
+    assert layout.to("meta").adapter_rows == layout.adapter_rows and layout.to("meta").flat_index.is_meta
     with pytest.raises(UserError, match="5 sequences; the batch has 6"):
         Layout(MASK).with_adapters([("a", 5)])
 

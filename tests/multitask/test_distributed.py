@@ -86,10 +86,10 @@ def test_shares_add_up_to_the_mean_over_the_batch(monkeypatch, processes, parts,
     total, seen = 0.0, []
     for rank in range(processes):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shard_batch = distributed.shard_batch(indices, parts)
-        assert len(shard_batch) == parts                          # all have as many gradients to add up
-        for share, weight in shard_batch:
-            total += weight * values[share].mean()
-            seen += share if weight else []
+        shards = distributed.shard_batch(indices, parts)
+        assert len(shards) == parts                      # all have as many gradients to sum
+        for shard, weight in shards:
+            total += weight * values[shard].mean()
+            seen += shard if weight else []
     assert sorted(seen) == sorted(indices)
     torch.testing.assert_close(total, values[indices].mean())

@@ -151,7 +151,8 @@ def test_rates_and_lengths_are_of_the_task_whatever_its_adapter_is_called(bert):
     model = build_model(bert, settings)
     adapters.prepare(model, None, settings, None)
     schedule = make_schedule(settings, dict.fromkeys(settings.trained_tasks, 64), 1)
-    assert {name: group.steps for name, group in schedule.groups.items()} == {"a": 6, "b": 6, "c": 2}
+    steps = {name: group.steps for name, group in schedule.groups.items()}
+    assert steps == {"a": 6, "b": 6, "c": 2}
     modules = trained_modules(model, settings, schedule, 1e-3)
     groups = adamw(parameter_groups(modules, 0.01)).param_groups
     of = {p: group["max_lr"] for group in groups for p in group["params"]}
@@ -212,7 +213,8 @@ def test_only_the_tasks_to_learn_are_trained_and_all_are_scored(checkpoint, data
 
 def test_separate_encoders_learn_apart_and_open_again(checkpoint, data, tmp_path, script):
     together = train(checkpoint, data, tmp_path / "three", "--encoders", "separate")
-    alone = train(checkpoint, data, tmp_path / "one", "--encoders", "separate", "--train-tasks", "sst")
+    alone = train(checkpoint, data, tmp_path / "one", "--encoders", "separate", "--train-tasks",
+                  "sst")
     moved = together.encoder("sst").layers[0].ffn.fc_in.weight
     assert not torch.equal(moved, together.encoder("sts").layers[0].ffn.fc_in.weight)
     assert torch.equal(alone.encoder("sts").layers[0].ffn.fc_in.weight,
