@@ -1,18 +1,15 @@
-"""A matrix of rank k as two thin ones:  W_k x + b = up(down(x)),  down [k, in], up [out, k].
+"""A matrix of rank k as two thin matrices:  W_k x + b = up(down(x)),  down [k, in], up [out, k].
 
-k·(m + n) numbers instead of m·n, and as many multiplications: smaller and faster for
-k < m·n/(m + n), which for m = 4n is a keep below 0.8.
+k·(m + n) numbers instead of m·n, and as many multiplications: smaller and faster if
+k < m·n/(m + n), which for m = 4n means keep < 0.8.
 """
 
+import torch
 from torch import nn
 
 
-def is_smaller(rank, shape):
-    return rank * sum(shape) < shape[0] * shape[1]
-
-
 class Factored(nn.Module):
-    """What stands in a Projection's place."""
+    """Takes the place of a PackedLinear."""
 
     def __init__(self, in_features, rank, out_features):
         super().__init__()
@@ -20,19 +17,13 @@ class Factored(nn.Module):
         self.up = nn.Linear(rank, out_features)
 
     @classmethod
-    def of(cls, bias, down, up):
-        """From the factors [k, in] and [out, k], and the bias [out] of the whole."""
-        new = cls.__new__(cls)
-        nn.Module.__init__(new)
-        new.down = _linear(down, None)
-        new.up = _linear(up, bias)
+    def from_factors(cls, down, up, bias):
+        """Factors down [k, in] and up [out, k], bias [out]."""
+        with torch.device("meta"):                           # no weights to initialize
+            new = cls(down.size(1), len(down), len(up))
+        new.down.weight, new.up.weight = (nn.Parameter(w.contiguous()) for w in (down, up))
+        new.up.bias = bias
         return new
 
     def forward(self, rows, layout=None):
         return self.up(self.down(rows))                      # [N, in] → [N, k] → [N, out]
-
-
-def _linear(weight, bias):
-    linear = nn.Linear(*weight.T.shape, bias=False, device="meta")
-    linear.weight, linear.bias = nn.Parameter(weight.contiguous()), bias
-    return linear
