@@ -1,6 +1,6 @@
 """Rank reduction of a trained model, without training it again.
 
-LASER (Sharma et al. 2023, arXiv 2312.13558): replace a weight matrix W = U Σ Vᵀ by its closest
+LASER (Sharma et al. 2023, arXiv 2312.13558) replaces a weight matrix W = U Σ Vᵀ by its closest
 matrix of rank k,
 
     W_k = U_k Σ_k V_kᵀ,    k = ⌊keep · min(m, n)⌋
@@ -8,9 +8,8 @@ matrix of rank k,
     undo = laser.apply(bert, laser.parse("10:fc_out:0.1,8:fc_in:0.3"))      # undo() puts W back
     python -m laser search RUN                        # which interventions help, if any
 
-Files in reading order: reduce (one matrix), interventions (how they are written), factored (two
-thin matrices), edit (in a model); for saved runs shared_prefix (many edited models in one pass),
-output_cache, heldout, sweep, search, additive.
+Reading order: reduce (one matrix), interventions, edit (in a model); for saved runs shared_prefix
+(many edited models in one pass), output_cache, sweep, heldout, search, additive.
 
 Left out: reducing several layers' matrices as one tensor, interventions on embeddings and pooler,
 keeping the smallest singular values instead of the largest.

@@ -4,9 +4,9 @@
     python -m laser search RUN           the best one, stacks of them, and whether the gain is real
     python -m laser apply RUN --laser 4:fc_out:0.3,5:fc_in:0.3 --out RUN2 [--factored]
 
-Each has its own --help. An intervention is written layer:matrix:keep: layers count from 0, matrices
-are fc_in, fc_out, query, key, value and attention_output, keep is a fraction of the rank.
-layer:matrix:keep:magnitude keeps the largest entries instead.
+Each has its own --help. An intervention is written layer:matrix:keep. Layers count from 0, matrices
+are fc_in, fc_out, query, key, value and attention_output, keep is a fraction of the rank; with
+:magnitude after it, of the entries.
 """
 
 from pathlib import Path
@@ -82,8 +82,8 @@ def search_command(args):
 
     First, stacks are chosen and scored on all of dev, as in Alappat. Then each search (single,
     backwards, forwards, additive: see laser/search.py) sees one half of dev, and the other half
-    gives the gain with a bootstrap interval. Writes search.csv and search.png to RUN/laser, or
-    --out. A stopped search goes on with the same command."""
+    gives the gain with a bootstrap interval. Writes search.csv to RUN/laser, or --out. A stopped
+    search goes on with the same command."""
     if args.splits < 1:
         raise UserError(f"--splits is {args.splits}; it must be 1 or more")
     outputs, interventions, folder = open_grid(args)
@@ -95,9 +95,7 @@ def search_command(args):
     write_csv(folder / "search.csv", [
         {**row, "gain": row["gain"].value, "low": row["gain"].low, "high": row["gain"].high}
         for row in found])
-    plots.draw_gains({name: [row["gain"] for row in found if row["search"] == name]
-                      for name in search.SEARCHES}, f"gain in {metric}", folder / "search.png")
-    print(f"\n{folder}/: search.csv, search.png")
+    print(f"\n{folder}/: search.csv")
 
 
 def add_apply_flags(parser):

@@ -5,15 +5,13 @@ Alappat suggests Bayesian optimization instead. Here the gain of a stack is a su
 
     gain(stack) = Σ effect(intervention) + noise,     noise ~ N(0, bootstrap variance of that gain)
 
-with a Gaussian prior on the effects. The effects of one matrix are a Brownian motion in the time
-t = ‖W − W'‖²/‖W‖², from 0 where everything is kept: reductions of similar size have similar
-effects, and small reductions small ones. Matrices are independent. The posterior is Gaussian too
-(ridge regression).
+with a Gaussian prior: the effects of one matrix are a Brownian motion in t = ‖W − W'‖²/‖W‖², so
+reductions of similar size have similar effects, and small reductions small ones; matrices are
+independent. The posterior is Gaussian too (ridge regression).
 
-A third of the budget tries interventions alone, spread over matrices and keeps. Then, in rounds,
-the search samples the posterior and tries the best stack of each sample (Thompson sampling: stacks
-that look good, or are uncertain). It returns the tried stack with the highest posterior mean, or
-none if no mean is above 0.
+A third of the budget tries interventions alone. Then, in rounds, the search samples the posterior
+and tries the best stack of each sample (Thompson sampling: stacks that look good, or are
+uncertain). It returns the tried stack with the highest posterior mean, if that is above 0.
 
 Left out: interactions between matrices.
 """
@@ -28,16 +26,16 @@ SCALES = np.geomspace(1e-9, 1e-2, 29)    # of the prior variance at t = 1; the l
 
 
 def prior_covariance(times, targets):
-    """[G] times and targets of the grid → covariance of the effects [G, G]: min(t, t') within a
-    matrix, 0 between matrices."""
+    """times t [G] and targets [G] of the grid → covariance of the effects [G, G]: min(t, t') within
+    a matrix, 0 between matrices"""
     same = np.array([[a == b for b in targets] for a in targets])
     return np.where(same, np.minimum.outer(times, times), 0.0)
 
 
 def posterior(design, gains, noise, covariance):
-    """design [S, G] of 0 and 1: which interventions are in which stack; gains [S] and their noise
-    variances [S]; prior covariance [G, G], whose scale is chosen by the likelihood of the gains →
-    mean [G] and covariance [G, G] of the effects."""
+    """design [S, G], 1 where an intervention is in a stack; gains [S], noise variances [S]; prior
+    covariance [G, G], whose scale is chosen by the likelihood of the gains → mean [G] and
+    covariance [G, G] of the effects"""
     def negative_log_likelihood(scale):
         k = scale * design @ covariance @ design.T + np.diag(noise)
         return np.linalg.slogdet(k)[1] + gains @ np.linalg.solve(k, gains)

@@ -2,7 +2,7 @@
 
 from bert import UserError
 from bert.matrices import get_linear, module_name, replace_module
-from laser.factored import Factored
+from laser.edit import Factored
 from laser.interventions import format_stack
 
 

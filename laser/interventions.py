@@ -17,12 +17,9 @@ VARIANTS = ("svd", "magnitude")
 
 
 class Intervention(NamedTuple):
-    """Reduce `matrix` of `layer` to the fraction `keep` of its rank (svd) or of its entries
-    (magnitude)."""
-
     layer: int
     matrix: str
-    keep: float
+    keep: float                                              # fraction of the rank or the entries
     variant: str = "svd"
 
     def __str__(self):
@@ -44,10 +41,10 @@ def parse(text):
     intervention, for two of one matrix, and if nothing would change."""
     stack = [_parse_one(part.strip()) for part in text.split(",")]
     targets = [i.target for i in stack]
-    twice = next((target for target in targets if targets.count(target) > 1), None)
-    if twice is not None:
-        raise UserError(f"--laser {text} names {twice[0]}:{twice[1]} twice; a matrix can be "
-                        f"reduced once")
+    for layer, matrix in targets:
+        if targets.count((layer, matrix)) > 1:
+            raise UserError(f"--laser {text} names {layer}:{matrix} twice; a matrix can be reduced "
+                            f"once")
     if all(i.keep == 1 for i in stack):
         raise UserError(f"--laser {text} keeps everything, so nothing would be changed; keep less "
                         f"than 1 of some matrix")
@@ -65,6 +62,5 @@ def _parse_one(text):
     check_known(matrix, MATRICES, "matrix", where=f"--laser {text}")
     check_known(variant, VARIANTS, "variant", where=f"--laser {text}")
     if not 0 < found.keep <= 1:
-        raise UserError(f"--laser {text}: keep must be above 0 and at most 1, a fraction of the "
-                        f"rank or of the entries")
+        raise UserError(f"--laser {text}: keep must be a fraction, above 0 and at most 1")
     return found

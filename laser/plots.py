@@ -1,4 +1,4 @@
-"""Figures of a sweep and a search."""
+"""Figures of a sweep."""
 
 import numpy as np
 
@@ -45,19 +45,3 @@ def draw_spectra(decompositions, path):
                         ("energy kept", np.cumsum(values ** 2) / np.sum(values ** 2))):
             panels.setdefault(f"{matrix}: {what}", {})[f"layer {layer}"] = list(zip(fractions, y))
     draw_curves(list(panels.items()), path, xlabel="fraction of the rank")
-
-
-def draw_gains(gains, title, path):
-    """Draw {search: [Gain of each split]} as points with their intervals, and the means."""
-    figure = new_figure(1.5 + 1.3 * len(gains), 4)
-    axes = figure.subplots()
-    for x, found in enumerate(gains.values()):
-        positions = x + np.linspace(-0.25, 0.25, len(found)) if len(found) > 1 else [x]
-        value, low, high = 100 * np.array(found).T                       # [splits] each
-        axes.errorbar(positions, value, np.abs([value - low, high - value]), fmt="o", markersize=4,
-                      linewidth=1)
-        axes.plot([x - 0.3, x + 0.3], [value.mean()] * 2, color="black", linewidth=1)
-    axes.axhline(0, color="gray", linewidth=0.8)
-    axes.set_xticks(range(len(gains)), list(gains))
-    axes.set(ylabel="gain in points on the held-out half", title=title)
-    save_figure(figure, path)

@@ -1,6 +1,5 @@
 """One matrix W [out, in] made simpler: the closest matrix of lower rank, or W with its smallest
-entries set to zero. `keep` is the fraction that stays, of the largest possible rank or of the
-entries.
+entries set to zero. `keep` is the fraction of the largest possible rank, or of the entries.
 """
 
 import math
@@ -23,8 +22,7 @@ def rank_of(keep, shape):
 
 
 class Decomposition:
-    """The singular value decomposition W = U Σ Vᵀ, computed once in float64 for all ranks. The
-    singular values stay in float64, the factors have W's dtype."""
+    """The singular value decomposition W = U Σ Vᵀ, computed once in float64 for all ranks."""
 
     def __init__(self, weight):
         u, self.values, vh = torch.linalg.svd(weight.detach().double(), full_matrices=False)
@@ -36,8 +34,7 @@ class Decomposition:
         return self.left[:, :rank] @ self.right[:rank]
 
     def factors(self, rank):
-        """→ down [rank, in], up [out, rank] with W_k = up · down. Each has the square root of the
-        singular values."""
+        """→ √Σ_k V_kᵀ [rank, in] and U_k √Σ_k [out, rank]"""
         root = self.values[:rank].sqrt().clamp_min(torch.finfo(torch.float32).tiny)
         root = root.to(self.left.dtype)
         return self.right[:rank] * root[:, None], self.left[:, :rank] / root

@@ -22,7 +22,7 @@ from torch import nn
 from bert import UserError
 from bert.matrices import MATRICES, get_linear, module_name
 from bert.model import BertLayer, FeedForward
-from laser.edit import reduced_weight, replace_modules, with_weight
+from laser.edit import reduced_linear, replace_modules
 from laser.reduce import Decomposition, rank_of
 
 ATTENTION = tuple(name for name, module in MATRICES.items() if module.startswith("attention."))
@@ -83,7 +83,7 @@ class SharedPrefixEvaluator:
                 new = TruncatedLinear(self.projection(intervention.target),
                                       rank_of(intervention.keep, linear.weight.shape), linear.bias)
             else:
-                new = with_weight(linear, reduced_weight(linear, intervention))
+                new = reduced_linear(linear, intervention)
             self.modules[intervention] = new
         return self.modules[intervention]
 
