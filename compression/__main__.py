@@ -7,8 +7,8 @@
     python -m compression tiny --data FOLDER                   # a checkpoint: its masked-LM loss
 
 A ratio of 10 gives the chosen matrices a tenth of their bytes; everything that must be stored to
-have them back counts. A saved run holds the stored form, and opening it decodes the matrices: this
-saves space, not time (two thin matrices, python -m laser apply --factored, save both).
+have them back counts. Opening a saved run decodes its matrices: this saves space, not time (two
+thin matrices, python -m laser apply --factored, save both).
 
 Writes compress-MATRICES.csv and .png to RUN/compression (or --out). A stopped command goes on when
 it is called again. Methods: see compression/codecs.py and compression/autoencoder.py.
@@ -36,7 +36,6 @@ from multitask.evaluation import model_fingerprint
 from multitask.metrics import main_scores
 from multitask.session import RunSession
 
-UNCHANGED = "as it is"                                       # the first row of the table
 DEFAULT = "svd,centered,weighted,kronecker,prune,bits,autoencoder,shared"
 DEFAULT_EMBEDDINGS = "centered,prune,bits,direction"
 
@@ -59,10 +58,10 @@ def parse(arguments):
     args.matrices = list(MATRICES) if args.matrices == "all" else args.matrices.split(",")
     args.ratios = parse_numbers("--ratios", args.ratios, lambda ratio: ratio > 1,
                                 "numbers above 1, as in 5,10")
-    for flag, names, known in (("--matrices", args.matrices, (*MATRICES, EMBEDDINGS)),
-                               ("--methods", args.methods, CODECS)):
-        for name in names:
-            check_known(name, known, flag[2:], where=flag)
+    for matrix in args.matrices:
+        check_known(matrix, (*MATRICES, EMBEDDINGS), "matrix", where="--matrices")
+    for method in args.methods:
+        check_known(method, CODECS, "method", where="--methods")
     if args.save and len(args.methods) * len(args.ratios) > 1:
         raise UserError("--save saves one model; give one of --methods and one of --ratios")
     if not runs.is_saved_run(args.run) and (args.save or "weighted" in args.methods):
@@ -71,7 +70,7 @@ def parse(arguments):
 
 
 def put_weights(modules, weights):
-    """Put the weights {target: [n, m]} into the modules {target: module} → the previous weights."""
+    """Put the weights {target: [n, m]} into {target: module} → the previous weights."""
     previous = {target: module.weight.data for target, module in modules.items()}
     for target, module in modules.items():
         module.weight.data = weights[target].to(previous[target].device)
@@ -79,85 +78,85 @@ def put_weights(modules, weights):
 
 
 def reconstruction_error(weights, decoded):
-    """{target: [n, m]} both → {"rmse", "cosine"}: of all entries, and the mean over all rows"""
+    """{target: [n, m]} both → {"rmse" of all entries, "cosine": mean over the rows}"""
     old, new = (torch.cat([w.flatten() for w in side.values()]) for side in (weights, decoded))
     cosines = torch.cat([F.cosine_similarity(weights[t], decoded[t]) for t in weights])
     return {"rmse": float((old - new).square().mean().sqrt()), "cosine": float(cosines.mean())}
 
 
 def measure(session, matrices, compressed=None):
-    """→ a row of the table: sizes, errors and scores of the model with the decoded matrices; of the
-    unchanged model without `compressed`"""
-    modules, error = find_modules(session.model.bert, matrices), {"rmse": 0.0, "cosine": 1.0}
+    """→ a row of the table: sizes in bytes, errors and scores of the model with the decoded
+    matrices, or of the unchanged model"""
+    bert, modules = session.model.bert, find_modules(session.model.bert, matrices)
     plain = FLOAT * sum(module.weight.numel() for module in modules.values())
-    method, ratio, size = UNCHANGED, 1.0, plain
-    if compressed is not None:
-        method, ratio, size = compressed.codec, compressed.ratio, compressed.bytes
-        decoded = compressed.decode()
-        weights = put_weights(modules, decoded)
-        error = reconstruction_error({t: w.cpu() for t, w in weights.items()}, decoded)
+    rest = FLOAT * sum(p.numel() for p in bert.parameters()) - plain
+    if compressed is None:
+        return {"method": "as it is", "ratio": 1.0, "bytes": plain, "model_bytes": rest + plain,
+                "rmse": 0.0, "cosine": 1.0, **main_scores(session.evaluate()[0])}
+    decoded = compressed.decode()
+    weights = put_weights(modules, decoded)
     scores = main_scores(session.evaluate()[0])
-    if compressed is not None:
-        put_weights(modules, weights)
-    rest = FLOAT * sum(p.numel() for p in session.model.bert.parameters()) - plain
-    return {"method": method, "ratio": ratio, "bytes": size, "model_bytes": rest + size, **error,
-            **scores}
+    put_weights(modules, weights)
+    return {"method": compressed.codec, "ratio": compressed.ratio, "bytes": compressed.bytes,
+            "model_bytes": rest + compressed.bytes,
+            **reconstruction_error({t: w.cpu() for t, w in weights.items()}, decoded), **scores}
 
 
 def compare(session, args, folder):
     """Measure each method at each ratio; write the table and the figure. Rows that were measured
     before on the same model and data are read from compress-MATRICES.json."""
-    bert, names = session.model.bert, args.matrices
-    path = folder / f"compress-{'-'.join(names)}.json"
+    path = folder / f"compress-{'-'.join(args.matrices)}.json"
     mark = model_fingerprint(session.model, session.first_splits, session.precision)
     found = json.loads(path.read_text()) if path.is_file() else {}
-    if found.get("fingerprint") != mark:
-        found = {"fingerprint": mark, "rows": {}}
-    importance = fisher_importance(session, names) if "weighted" in args.methods else None
+    known = found["rows"] if found.get("fingerprint") == mark else {}
+    importance = fisher_importance(session, args.matrices) if "weighted" in args.methods else None
     rows = []
-    for method, ratio in [(UNCHANGED, 1), *((m, r) for m in args.methods for r in args.ratios)]:
+    for method, ratio in [(None, 1), *((m, r) for m in args.methods for r in args.ratios)]:
         key = f"{method} {ratio:g}"
-        if key not in found["rows"]:
-            compressed = (None if method == UNCHANGED else
-                          Compressed.fit(bert, names, method, ratio, importance))
-            found["rows"][key] = measure(session, names, compressed)
-            write_json(path, found)
-        rows.append(found["rows"][key])
+        if key not in known:
+            known[key] = measure(session, args.matrices, method and Compressed.fit(
+                session.model.bert, args.matrices, method, ratio, importance))
+            write_json(path, {"fingerprint": mark, "rows": known})
+        rows.append(known[key])
     numbers = list(rows[0])[2:]
     print(text_table([["method", "ratio", *numbers], *(
         [row["method"], f"{row['ratio']:g}", *(format_number(row[n]) for n in numbers)]
         for row in rows)]))
     write_csv(path.with_suffix(".csv"), rows)
     score = next(name for name in ("overall", "mean", "masked_lm_loss") if name in numbers)
-    curves = {method: sorted((row["model_bytes"] / 2 ** 20, row[score]) for row in rows
-                             if row["method"] == method) for method in (UNCHANGED, *args.methods)}
+    curves = {}
+    for row in rows:
+        curves.setdefault(row["method"], []).append((row["model_bytes"] / 2 ** 20, row[score]))
     draw_curves([(score, curves)], path.with_suffix(".png"), xlabel="stored model, MiB")
     print(f"\n{folder}/: {path.stem}.csv, {path.stem}.png")
 
 
-def save(session, args):
+def save(args):
     """Save the run with these matrices in stored form."""
-    def edit(session):
-        bert, names, (method,) = session.model.bert, args.matrices, args.methods
-        importance = fisher_importance(session, names) if method == "weighted" else None
-        bert.compressed = Compressed.fit(bert, names, method, args.ratios[0], importance)
-        put_weights(find_modules(bert, names), bert.compressed.decode())
-        bert.edits = [*bert.edits, {"method": "compression", "codec": method,
-                                    "ratio": args.ratios[0], "matrices": names}]
+    (method,), (ratio,) = args.methods, args.ratios
 
-    session.derive_and_compare(args.save, args.overwrite, edit)
+    def edit(session):
+        bert = session.model.bert
+        importance = fisher_importance(session, args.matrices) if method == "weighted" else None
+        bert.compressed = Compressed.fit(bert, args.matrices, method, ratio, importance)
+        put_weights(find_modules(bert, args.matrices), bert.compressed.decode())
+        bert.edits = [*bert.edits, {"method": "compression", "codec": method, "ratio": ratio,
+                                    "matrices": args.matrices}]
+
+    RunSession(args).derive_and_compare(args.save, args.overwrite, edit)
 
 
 def main(arguments=None):
     args = parse(arguments)
     if args.save:
-        return save(RunSession(args), args)
-    if runs.is_saved_run(args.run):
-        return compare(RunSession(args), args, Path(args.out or Path(args.run, "compression")))
-    from compression.checkpoint import CheckpointSession  # imports pretraining
+        save(args)
+    elif runs.is_saved_run(args.run):
+        compare(RunSession(args), args, Path(args.out or Path(args.run, "compression")))
+    else:
+        from compression.checkpoint import CheckpointSession  # imports pretraining
 
-    folder = Path(args.out or f"compression-{Path(args.run).name}")
-    return compare(CheckpointSession(args), args, folder)
+        compare(CheckpointSession(args), args,
+                Path(args.out or f"compression-{Path(args.run).name}"))
 
 
 if __name__ == "__main__":

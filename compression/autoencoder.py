@@ -2,8 +2,7 @@
 arXiv 2302.04045), and token embeddings the same way with a loss of direction ("Direction is what
 you need", arXiv 2106.08181).
 
-A row w [m] is encoded in x numbers and decoded again. The codes [n, x], the decoder and the norms
-of the rows [n] are stored; the encoder is not:
+Of a row w [m] a code of x numbers is stored, and its norm; the encoder is thrown away:
 
     encoder   m → 8x → 4x → x          LeakyReLU between
     decoder   x → 2x → 4x → m          LeakyReLU between, tanh at the end
@@ -11,8 +10,7 @@ of the rows [n] are stored; the encoder is not:
     loss      10/11 · (1 − cos(ŵ, w)) + 1/11 · RMSE
 
 x is the largest whole number for which  10x² + x·(n + 6 + 4m) + m + n  numbers fit the budget.
-`shared` stacks the matrices of all layers and gives them one decoder; where layers differ in m
-(uneven pruning), those of equal m share one.
+`shared` stacks the matrices of all layers and gives them one decoder.
 
 Embeddings:  z = We + b,  ê = Vz + c,  loss  0.1995 · (1 − cos) + 0.0025 · mean|ê − e|^α,  α falling
 from 1 to 0.1. Training starts at the centered SVD, the best such pair for the squared error.

@@ -14,12 +14,6 @@ FILE = Path("model", "compressed.safetensors")               # in a run's folder
 KEEPS_EDIT = False                                           # an opened run has plain matrices
 
 
-def edit_of(compressed):
-    """The record of a model that holds the decoded matrices of `compressed`."""
-    return {"method": "compression", "codec": compressed.codec, "ratio": compressed.ratio,
-            "matrices": list(dict.fromkeys(matrix for _, matrix in compressed.shapes))}
-
-
 def rebuild(bert, edit):
     """Remove the weights of the compressed matrices, before the saved weights are loaded."""
     for module in find_modules(bert, edit["matrices"]).values():
@@ -27,16 +21,13 @@ def rebuild(bert, edit):
 
 
 def restore(bert, edit, folder):
-    """Decode the stored matrices and put them in."""
-    modules = find_modules(bert, edit["matrices"])
+    """Decode the stored matrices and put them in, after the saved weights are loaded."""
+    modules, stored = find_modules(bert, edit["matrices"]), read_tensors(folder / FILE)
     shapes = {target: (module.num_embeddings, module.embedding_dim)
               if isinstance(module, nn.Embedding) else (module.out_features, module.in_features)
               for target, module in modules.items()}
     try:
-        decoded = Compressed(edit["codec"], edit["ratio"], shapes,
-                             read_tensors(folder / FILE)).decode()
-    except UserError:                                        # the file cannot be read
-        raise
+        decoded = Compressed(edit["codec"], edit["ratio"], shapes, stored).decode()
     except (KeyError, RuntimeError, ValueError) as error:
         raise UserError(f"{folder / FILE} does not fit run.json ({error!r}); compress the run "
                         f"again") from error

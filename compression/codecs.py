@@ -3,9 +3,8 @@
     fit(weight [n, m], byte_budget, importance) → {name: tensor}, at most `byte_budget` bytes
     decode(stored, shape) → [n, m]
 
-Rows are output neurons (of embeddings: tokens). importance [n] says how much each row matters; only
-`weighted` uses it. Sizes count everything that is stored: factors, decoders, norms, scales,
-positions. compression/autoencoder.py has the codecs that are trained.
+Rows are output neurons (of embeddings: tokens); importance [n], how much each row matters, is for
+`weighted`. Everything that is stored counts: factors, decoders, norms, scales, positions.
 
     svd         U_k Σ_k · V_kᵀ, the closest matrix of rank k
     centered    the same of W − mean row, and the mean row
@@ -47,8 +46,7 @@ def max_count(byte_budget, each, what):
 
 
 def truncated_svd(weight, rank):
-    """The closest matrix of this rank as left [n, rank] · right [rank, m], each with the square
-    root of the singular values. Computed in float64."""
+    """→ U_k √Σ_k [n, rank], √Σ_k V_kᵀ [rank, m], computed in float64"""
     u, values, vh = torch.linalg.svd(weight.double(), full_matrices=False)
     root = values[:rank].sqrt().clamp_min(torch.finfo(torch.float32).tiny).float()
     return (u * values).float()[:, :rank] / root, vh.float()[:rank] * root[:, None]
@@ -58,17 +56,15 @@ def decode_product(stored, shape):
     return stored["left"] @ stored["right"] + stored.get("mean", 0.0)
 
 
-def fit_svd(weight, byte_budget, importance=None, mean=None):
-    fixed = 0 if mean is None else mean.nbytes
-    rank = max_count(byte_budget - fixed, FLOAT * sum(weight.shape), "rank")
+def fit_svd(weight, byte_budget, importance=None):
+    rank = max_count(byte_budget, FLOAT * sum(weight.shape), "rank")
     left, right = truncated_svd(weight, min(rank, *weight.shape))
-    stored = {"left": left, "right": right}
-    return stored if mean is None else stored | {"mean": mean}
+    return {"left": left, "right": right}
 
 
 def fit_centered(weight, byte_budget, importance=None):
     mean = weight.mean(dim=0)                                # [m]
-    return fit_svd(weight - mean, byte_budget, mean=mean)
+    return fit_svd(weight - mean, byte_budget - mean.nbytes) | {"mean": mean}
 
 
 def fit_weighted(weight, byte_budget, importance=None):

@@ -1,10 +1,7 @@
-"""The matrices of a model in stored form: fit and decode.
-
-In a saved run model/compressed.safetensors holds the stored tensors, named
-{matrix}.{layer}.{tensor}, or {matrix}.{tensor} where one decoder serves all layers.
+"""The matrices of a model in stored form. In a saved run model/compressed.safetensors holds the
+tensors, named {matrix}.{layer}.{tensor}, or {matrix}.{m}.{tensor} where layers share a decoder.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +11,11 @@ from compression.autoencoder import TRAINED
 from compression.codecs import CLOSED_FORM, FLOAT, bytes_of
 
 CODECS = CLOSED_FORM | TRAINED
-EMBEDDINGS = "embeddings"                # besides the names in bert.matrices.MATRICES
+EMBEDDINGS = "embeddings"                # a matrix besides bert.matrices.MATRICES
 
 
 def find_modules(bert, matrices):
-    """{(layer, matrix): the module that holds it} for all layers; empty matrices are left out.
+    """{(layer, matrix): its module} of all layers; matrices that pruning has emptied are left out.
     UserError if another module has replaced one."""
     embeddings = {(0, EMBEDDINGS): bert.word_embeddings} if EMBEDDINGS in matrices else {}
     return embeddings | {
@@ -29,8 +26,7 @@ def find_modules(bert, matrices):
 
 @dataclass
 class Compressed:
-    """Matrices in the stored form of one codec: `shapes` {(layer, matrix): [n, m]}, `stored` {name:
-    tensor}."""
+    """Matrices stored by one codec: shapes {(layer, matrix): [n, m]}, stored {name: tensor}."""
 
     codec: str
     ratio: float
@@ -43,9 +39,8 @@ class Compressed:
         [n]}, of the rows, is for the codec `weighted`."""
         weights = {target: module.weight.detach().cpu()
                    for target, module in find_modules(bert, matrices).items()}
-        shapes = {target: weight.shape for target, weight in weights.items()}
-        stored = {}
-        for prefix, group in groups(shapes, codec):
+        shapes, stored = {target: weight.shape for target, weight in weights.items()}, {}
+        for prefix, group in groups(shapes, codec).items():
             stacked = torch.cat([weights[target] for target in group])
             byte_budget = stacked.numel() * FLOAT / ratio
             rows = torch.cat([importance[target] for target in group]) if importance else None
@@ -61,7 +56,7 @@ class Compressed:
     def decode(self):
         """→ {(layer, matrix): [n, m]}"""
         weights = {}
-        for prefix, group in groups(self.shapes, self.codec):
+        for prefix, group in groups(self.shapes, self.codec).items():
             sizes = [self.shapes[target][0] for target in group]
             # clone: fitted and loaded tensors get the same alignment, so both give the same bits
             own = {name.removeprefix(prefix + "."): tensor.clone()
@@ -72,12 +67,10 @@ class Compressed:
 
 
 def groups(shapes, codec):
-    """{(layer, matrix): [n, m]} → [(prefix of the stored names, targets that are stored together)].
-    A shared decoder needs rows of one length m, which differs between unevenly pruned layers."""
-    if not CODECS[codec].shared:
-        return [(f"{matrix}.{layer}", [(layer, matrix)]) for layer, matrix in shapes]
-    kinds = dict.fromkeys((matrix, shape[1]) for (_, matrix), shape in shapes.items())
-    lengths = Counter(matrix for matrix, _ in kinds)
-    return [(matrix if lengths[matrix] == 1 else f"{matrix}.{m}",
-             [target for target, shape in shapes.items() if (target[1], shape[1]) == (matrix, m)])
-            for matrix, m in kinds]
+    """{(layer, matrix): [n, m]} → {prefix of the stored names: [target, …]}: what is stored
+    together. A shared decoder serves the rows of one length m in all layers."""
+    found = {}
+    for (layer, matrix), (_, m) in shapes.items():
+        prefix = f"{matrix}.{m}" if CODECS[codec].shared else f"{matrix}.{layer}"
+        found.setdefault(prefix, []).append((layer, matrix))
+    return found
