@@ -35,10 +35,16 @@ def get_linear(bert, layer, matrix):
         raise UserError(f"{layer}:{matrix} is a {type(found).__name__}, not a plain matrix; choose "
                         f"other matrices, merge adapters first (python -m lora merge), or take the "
                         f"run from which this one was made")
-    if not found.weight.numel():
+    if is_empty(bert, layer, matrix):
         raise UserError(f"{layer}:{matrix} is empty, because all heads or neurons of its layer "
                         f"were removed; choose another matrix")
     return found
+
+
+def is_empty(bert, layer, matrix):
+    """Whether pruning has removed all rows or columns of this matrix."""
+    weight = getattr(bert.get_submodule(module_name(bert, layer, matrix)), "weight", None)
+    return weight is not None and not weight.numel()
 
 
 def replace_module(bert, name, module):

@@ -77,6 +77,18 @@ def command(settings):
     return shlex.join(words)
 
 
+def parse_numbers(flag, text, valid, hint):
+    """"0.9,0.5" → [0.9, 0.5]. UserError unless valid(number) holds for all; `hint` says what to
+    write."""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [math.nan]
+    if not all(map(valid, numbers)):
+        raise UserError(f"{flag} {text} is not understood; write {hint}")
+    return numbers
+
+
 def with_absolute_paths(settings, *names):
     """The same settings with these paths absolute, so that a run opens from any working directory.
     What is no path here (a name on the hub) stays as it is."""

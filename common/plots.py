@@ -16,13 +16,13 @@ def save_figure(figure, path, dpi=120):
         figure.savefig(file, format="png", dpi=dpi)
 
 
-def draw_curves(panels, path):
-    """Write curves side by side; panels is [(title, {name: [(step, value), …]})]."""
+def draw_curves(panels, path, xlabel="step"):
+    """Write curves side by side; panels is [(title, {name: [(x, y), …]})]."""
     figure = new_figure(5 * len(panels), 4)
-    for axes, (title, curves) in zip(figure.subplots(1, len(panels)), panels):
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         for name, points in curves.items():
             axes.plot(*zip(*points), marker="." if len(points) < 50 else "", label=name)
-        axes.set(xlabel="step", title=title)
+        axes.set(xlabel=xlabel, title=title)
         axes.grid(alpha=0.3)
         if curves:
             axes.legend()

@@ -57,3 +57,8 @@ def versions():
     """What a run's last digits depend on, beside its settings."""
     return {"python": platform.python_version(), "torch": torch.__version__,
             "threads": torch.get_num_threads()}
+
+
+def weight_bytes(folder):
+    """The bytes of the .safetensors files in a folder."""
+    return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))

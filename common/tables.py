@@ -15,6 +15,18 @@ def text_table(rows, left=1):
                      for row in rows)
 
 
+def format_number(value):
+    """1234567 → "1,234,567", 0.51234 → "0.5123"."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def comparison_table(columns):
+    """{title: {name: number}} → text_table with a column for each title, a row for each name."""
+    names = next(iter(columns.values()))
+    return text_table([["", *columns], *(
+        [name, *(format_number(column[name]) for column in columns.values())] for name in names)])
+
+
 def markdown_table(rows):
     """Rows of texts, the header first → a table in Markdown."""
     header, *lines = rows

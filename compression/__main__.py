@@ -1,4 +1,4 @@
-"""Store matrices of a saved run smaller, without training it again, and see what that costs.
+"""Store matrices of a saved run in fewer bytes, without training it again, and see what it costs.
 
     python -m compression RUN                                  # FFN matrices, every method
     python -m compression RUN --matrices key --ratios 5,10,25
@@ -7,170 +7,157 @@
     python -m compression tiny --data FOLDER                   # a checkpoint: its masked-LM loss
 
 A ratio of 10 gives the chosen matrices a tenth of their bytes; everything that must be stored to
-have them back counts. Biases, and the matrices that are not chosen, stay as they are. What is saved
-is the stored form; it is decoded when the run is opened. So this saves space, not time (two thin
-matrices, python -m laser apply --factored, save both).
+have them back counts. Opening a saved run decodes its matrices: this saves space, not time (two
+thin matrices, python -m laser apply --factored, save both).
 
-Leaves compress-MATRICES.csv and .png in RUN/laser (or --out). Stopped, the same command goes on.
-Methods: see compression/codecs.py and compression/autoencoder.py.
+Writes compress-MATRICES.csv and .png to RUN/compression (or --out). A stopped command goes on when
+it is called again. Methods: see compression/codecs.py and compression/autoencoder.py.
 """
 
-import hashlib
 import json
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from bert import UserError
-from bert.errors import did_you_mean
+from bert.errors import check_known
 from bert.files import write_json
-from common.cli import Parser
+from bert.matrices import MATRICES
+from common.cli import Parser, add_run_flags, run_script
+from common.flags import parse_numbers
+from common.plots import draw_curves
+from common.tables import format_number, text_table, write_csv
 from compression.codecs import FLOAT
-from compression.stored import CODECS, EMBEDDINGS, FILE, Compressed, get_weight, matrix_places
-from laser import plots as pictures
-from laser.interventions import MATRICES
-from laser.report import comparison, flat, parameters, stored
-from laser.session import Checkpoint, RunSession, add_run_flags, results_folder
-from laser.sweep import write_csv
+from compression.importance import fisher_importance
+from compression.stored import CODECS, EMBEDDINGS, Compressed, find_modules
 from multitask import runs
+from multitask.evaluation import model_fingerprint
+from multitask.metrics import main_scores
+from multitask.session import RunSession
 
-DEFAULT_METHODS = {                                                     # methods that are tried by default
-    "matrices": ("svd", "centered", "weighted", "kronecker", "prune", "bits", "autoencoder",
-                 "shared"),
-    EMBEDDINGS: ("centered", "prune", "bits", "direction"),
-}
+DEFAULT = "svd,centered,weighted,kronecker,prune,bits,autoencoder,shared"
+DEFAULT_EMBEDDINGS = "centered,prune,bits,direction"
 
 
 def parse(arguments):
+    """→ args with lists: args.matrices, args.methods (names of codecs), args.ratios"""
     parser = Parser(prog="python -m compression", description=__doc__)
-    add_run_flags(parser)
-    parser.add_argument("--out", help="folder of the results (default: RUN/laser)")
+    add_run_flags(parser, "run", "--data", "--limit", "--device", "--precision", "--overwrite")
+    parser.add_argument("--out", help="folder of the results (default: RUN/compression)")
     parser.add_argument("--matrices", default="fc_in,fc_out",
-                        help=f"all, or some of {', '.join((*MATRICES, EMBEDDINGS))} (default: "
-                             f"%(default)s)")
+                        help=f"all, or some of {', '.join(MATRICES)} (default: %(default)s), or "
+                             f"{EMBEDDINGS}")
     parser.add_argument("--methods", help=f"some of {', '.join(CODECS)} (default: all that suit)")
     parser.add_argument("--ratios", default="5,10", help="how many times smaller (default: 5,10)")
-    parser.add_argument("--save", metavar="RUN2", help="save the run whose matrices are stored "
-                                                       "so: one method, one ratio")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run in --save")
+    parser.add_argument("--save", metavar="RUN2", help="save a run whose matrices are stored so: "
+                                                       "one method, one ratio")
     args = parser.parse_args(arguments)
-    names = list(MATRICES) if args.matrices == "all" else args.matrices.split(",")
-    if EMBEDDINGS in names and len(names) > 1:
-        raise UserError("--matrices: embeddings are compressed alone, by methods of their own")
-    methods = args.methods.split(",") if args.methods else list(DEFAULT_METHODS.get(names[0], DEFAULT_METHODS["matrices"]))
-    for flag, given, known in (("--matrices", names, (*MATRICES, EMBEDDINGS)),
-                               ("--methods", methods, CODECS)):
-        for name in given:
-            if name not in known:
-                raise UserError(f"{flag}: there is no {name!r}{did_you_mean(name, known)}; there "
-                                f"are {', '.join(known)}")
-    try:
-        ratios = [float(ratio) for ratio in args.ratios.split(",")]
-    except ValueError:
-        ratios = [0.0]
-    if min(ratios) <= 1:
-        raise UserError(f"--ratios {args.ratios} is not understood; write numbers above 1, as in "
-                        f"5,10")
-    if args.save and len(methods) * len(ratios) > 1:
+    default = DEFAULT_EMBEDDINGS if args.matrices == EMBEDDINGS else DEFAULT
+    args.methods = (args.methods or default).split(",")
+    args.matrices = list(MATRICES) if args.matrices == "all" else args.matrices.split(",")
+    args.ratios = parse_numbers("--ratios", args.ratios, lambda ratio: ratio > 1,
+                                "numbers above 1, as in 5,10")
+    for matrix in args.matrices:
+        check_known(matrix, (*MATRICES, EMBEDDINGS), "matrix", where="--matrices")
+    for method in args.methods:
+        check_known(method, CODECS, "method", where="--methods")
+    if args.save and len(args.methods) * len(args.ratios) > 1:
         raise UserError("--save saves one model; give one of --methods and one of --ratios")
-    return args, names, methods, ratios
+    if not runs.is_saved_run(args.run) and (args.save or "weighted" in args.methods):
+        raise UserError(f"--save and the method weighted need a saved run, and {args.run} is none")
+    return args
+
+
+def put_weights(modules, weights):
+    """Put the weights {target: [n, m]} into {target: module} → the previous weights."""
+    previous = {target: module.weight.data for target, module in modules.items()}
+    for target, module in modules.items():
+        module.weight.data = weights[target].to(previous[target].device)
+    return previous
 
 
 def reconstruction_error(weights, decoded):
-    """→ {"rmse", "cosine"} of decoded rows and the rows they stand for, means over all."""
+    """{target: [n, m]} both → {"rmse" of all entries, "cosine": mean over the rows}"""
     old, new = (torch.cat([w.flatten() for w in side.values()]) for side in (weights, decoded))
-    cosines = torch.cat([F.cosine_similarity(weights[p], decoded[p]) for p in weights])
+    cosines = torch.cat([F.cosine_similarity(weights[t], decoded[t]) for t in weights])
     return {"rmse": float((old - new).square().mean().sqrt()), "cosine": float(cosines.mean())}
 
 
-def measure(session, compressed):
-    """Score the model with the decoded matrices in it → one row of the table."""
-    bert = session.model.bert
-    weights = {p: get_weight(bert, p).data for p in compressed.shapes}
+def measure(session, matrices, compressed=None):
+    """→ a row of the table: sizes in bytes, errors and scores of the model with the decoded
+    matrices, or of the unchanged model"""
+    bert, modules = session.model.bert, find_modules(session.model.bert, matrices)
+    plain = FLOAT * sum(module.weight.numel() for module in modules.values())
+    rest = FLOAT * sum(p.numel() for p in bert.parameters()) - plain
+    if compressed is None:
+        return {"method": "as it is", "ratio": 1.0, "bytes": plain, "model_bytes": rest + plain,
+                "rmse": 0.0, "cosine": 1.0, **main_scores(session.evaluate()[0])}
     decoded = compressed.decode()
-    whole = FLOAT * (parameters(bert) - sum(w.numel() for w in weights.values()))
-    try:
-        for p, weight in decoded.items():
-            get_weight(bert, p).data = weight.to(session.device)
-        scores, *_ = session.evaluate()
-    finally:
-        for p, weight in weights.items():
-            get_weight(bert, p).data = weight
-    return {"method": compressed.method, "ratio": compressed.ratio, "bytes": compressed.bytes,
-            "model_bytes": whole + compressed.bytes,
-            **reconstruction_error({p: w.cpu() for p, w in weights.items()}, decoded),
-            **flat(scores)}
+    weights = put_weights(modules, decoded)
+    scores = main_scores(session.evaluate()[0])
+    put_weights(modules, weights)
+    return {"method": compressed.codec, "ratio": compressed.ratio, "bytes": compressed.bytes,
+            "model_bytes": rest + compressed.bytes,
+            **reconstruction_error({t: w.cpu() for t, w in weights.items()}, decoded), **scores}
 
 
-def table(rows):
-    names = [name for name in rows[0] if name not in ("method", "ratio")]
-    lines = [f"{'method':12}{'ratio':>6}" + "".join(f"{name:>13}" for name in names)]
+def compare(session, args, folder):
+    """Measure each method at each ratio; write the table and the figure. Rows that were measured
+    before on the same model and data are read from compress-MATRICES.json."""
+    path = folder / f"compress-{'-'.join(args.matrices)}.json"
+    mark = model_fingerprint(session.model, session.first_splits, session.precision)
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    known = found["rows"] if found.get("fingerprint") == mark else {}
+    importance = fisher_importance(session, args.matrices) if "weighted" in args.methods else None
+    rows = []
+    for method, ratio in [(None, 1), *((m, r) for m in args.methods for r in args.ratios)]:
+        key = f"{method} {ratio:g}"
+        if key not in known:
+            known[key] = measure(session, args.matrices, method and Compressed.fit(
+                session.model.bert, args.matrices, method, ratio, importance))
+            write_json(path, {"fingerprint": mark, "rows": known})
+        rows.append(known[key])
+    numbers = list(rows[0])[2:]
+    print(text_table([["method", "ratio", *numbers], *(
+        [row["method"], f"{row['ratio']:g}", *(format_number(row[n]) for n in numbers)]
+        for row in rows)]))
+    write_csv(path.with_suffix(".csv"), rows)
+    score = next(name for name in ("overall", "mean", "masked_lm_loss") if name in numbers)
+    curves = {}
     for row in rows:
-        cells = [f"{row[n]:13,}" if isinstance(row[n], int) else f"{row[n]:13.4f}" for n in names]
-        lines.append(f"{row['method']:12}{row['ratio']:6g}" + "".join(cells))
-    return "\n".join(lines)
+        curves.setdefault(row["method"], []).append((row["model_bytes"] / 2 ** 20, row[score]))
+    draw_curves([(score, curves)], path.with_suffix(".png"), xlabel="stored model, MiB")
+    print(f"\n{folder}/: {path.stem}.csv, {path.stem}.png")
 
 
-class Results:
-    """The rows measured so far, on the disk: what is there is not measured again."""
-
-    def __init__(self, path, about):
-        self.path = path
-        mark = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-        old = json.loads(path.read_text()) if path.is_file() else {}
-        self.found = old if old.get("of") == mark else {"of": mark, "rows": {}}
-
-    def get(self, name, measured):
-        if name not in self.found["rows"]:
-            self.found["rows"][name] = measured()
-            write_json(self.path, self.found)
-        return self.found["rows"][name]
-
-
-def as_it_is(session, names):
-    """The table's first row: nothing compressed."""
-    bert, (scores, *_) = session.model.bert, session.evaluate()
-    chosen = sum(get_weight(bert, p).numel() for p in matrix_places(bert, names))
-    return {"method": "as it is", "ratio": 1.0, "bytes": FLOAT * chosen,
-            "model_bytes": FLOAT * parameters(bert), "rmse": 0.0, "cosine": 1.0, **flat(scores)}
-
-
-def save(args, session, names, method, ratio):
+def save(args):
     """Save the run with these matrices in stored form."""
-    folder, bert = session.new_run(args.save, args.overwrite), session.model.bert
-    importance = session.importance(names) if method == "weighted" else None
-    compressed = Compressed.fit(bert, names, method, ratio, importance)
-    before, (scores, *_) = stored(session.run), session.evaluate()
-    for p, weight in compressed.decode().items():
-        get_weight(bert, p).data = weight.to(session.device)
-    new_scores, predictions, _ = session.evaluate()
-    bert.edits = [*bert.edits, {"method": "compression", "kind": "stored", "codec": method, "ratio": ratio,
-                                "matrices": names}]
-    runs.save_edited(folder, args.run, session.settings, session.model, session.tokenizer, session.splits,
-                     new_scores, predictions, {FILE: compressed.stored})
-    print(comparison({"before": {"bytes": before, "scores": scores},
-                      "after": {"bytes": stored(folder), "scores": new_scores}}))
-    print(f"\nrun: {folder}")
+    (method,), (ratio,) = args.methods, args.ratios
+
+    def edit(session):
+        bert = session.model.bert
+        importance = fisher_importance(session, args.matrices) if method == "weighted" else None
+        bert.compressed = Compressed.fit(bert, args.matrices, method, ratio, importance)
+        put_weights(find_modules(bert, args.matrices), bert.compressed.decode())
+        bert.edits = [*bert.edits, {"method": "compression", "codec": method, "ratio": ratio,
+                                    "matrices": args.matrices}]
+
+    RunSession(args).derive_and_compare(args.save, args.overwrite, edit)
 
 
-def main(arguments):
-    args, names, methods, ratios = parse(arguments)
-    session = (RunSession if runs.is_saved_run(args.run) else Checkpoint)(args)
+def main(arguments=None):
+    args = parse(arguments)
     if args.save:
-        return save(args, session, names, methods[0], ratios[0])
-    bert, stem, folder = session.model.bert, f"compress-{'-'.join(names)}", results_folder(args)
-    results = Results(folder / f"{stem}.json", [session.fingerprint, names])
-    importance = session.importance(names) if "weighted" in methods else None
-    rows = [results.get("as it is", lambda: as_it_is(session, names))]
-    for method in methods:
-        for ratio in ratios:
-            rows.append(results.get(f"{method} {ratio:g}", lambda method=method, ratio=ratio: measure(
-                session, Compressed.fit(bert, names, method, ratio, importance))))
-    print(table(rows))
-    write_csv(folder / f"{stem}.csv", rows)
-    score = next(name for name in ("overall", "mean", "masked_lm_loss") if name in rows[0])
-    curves = {method: [(row["model_bytes"], row[score]) for row in rows if row["method"] == method]
-              for method in ("as it is", *methods)}
-    pictures.sizes(curves, score, folder / f"{stem}.png")
-    print(f"\n{folder}/: {stem}.csv, {stem}.png")
-    return None
+        save(args)
+    elif runs.is_saved_run(args.run):
+        compare(RunSession(args), args, Path(args.out or Path(args.run, "compression")))
+    else:
+        from compression.checkpoint import CheckpointSession  # imports pretraining
+
+        compare(CheckpointSession(args), args,
+                Path(args.out or f"compression-{Path(args.run).name}"))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,6 +1,55 @@
-"""What binds compression to runs: how matrices in stored form open again."""
+"""What binds compression to runs: model/model.safetensors lacks the compressed matrices, whose
+stored form lies beside it; opening the run decodes them."""
 
-from compression.stored import left_out as encoder_alone  # noqa: F401  part of the binding
-from compression.stored import rebuild, restore  # noqa: F401
+from contextlib import contextmanager
+from pathlib import Path
 
-KEEPS_EDIT = False
+from torch import nn
+
+from bert import UserError
+from bert.files import read_tensors, write_tensors
+from compression.stored import Compressed, find_modules
+
+FILE = Path("model", "compressed.safetensors")               # in a run's folder
+KEEPS_EDIT = False                                           # an opened run has plain matrices
+
+
+def rebuild(bert, edit):
+    """Remove the weights of the compressed matrices, before the saved weights are loaded."""
+    for module in find_modules(bert, edit["matrices"]).values():
+        module.weight = None                                 # keeps its place among the parameters
+
+
+def restore(bert, edit, folder):
+    """Decode the stored matrices and put them in, after the saved weights are loaded."""
+    modules, stored = find_modules(bert, edit["matrices"]), read_tensors(folder / FILE)
+    shapes = {target: (module.num_embeddings, module.embedding_dim)
+              if isinstance(module, nn.Embedding) else (module.out_features, module.in_features)
+              for target, module in modules.items()}
+    try:
+        decoded = Compressed(edit["codec"], edit["ratio"], shapes, stored).decode()
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise UserError(f"{folder / FILE} does not fit run.json ({error!r}); compress the run "
+                        f"again") from error
+    for target, weight in decoded.items():
+        modules[target].weight = nn.Parameter(weight)
+
+
+@contextmanager
+def encoder_alone(bert):
+    """Within this context bert lacks the weights that are saved in stored form."""
+    modules = [module for edit in bert.edits if edit["method"] == "compression"
+               for module in find_modules(bert, edit["matrices"]).values()]
+    weights = [module.weight for module in modules]
+    for module in modules:
+        module.weight = None
+    try:
+        yield
+    finally:
+        for module, weight in zip(modules, weights):
+            module.weight = weight
+
+
+def save(model, tasks, folder):
+    """Write the stored form, which is the `compressed` of a Bert whose matrices were compressed."""
+    write_tensors(folder / FILE, model.bert.compressed.stored)

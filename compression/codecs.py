@@ -1,18 +1,17 @@
-"""Ways to store matrices in fewer bytes, each as two functions on tensors:
+"""Codecs: ways to store a matrix in fewer bytes, each as two functions on tensors.
 
-    fit(weight [n, m], room, rows) → {name: tensor}     what is stored, of at most `room` bytes
+    fit(weight [n, m], byte_budget, importance) → {name: tensor}, at most `byte_budget` bytes
     decode(stored, shape) → [n, m]
 
-Rows are output neurons (or tokens, of embeddings). `rows` [n] says how much each row matters; only
-`weighted` asks. Sizes count everything stored: factors, decoders, norms, scales, positions. For
-the autoencoders see compression/autoencoder.py.
+Rows are output neurons (of embeddings: tokens); importance [n], how much each row matters, is for
+`weighted`. Everything that is stored counts: factors, decoders, norms, scales, positions.
 
     svd         U_k Σ_k · V_kᵀ, the closest matrix of rank k
-    centered     the same of W − mean row, and the mean row
-    weighted    D⁻¹ U_k Σ_k · V_kᵀ of D·W: rows that matter more are met more closely
+    centered    the same of W − mean row, and the mean row
+    weighted    D⁻¹ U_k Σ_k · V_kᵀ of D·W: important rows are approximated more closely
     kronecker   Σᵢ Aᵢ ⊗ Bᵢ, the closest such sum (Van Loan & Pitsianis 1993)
-    prune       the largest entries, and a bit for each entry saying which these are
-    bits        each entry as one of 2ⁿ steps between its row's least and largest entry
+    prune       the largest entries, and one bit for each entry saying whether it is one of them
+    bits        each entry as one of 2ⁿ steps between its row's smallest and largest entry
 """
 
 import math
@@ -23,7 +22,6 @@ import numpy as np
 import torch
 
 from bert import UserError
-from laser.reduce import Decomposition
 
 FLOAT = 4                                                    # bytes
 
@@ -39,7 +37,7 @@ def bytes_of(stored):
 
 
 def max_count(byte_budget, each, what):
-    """How many of a thing that takes `each` bytes fit; UserError if not one does."""
+    """How many things of `each` bytes fit into the budget. UserError if not one does."""
     count = int(byte_budget // each)
     if count < 1:
         raise UserError(f"{int(byte_budget):,} bytes for a matrix hold not even one {what} of "
@@ -47,55 +45,62 @@ def max_count(byte_budget, each, what):
     return count
 
 
-def product(stored, shape):
+def truncated_svd(weight, rank):
+    """→ U_k √Σ_k [n, rank], √Σ_k V_kᵀ [rank, m], computed in float64"""
+    u, values, vh = torch.linalg.svd(weight.double(), full_matrices=False)
+    root = values[:rank].sqrt().clamp_min(torch.finfo(torch.float32).tiny).float()
+    return (u * values).float()[:, :rank] / root, vh.float()[:rank] * root[:, None]
+
+
+def decode_product(stored, shape):
     return stored["left"] @ stored["right"] + stored.get("mean", 0.0)
 
 
-def fit_svd(weight, byte_budget, rows=None, mean=None):
-    fixed = 0 if mean is None else mean.nbytes
-    rank = max_count(byte_budget - fixed, FLOAT * sum(weight.shape), "rank")
-    down, up = Decomposition(weight).factors(min(rank, *weight.shape))
-    stored = {"left": up, "right": down}
-    return stored if mean is None else stored | {"mean": mean}
+def fit_svd(weight, byte_budget, importance=None):
+    rank = max_count(byte_budget, FLOAT * sum(weight.shape), "rank")
+    left, right = truncated_svd(weight, min(rank, *weight.shape))
+    return {"left": left, "right": right}
 
 
-def fit_centered(weight, byte_budget, rows=None):
+def fit_centered(weight, byte_budget, importance=None):
     mean = weight.mean(dim=0)                                # [m]
-    return fit_svd(weight - mean, byte_budget, mean=mean)
+    return fit_svd(weight - mean, byte_budget - mean.nbytes) | {"mean": mean}
 
 
-def fit_weighted(weight, byte_budget, rows=None):
-    scale = torch.ones(len(weight)) if rows is None else (rows / rows.mean() + 0.01).sqrt()  # [n]
-    stored = fit_svd(weight * scale[:, None], byte_budget)
-    return stored | {"left": stored["left"] / scale[:, None]}
+def fit_weighted(weight, byte_budget, importance=None):
+    if importance is None:
+        return fit_svd(weight, byte_budget)
+    scale = (importance / importance.mean() + 0.01).sqrt()[:, None]              # D [n, 1]
+    stored = fit_svd(scale * weight, byte_budget)
+    return stored | {"left": stored["left"] / scale}
 
 
 def kronecker_shape(n, m):
-    """The shape of A, of n·m's factorisations the one in which A and B take the least room; of
-    several such, the one most like W in shape."""
+    """The shape of A, of all factorizations of n·m the one in which A and B are smallest together;
+    of several such, the one most like W in shape."""
     divisors = [[d for d in range(1, size + 1) if size % d == 0] for size in (n, m)]
     return min(((a, b) for a in divisors[0] for b in divisors[1]),
                key=lambda s: (s[0] * s[1] + n * m // (s[0] * s[1]),
                               abs(math.log(s[0] * m / (s[1] * n)))))
 
 
-def fit_kronecker(weight, byte_budget, rows=None):
+def fit_kronecker(weight, byte_budget, importance=None):
     n, m = weight.shape
     a, b = kronecker_shape(n, m)
     c, d = n // a, m // b
     terms = max_count(byte_budget, FLOAT * (a * b + c * d), "Kronecker term")
     blocks = weight.reshape(a, c, b, d).transpose(1, 2).reshape(a * b, c * d)    # rank 1 = one term
-    down, up = Decomposition(blocks).factors(min(terms, *blocks.shape))
-    return {"a": up.T.reshape(-1, a, b), "b": down.reshape(-1, c, d)}            # [r, …]
+    left, right = truncated_svd(blocks, min(terms, *blocks.shape))
+    return {"a": left.T.reshape(-1, a, b), "b": right.reshape(-1, c, d)}         # [r, …]
 
 
 def decode_kronecker(stored, shape):
     return torch.einsum("rab,rcd->acbd", stored["a"], stored["b"]).reshape(shape)
 
 
-def fit_prune(weight, byte_budget, rows=None):
-    positions = math.ceil(weight.numel() / 8)
-    count = min(max_count(byte_budget - positions, FLOAT, "entry beside the positions' bits"),
+def fit_prune(weight, byte_budget, importance=None):
+    position_bytes = math.ceil(weight.numel() / 8)
+    count = min(max_count(byte_budget - position_bytes, FLOAT, "entry beside the positions' bits"),
                 weight.numel())
     largest = weight.flatten().abs().topk(count).indices.sort().values
     kept = np.zeros(weight.numel(), bool)
@@ -110,7 +115,7 @@ def decode_prune(stored, shape):
     return flat.view(shape)
 
 
-def fit_bits(weight, byte_budget, rows=None):
+def fit_bits(weight, byte_budget, importance=None):
     n, m = weight.shape
     bits = min(max_count(byte_budget - 2 * FLOAT * n, math.ceil(n * m / 8), "bit an entry"), 8)
     low, high = weight.amin(dim=1), weight.amax(dim=1)                           # [n]
@@ -129,9 +134,9 @@ def decode_bits(stored, shape):
 
 
 CLOSED_FORM = {
-    "svd": Codec(fit_svd, product),
-    "centered": Codec(fit_centered, product),
-    "weighted": Codec(fit_weighted, product),
+    "svd": Codec(fit_svd, decode_product),
+    "centered": Codec(fit_centered, decode_product),
+    "weighted": Codec(fit_weighted, decode_product),
     "kronecker": Codec(fit_kronecker, decode_kronecker),
     "prune": Codec(fit_prune, decode_prune),
     "bits": Codec(fit_bits, decode_bits),

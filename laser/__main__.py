@@ -1,134 +1,130 @@
-"""LASER on a saved run, and compression without retraining.
+"""LASER on a saved run.
 
     python -m laser sweep RUN            every layer × matrix × keep, each alone: CSV and heat map
     python -m laser search RUN           the best one, stacks of them, and whether the gain is real
     python -m laser apply RUN --laser 4:fc_out:0.3,5:fc_in:0.3 --out RUN2 [--factored]
-    python -m compression RUN         store matrices smaller: sizes against scores
 
-Each has its own --help. An intervention is written layer:matrix:keep; layers count from 0, matrices
-are fc_in, fc_out, query, key, value and attention_output, and keep is a fraction of the rank. After
-it may stand :magnitude (keep the largest entries) or :random[:seed] (keep entries by chance).
+Each has its own --help. An intervention is written layer:matrix:keep. Layers count from 0, matrices
+are fc_in, fc_out, query, key, value and attention_output, keep is a fraction of the rank; with
+:magnitude after it, of the entries.
 """
 
-import sys
+from pathlib import Path
 
 from bert import UserError
-from bert.errors import did_you_mean
-from common.cli import Parser, run_script
-from compression import __main__ as compress
-from laser import plots as pictures
-from laser import search, sweep
-from laser.edit import apply, edit_of
-from laser.interventions import MATRICES, VARIANTS, parse
+from bert.matrices import MATRICES
+from common.cli import add_run_flags, run_command, run_script
+from common.flags import parse_numbers
+from common.tables import write_csv
+from laser import plots, search
+from laser.binding import edit_of
+from laser.edit import apply
+from laser.interventions import VARIANTS, parse
 from laser.output_cache import OutputCache
-from laser.report import comparison, parameters, stored
-from laser.session import RunSession, add_run_flags, results_folder
-from multitask import runs
+from laser.sweep import KEEPS, grid, parse_layers, sweep, sweep_table
+from multitask.session import RunSession
 
 
-def grid_parser(command, doc):
-    parser = Parser(prog=f"python -m laser {command}", description=doc)
-    add_run_flags(parser)
+def add_grid_flags(parser):
+    add_run_flags(parser, "run", "--data", "--limit", "--device", "--precision")
     parser.add_argument("--out", help="folder of the results (default: RUN/laser)")
     parser.add_argument("--layers", default="upper", help="upper (default), all, or as in 3,4,5")
     parser.add_argument("--matrices", default="fc_in,fc_out",
-                        help=f"all, or some of {', '.join(MATRICES)} (default: fc_in,fc_out)")
-    parser.add_argument("--keep", default=",".join(map(str, sweep.KEEPS)), metavar="FRACTIONS",
+                        help=f"all, or some of {', '.join(MATRICES)} (default: %(default)s)")
+    parser.add_argument("--keep", default=",".join(map(str, KEEPS)), metavar="FRACTIONS",
                         help="fractions of the rank to keep (default: %(default)s)")
     parser.add_argument("--variant", default="svd", choices=VARIANTS,
-                        help="default: svd; the others drop entries instead of ranks")
-    return parser
+                        help="lower rank (svd, the default), or smallest entries zero (magnitude)")
 
 
 def open_grid(args):
-    """→ Outputs, the grid of interventions, the folder for results."""
-    session, folder = RunSession(args), results_folder(args)
-    bert = session.model.bert
-    layers = sweep.choose_layers(args.layers, len(bert.layers))
-    grid = sweep.grid(bert, layers, sweep.choose_matrices(args.matrices),
-                      sweep.choose_keeps(args.keep), args.variant)
-    return OutputCache(session.model, session.first_splits, session.device, session.autocast,
-                   folder / "outputs.safetensors", session.precision), grid, folder
+    """→ OutputCache, interventions of the grid, folder of the results."""
+    session = RunSession(args)
+    bert, folder = session.model.bert, Path(args.out or session.run / "laser")
+    matrices = list(MATRICES) if args.matrices == "all" else args.matrices.split(",")
+    keeps = parse_numbers("--keep", args.keep, lambda keep: 0 < keep <= 1,
+                          "fractions above 0 and up to 1, as in 0.9,0.5,0.1")
+    interventions = grid(bert, parse_layers(args.layers, len(bert.layers)), matrices, keeps,
+                         args.variant)
+    outputs = OutputCache(session.model, session.first_splits, session.device, session.autocast,
+                          folder / "outputs.safetensors", session.precision)
+    return outputs, interventions, folder
 
 
-def main_sweep(arguments):
-    outputs, grid, folder = open_grid(grid_parser("sweep", sweep.__doc__).parse_args(arguments))
-    rows = sweep.sweep(outputs, grid)
-    sweep.write_csv(folder / "sweep.csv", rows)
-    pictures.heat_maps(rows, folder / "heatmap.png")
-    places = {i.session: outputs.evaluator.ranks_of(i.session).parts for i in grid}
-    pictures.spectra(places, folder / "spectra.png")
-    print(f"{sweep.sweep_table(rows)}\n\n{folder}/: sweep.csv, heatmap.png, spectra.png\n"
-          f"These are the best of {len(grid)} on the examples they were chosen on; whether a gain "
-          f"is real says: python -m laser search")
+def sweep_command(args):
+    """Score every intervention of a grid alone, on the dev sets of all tasks.
+
+    python -m laser sweep RUN                      # Alappat: FFN matrices of the upper half
+    python -m laser sweep RUN --layers all --matrices all --keep 0.9,0.5,0.1
+
+    Writes sweep.csv, heatmap.png, spectra.png and outputs.safetensors to RUN/laser, or --out. A
+    stopped sweep goes on with the same command, and a search starts from its outputs."""
+    outputs, interventions, folder = open_grid(args)
+    rows = sweep(outputs, interventions)
+    write_csv(folder / "sweep.csv", rows)
+    plots.draw_heat_maps(rows, folder / "heatmap.png")
+    plots.draw_spectra({i.target: outputs.evaluator.projection(i.target).decomposition
+                        for i in interventions}, folder / "spectra.png")
+    print(f"{sweep_table(rows)}\n\n{folder}/: sweep.csv, heatmap.png, spectra.png\n"
+          f"These are the best of {len(interventions)} on the examples on which they were chosen; "
+          f"to see whether a gain is real: python -m laser search")
 
 
-def main_search(arguments):
-    parser = grid_parser("search", search.__doc__)
-    parser.add_argument("--metric", default="", help="what to raise: overall, mean (which ranks as "
-                        "Alappat's plain sum), or a task (default: overall if there is one)")
+def add_search_flags(parser):
+    add_grid_flags(parser)
+    parser.add_argument("--metric", default="", help="score to raise: overall, mean (Alappat's sum "
+                        "ranks alike), or a task (default: overall if there is one)")
     parser.add_argument("--splits", type=int, default=5, help="seeded halvings of dev (default: 5)")
-    args = parser.parse_args(arguments)
+
+
+def search_command(args):
+    """Search for the stack of interventions to keep, and test whether its gain is real.
+
+    First, stacks are chosen and scored on all of dev, as in Alappat. Then each search (single,
+    backwards, forwards, additive: see laser/search.py) sees one half of dev, and the other half
+    gives the gain with a bootstrap interval. Writes search.csv to RUN/laser, or --out. A stopped
+    search goes on with the same command."""
     if args.splits < 1:
         raise UserError(f"--splits is {args.splits}; it must be 1 or more")
-    outputs, grid, folder = open_grid(args)
-    outputs.add([()], "evaluate")
-    by = search.choose_score(outputs, args.metric)
-    print(search.paper_table(search.paper_protocol(outputs, grid, by)), flush=True)
-    found = search.held_out(outputs, grid, by, args.splits)
-    print(f"\n{search.held_out_table(found, by)}\n\n{search.verdict(found, by)}")
-    sweep.write_csv(folder / "search.csv", [
+    outputs, interventions, folder = open_grid(args)
+    outputs.add([()])
+    metric = search.choose_metric(outputs.scores(()), args.metric)
+    print(search.paper_table(search.paper_protocol(outputs, interventions, metric)), flush=True)
+    found = search.held_out(outputs, interventions, metric, args.splits)
+    print(f"\n{search.held_out_table(found, metric)}\n\n{search.summary_table(found, metric)}")
+    write_csv(folder / "search.csv", [
         {**row, "gain": row["gain"].value, "low": row["gain"].low, "high": row["gain"].high}
         for row in found])
-    pictures.gains({name: [row["gain"] for row in found if row["search"] == name]
-                    for name in search.SEARCHES}, f"gain in {by}", folder / "search.png")
-    print(f"\n{folder}/: search.csv, search.png")
+    print(f"\n{folder}/: search.csv")
 
 
-def main_apply(arguments):
-    """Reduce matrices of a saved run and save the result as a run of its own, which any script
-    opens. Nothing is trained."""
-    parser = Parser(prog="python -m laser apply", description=main_apply.__doc__)
-    add_run_flags(parser)
+def add_apply_flags(parser):
+    add_run_flags(parser, "run", "--data", "--limit", "--device", "--precision", "--overwrite")
     parser.add_argument("--out", required=True, help="folder of the new run")
-    parser.add_argument("--laser", required=True, help="layer:matrix:keep[:variant][,…]")
+    parser.add_argument("--laser", required=True, help="layer:matrix:keep[:magnitude][,…]")
     parser.add_argument("--factored", action="store_true",
                         help="store and compute two thin matrices where that is smaller")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    args = parser.parse_args(arguments)
+
+
+def apply_command(args):
+    """Reduce matrices of a saved run and save the result as a run of its own, which every script
+    opens. Nothing is trained."""
     stack = parse(args.laser)
-    session = RunSession(args)
-    folder = session.new_run(args.out, args.overwrite)
-    bert = session.model.bert
-    count, (scores, _, seconds) = parameters(bert), session.evaluate()
-    apply(bert, stack, args.factored)
-    session.model.to(session.device)
-    bert.edits = [*bert.edits, edit_of(bert, stack)]
-    new_scores, predictions, new_seconds = session.evaluate()
-    runs.save_edited(folder, args.run, session.settings, session.model, session.tokenizer, session.splits,
-                     new_scores, predictions)
-    print(comparison({
-        "before": {"parameters": count, "bytes": stored(session.run), "seconds": seconds,
-                   "scores": scores},
-        "after": {"parameters": parameters(bert), "bytes": stored(folder), "seconds": new_seconds,
-                  "scores": new_scores}}))
-    print(f"\nrun: {folder}")
+
+    def edit(session):
+        bert = session.model.bert
+        apply(bert, stack, args.factored)
+        bert.edits = [*bert.edits, edit_of(bert, stack)]
+
+    RunSession(args).derive_and_compare(args.out, args.overwrite, edit)
 
 
-COMMANDS = {"sweep": main_sweep, "search": main_search, "apply": main_apply,
-            "compress": compress.main}
+COMMANDS = {"sweep": (sweep_command, add_grid_flags), "search": (search_command, add_search_flags),
+            "apply": (apply_command, add_apply_flags)}
 
 
 def main(arguments=None):
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
-        return None
-    if arguments[0] not in COMMANDS:
-        near = did_you_mean(arguments[0], COMMANDS)
-        raise UserError(f"there is no command {arguments[0]!r}{near}; there are "
-                        f"{', '.join(COMMANDS)}")
-    return COMMANDS[arguments[0]](arguments[1:])
+    return run_command("laser", __doc__, COMMANDS, arguments)
 
 
 if __name__ == "__main__":

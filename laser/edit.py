@@ -1,82 +1,89 @@
-"""Interventions put into a model, taken out again, and done again when a saved run is opened."""
+"""Interventions in a model: reduce its matrices in place, and undo it.
 
+A matrix of rank k is kept dense, or as two thin matrices,  W_k x + b = up(down(x)):  k·(m + n)
+numbers instead of m·n, and as many multiplications. That is less for k < m·n/(m + n), which for
+m = 4n means keep < 0.8.
+"""
+
+import torch
 from torch import nn
 
 from bert import UserError
+from bert.matrices import get_linear, module_name, replace_module
 from bert.model import PackedLinear
-from laser.factored import Factored, is_smaller
-from laser.interventions import MATRICES, format_stack, get_linear
-from laser.reduce import Decomposition, keep_largest, keep_random, low_rank, rank_of
+from laser.interventions import format_stack
+from laser.reduce import Decomposition, keep_largest, low_rank, rank_of
 
 
-def reduced_weight(projection, intervention):
-    """→ [out, in]; keep = 1 gives the same bits."""
-    weight, keep = projection.weight, intervention.keep
+class Factored(nn.Module):
+    """Two thin matrices in the place of a PackedLinear."""
+
+    def __init__(self, in_features, rank, out_features):
+        super().__init__()
+        self.down = nn.Linear(in_features, rank, bias=False)
+        self.up = nn.Linear(rank, out_features)
+
+    def forward(self, rows, layout=None):
+        return self.up(self.down(rows))                      # [N, in] → [N, k] → [N, out]
+
+
+def factorize(linear, intervention):
+    """→ the Factored of the reduced weight; None if it would not have fewer parameters."""
+    (m, n), rank = linear.weight.shape, rank_of(intervention.keep, linear.weight.shape)
+    if intervention.variant != "svd" or rank * (m + n) >= m * n:
+        return None
+    down, up = Decomposition(linear.weight).factors(rank)
+    with torch.device("meta"):                               # no weights to initialize
+        new = Factored(n, rank, m)
+    new.down.weight, new.up.weight = nn.Parameter(down.contiguous()), nn.Parameter(up.contiguous())
+    new.up.bias = linear.bias
+    return new
+
+
+def reduced_weight(linear, intervention):
+    """→ the reduced weight [out, in] of a PackedLinear; keep = 1 copies it bit by bit."""
+    weight, keep = linear.weight, intervention.keep
     if keep == 1:
         return weight.detach().clone()
     if intervention.variant == "magnitude":
         return keep_largest(weight, keep)
-    if intervention.variant == "random":
-        place = intervention.layer * len(MATRICES) + list(MATRICES).index(intervention.matrix)
-        return keep_random(weight, keep, intervention.seed * 1_000_003 + place)
     return low_rank(weight, rank_of(keep, weight.shape))
 
 
-def with_weight(projection, weight):
-    """A Projection with another weight and the same bias."""
+def reduced_linear(linear, intervention):
+    """→ a PackedLinear with the reduced weight and the bias of `linear`"""
+    weight = reduced_weight(linear, intervention)
     new = PackedLinear(*weight.T.shape, device="meta")
-    new.weight, new.bias = nn.Parameter(weight), projection.bias
+    new.weight, new.bias = nn.Parameter(weight), linear.bias
     return new
 
 
-def factorize(projection, intervention):
-    """The Factored that computes the same with fewer parameters; None where it would have more."""
-    shape = projection.weight.shape
-    if intervention.variant != "svd" or not is_smaller(rank_of(intervention.keep, shape), shape):
-        return None
-    factors = Decomposition(projection.weight).factors(rank_of(intervention.keep, shape))
-    return Factored.of(projection.bias, *factors)
+def replace_modules(bert, modules):
+    """Replace the modules of bert that {name: module} names → a function that puts the previous
+    modules back."""
+    previous = {name: bert.get_submodule(name) for name in modules}
+
+    def put(modules):
+        for name, module in modules.items():
+            replace_module(bert, name, module)
+
+    put(modules)
+    return lambda: put(previous)
 
 
 def apply(bert, stack, factored=False):
-    """Reduce a model's matrices in place → a function that puts the very same modules back. With
-    `factored`, as two thin matrices where that is smaller. Nothing is changed if anything is
-    wrong."""
+    """Reduce the matrices of a Bert in place by a stack of interventions → a function that undoes
+    it. `factored`: as two thin matrices where that is smaller. UserError if an intervention is
+    impossible, and then nothing is changed."""
     if not stack:
         raise UserError("there is no intervention, so nothing would be changed")
-    changes = []
+    modules = {}
     for intervention in stack:
-        parent, name, old = get_linear(bert, *intervention.place)
-        new = factorize(old, intervention) if factored else None
-        changes.append((parent, name, old,
-                        new or with_weight(old, reduced_weight(old, intervention))))
-    if factored and not any(isinstance(new, Factored) for *_, new in changes):
-        raise UserError(f"two thin matrices would be no smaller than any of {format_stack(stack)}; keep "
-                        f"less (a rank below m·n/(m + n)), or leave out --factored")
-    for parent, name, _, new in changes:
-        setattr(parent, name, new)
-
-    def undo():
-        for parent, name, old, _ in changes:
-            setattr(parent, name, old)
-
-    return undo
-
-
-def edit_of(bert, stack):
-    """run.json's record of the interventions in `stack`: which are dense and which of what rank."""
-    found = {f"{i.layer}:{i.matrix}": bert.layers[i.layer].get_submodule(MATRICES[i.matrix])
-             for i in stack}
-    return {"method": "laser", "kind": "reduced", "interventions": format_stack(stack),
-            "ranks": {place: module.down.out_features for place, module in found.items()
-                      if isinstance(module, Factored)}}
-
-
-def rebuild(bert, edit):
-    """Before a saved run's weights are loaded: the thin matrices' modules."""
-    for place, rank in edit["ranks"].items():
-        layer, matrix = place.split(":")
-        parent, name, old = get_linear(bert, int(layer), matrix)
-        if not 1 <= rank <= min(old.weight.shape):
-            raise UserError(f"run.json: {place} cannot have the rank {rank}")
-        setattr(parent, name, Factored(old.in_features, rank, old.out_features))
+        linear = get_linear(bert, *intervention.target)
+        thin = factorize(linear, intervention) if factored else None
+        modules[module_name(bert, *intervention.target)] = (
+            thin or reduced_linear(linear, intervention))
+    if factored and not any(isinstance(new, Factored) for new in modules.values()):
+        raise UserError(f"two thin matrices would be no smaller than any of {format_stack(stack)}; "
+                        f"keep less (a rank below m·n/(m + n)), or leave out --factored")
+    return replace_modules(bert, modules)

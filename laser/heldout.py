@@ -1,10 +1,12 @@
-"""Choosing on one half of the dev examples and reporting on the other.
+"""Choose interventions on one half of the dev examples, and report their gain on the other.
 
-The best of many noisy numbers looks better than it is, so the half on which an intervention was
-chosen says nothing of its worth. The gain on the other half,
+The best of many noisy scores looks better than it is, so the half on which an intervention was
+chosen overestimates it. The gain on the other half,
+
     gain = score(edited model) − score(model),
+
 gets a bootstrap interval (Efron 1979): both models are scored again and again on n examples drawn
-with replacement, the same ones for both.
+with replacement, the same examples for both.
 """
 
 from typing import NamedTuple
@@ -12,11 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from laser.output_cache import scores_of
-from laser.report import flat
 
 
 class Gain(NamedTuple):
-    """The gain, and its bootstrap interval of 95 %."""
+    """A gain, and its bootstrap interval of 95 %."""
 
     value: float
     low: float
@@ -31,7 +32,7 @@ class Gain(NamedTuple):
 
 
 def halves(sizes, seed):
-    """{task: n} → two disjoint {task: rows}, by chance: one to choose on, one to report on."""
+    """{task: n} → two disjoint {task: indices} at random: one to choose on, one to report on."""
     choose, report = {}, {}
     for task, n in sizes.items():
         order = np.random.default_rng([seed, n]).permutation(n)
@@ -39,28 +40,27 @@ def halves(sizes, seed):
     return choose, report
 
 
-def score_on(rows, predictions, labels, metric):
-    """The number called `by` (a task, overall or mean) of the examples in `rows` {task: rows}."""
-    scores = scores_of({task: predictions[task][rows[task]] for task in predictions},
-                       {task: labels[task][rows[task]] for task in predictions})
-    return flat(scores)[metric]
+def gain(indices, edited, base, labels, metric):
+    """The gain in `metric` (a task, overall or mean) on the examples `indices` {task: indices}.
+    edited, base: predictions {task: [n]} of both models; labels {task: [n]}."""
+    edited_score, base_score = (
+        scores_of({task: side[task][i] for task, i in indices.items()},
+                  {task: labels[task][i] for task, i in indices.items()})[metric]
+        for side in (edited, base))
+    return edited_score - base_score
 
 
-def gain(rows, edited, base, labels, metric):
-    """Predictions {task: [n]} of both models → the gain on `rows`."""
-    return score_on(rows, edited, labels, metric) - score_on(rows, base, labels, metric)
-
-
-def bootstrap(rows, edited, base, labels, metric, draws=1000, seed=0):
-    """[draws] gains on samples of `rows` drawn with replacement."""
+def bootstrap(indices, edited, base, labels, metric, draws=1000, seed=0):
+    """→ [draws] gains on samples of `indices` drawn with replacement"""
     rng, found = np.random.default_rng(seed), np.empty(draws)
     for number in range(draws):
-        sample = {task: rng.choice(r, len(r)) for task, r in rows.items()}
+        sample = {task: rng.choice(i, len(i)) for task, i in indices.items()}
         found[number] = gain(sample, edited, base, labels, metric)
     return found
 
 
-def gain_with_interval(rows, edited, base, labels, metric, draws=1000, seed=0):
-    drawn = bootstrap(rows, edited, base, labels, metric, draws, seed)
+def gain_with_interval(indices, edited, base, labels, metric):
+    """→ the Gain on `indices`; arguments as in `gain`"""
+    drawn = bootstrap(indices, edited, base, labels, metric)
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return Gain(gain(rows, edited, base, labels, metric), float(low), float(high))
+    return Gain(gain(indices, edited, base, labels, metric), float(low), float(high))

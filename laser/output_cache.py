@@ -1,7 +1,6 @@
-"""What edited models say about every dev example, kept on the disk: of each stack and task the
-outputs [n, outputs]. Any half of the data can be scored from it, and a stopped pass goes on."""
+"""The outputs of edited models for every dev example, kept in a file: any part of the data is
+scored from it, and a stopped pass resumes from it."""
 
-import hashlib
 import json
 import math
 import time
@@ -10,46 +9,28 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bert import BertConfig, UserError
+from bert import UserError
 from bert.files import read_metadata, read_tensors, write_tensors
 from common.cli import StopSignal, UserStop
 from common.log import progress_bar
 from laser.interventions import format_stack
 from laser.shared_prefix import SharedPrefixEvaluator
-from multitask.evaluation import TOKENS
-from multitask.metrics import summary
+from multitask.evaluation import TOKENS, model_fingerprint
+from multitask.metrics import main_scores, summary
 from multitask.tasks import TASKS
 
 SAVE_SECONDS = 30
-CLOSED_FORM = (str, int, float, list, tuple, dict, BertConfig, type(None))     # types of settings
-
-
-def fingerprint(model, splits, precision):
-    """What the outputs and their scores depend on beside the stack, as 16 hex digits: every
-    module's type and plain attributes (which adapter serves which task, pooling, a LoRA's alpha),
-    every parameter and buffer (masks too, though files leave them out), the rows and labels."""
-    digest = hashlib.sha256(precision.encode())
-    for name, module in model.named_modules():
-        plain = {key: value for key, value in vars(module).items()
-                 if not key.startswith("_") and key != "training" and isinstance(value, CLOSED_FORM)}
-        digest.update(f"{name} {type(module).__name__} {plain}".encode())
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        digest.update(f"{name} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
-    for task, split in splits.items():
-        labels = None if split.labels is None else split.labels.tolist()
-        digest.update(json.dumps([task, split.ids, split.segments, labels]).encode())
-    return digest.hexdigest()[:16]
 
 
 class OutputCache:
-    """`splits` is {task: Split}; `path` the file, read if it is there. NaN stands where nothing was
-    computed yet."""
+    """Outputs of `model` under stacks of interventions on `splits` {task: Split}. `path`: the file,
+    which is read if it exists. `tables` {task: [stacks, n, outputs]} hold NaN where nothing is
+    computed yet; `rows` {format_stack(stack): its row of a table}."""
 
     def __init__(self, model, splits, device, autocast, path, precision="fp32"):
-        self.model, self.splits, self.device, self.autocast = model, splits, device, autocast
-        self.path, self.stacks = Path(path), {}              # spelling → row
-        self.fingerprint = fingerprint(model, splits, precision)
+        self.splits, self.device, self.autocast = splits, device, autocast
+        self.path, self.rows = Path(path), {}
+        self.fingerprint = model_fingerprint(model, splits, precision)
         self.evaluator = SharedPrefixEvaluator(model)
         self.batches = {task: split.by_length(TOKENS) for task, split in splits.items()}
         self.tables = {task: torch.empty(0, len(split), TASKS[task].outputs)
@@ -62,64 +43,71 @@ class OutputCache:
             about = json.loads(read_metadata(self.path).get("about", ""))
         except ValueError as error:
             raise UserError(f"{self.path} is no file of outputs; move it away") from error
-        if about["mark"] != self.fingerprint:
-            raise UserError(f"{self.path} holds what another model, data or precision gave; give "
+        if about["fingerprint"] != self.fingerprint:
+            raise UserError(f"{self.path} holds outputs of another model, data or precision; give "
                             f"another --out, or remove the file")
-        self.stacks = {spelling: row for row, spelling in enumerate(about["stacks"])}
+        self.rows = {text: row for row, text in enumerate(about["stacks"])}
         found = read_tensors(self.path)
         self.tables = {task: found[task] for task in self.tables}
 
     def save(self):
-        about = json.dumps({"mark": self.fingerprint, "stacks": list(self.stacks)})
+        about = json.dumps({"fingerprint": self.fingerprint, "stacks": list(self.rows)})
         write_tensors(self.path, self.tables, about=about)
 
-    def add(self, stacks, title="replay"):
-        """Compute what these stacks give, as far as it is not there. Ctrl-C saves first."""
-        new = [s for s in dict.fromkeys(map(format_stack, stacks)) if s not in self.stacks]
-        for spelling in new:
-            self.stacks[spelling] = len(self.stacks)
+    def add(self, stacks, title="evaluate"):
+        """Compute the outputs of these stacks that are missing. Ctrl-C saves what is there."""
+        new = [s for s in dict.fromkeys(map(format_stack, stacks)) if s not in self.rows]
+        self.rows |= {text: row for row, text in enumerate(new, len(self.rows))}
         self.tables = {task: torch.cat([t, t.new_full((len(new), *t.shape[1:]), math.nan)])
                        for task, t in self.tables.items()}
-        rows = {self.stacks[format_stack(stack)]: stack for stack in stacks}
-        todo = [(task, indices, open_) for task, batches in self.batches.items()
-                for indices in batches
-                if (open_ := [r for r in rows if self.tables[task][r, indices[0]].isnan().any()])]
+        by_row = {self.rows[format_stack(stack)]: stack for stack in stacks}
+        todo = []                                            # [(task, examples, rows)]
+        for task, batches in self.batches.items():
+            for examples in batches:
+                rows = [r for r in by_row if self.tables[task][r, examples[0]].isnan().any()]
+                if rows:
+                    todo.append((task, examples, rows))
         if todo:
-            self._run(todo, rows, title)
+            self._run(todo, by_row, title)
 
-    def _run(self, todo, rows, title):
-        total = sum(len(indices) * len(open_) for _, indices, open_ in todo)
+    def _run(self, todo, by_row, title):
+        total = sum(len(examples) * len(rows) for _, examples, rows in todo)
         saved = time.monotonic()
         with StopSignal() as stop, progress_bar(title, total, "example", leave=False) as bar:
-            for task, indices, open_ in todo:
-                batch = self.splits[task].batch(indices).to(self.device)
+            for task, examples, rows in todo:
+                batch = self.splits[task].batch(examples).to(self.device)
                 with self.autocast():
-                    found = self.evaluator.outputs(task, batch, [rows[row] for row in open_])
-                self.tables[task][torch.tensor(open_)[:, None], torch.tensor(indices)] = found.cpu()
-                bar.update(len(indices) * len(open_))
-                if stop.query_layout or time.monotonic() - saved > SAVE_SECONDS:
+                    found = self.evaluator.outputs(task, batch, [by_row[row] for row in rows])
+                self.tables[task][torch.tensor(rows)[:, None], torch.tensor(examples)] = found.cpu()
+                bar.update(len(examples) * len(rows))
+                if stop.asked or time.monotonic() - saved > SAVE_SECONDS:
                     self.save()
                     saved = time.monotonic()
-                if stop.query_layout:
-                    raise UserStop(f"stopped; what was computed is in {self.path}, and the same "
+                if stop.asked:
+                    raise UserStop(f"stopped; the outputs so far are in {self.path}, and the same "
                                    f"command goes on from there")
         self.save()
 
     def predictions(self, stack):
-        """→ {task: numpy [n]}"""
-        row = self.stacks[format_stack(stack)]
+        """→ {task: predictions [n]}"""
+        row = self.rows[format_stack(stack)]
         return {task: np.asarray(TASKS[task].predict(table[row]).tolist())
                 for task, table in self.tables.items()}
 
     @property
     def labels(self):
+        """{task: [n]}"""
         return {task: split.labels.numpy() for task, split in self.splits.items()}
+
+    def scores(self, stack):
+        """→ {task: its first metric, "overall": …, "mean": …} on all examples"""
+        return scores_of(self.predictions(stack), self.labels)
 
 
 def scores_of(predictions, labels):
-    """{task: [n]} both → scores as in metrics.json, of each task's first metric."""
+    """{task: [n]} both → {task: its first metric, "overall": …, "mean": …}"""
     found = {}
     for task, predicted in predictions.items():
         name, metric = next(iter(TASKS[task].metrics.items()))
         found[task] = {name: metric(predicted, labels[task])}
-    return summary(found)
+    return main_scores(summary(found))

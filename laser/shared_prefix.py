@@ -1,17 +1,16 @@
-"""Many edited models in one pass over the data: what they have in common is computed once.
+"""Outputs of many edited models in one pass over the data: shared computations run once.
 
-A stack of interventions changes nothing below its lowest one, so all stacks share the embeddings
-and the layers up to there. Stacks are therefore laid out as a tree: it branches where the next
-matrix differs, and every branch runs once.
+A stack of interventions changes nothing below its lowest layer, so all stacks share the embeddings
+and the layers up to there. The stacks form a tree, which branches where their next edit differs:
 
     embed ─ layer 0 ─ 1 ─ 2 ─┬─ 3 ─┬─ 4 ─ 5            the model itself
                              │     └─ 4* ─ 5           4:fc_in:0.3
                              ├─ 3* ─ 4 ─ 5             3:fc_out:0.1
                              └─ 3* ─ 4 ─ 5             3:fc_out:0.5
 
-A layer may branch in three places: at its attention, at fc_in and at fc_out; a branch at fc_out
-starts from the activations of fc_in. The tree is walked in depth, one batch of sentences at a time,
-so no more states are held than a path has.
+A layer may branch at its attention, at fc_in and at fc_out; branches at fc_out share the
+activations of fc_in. Depth-first traversal, one batch at a time, keeps the hidden states of one
+path in memory.
 """
 
 from contextlib import contextmanager
@@ -21,120 +20,121 @@ import torch.nn.functional as F
 from torch import nn
 
 from bert import UserError
-from bert.model import BertLayer
-from laser.edit import reduced_weight, with_weight
-from laser.interventions import MATRICES, get_linear
+from bert.matrices import MATRICES, get_linear, module_name
+from bert.model import BertLayer, FeedForward
+from laser.edit import reduced_linear, replace_modules
 from laser.reduce import Decomposition, rank_of
 
-ATTENTION = tuple(name for name, path in MATRICES.items() if path.startswith("attention."))
+ATTENTION = tuple(name for name, module in MATRICES.items() if module.startswith("attention."))
 
 
-class Ranks:
-    """W_k x = (UΣ)[:, :k] (Vᵀx)[:k] for every k of one matrix. Vᵀx is the same for all of them, so
-    it is kept for as long as the same rows come in."""
+class SharedProjection:
+    """W_k x = (UΣ)[:, :k] (Vᵀx)[:k] for every rank k of one matrix. All ranks share Vᵀx, which is
+    cached as long as the input rows are the same tensor."""
 
     def __init__(self, weight):
-        self.parts = Decomposition(weight)
+        self.decomposition = Decomposition(weight)
         self.rows = self.projected = None
 
     def product(self, rows, rank, bias):
+        """rows [N, in] → W_k x + b [N, out]"""
         if rows is not self.rows:
-            self.rows, self.projected = rows, F.linear(rows, self.parts.right)          # [N, r]
-        return F.linear(self.projected[:, :rank], self.parts.left[:, :rank], bias)      # [N, out]
+            self.rows = rows
+            self.projected = F.linear(rows, self.decomposition.right)                   # [N, r]
+        return F.linear(self.projected[:, :rank], self.decomposition.left[:, :rank], bias)
 
 
 class TruncatedLinear(nn.Module):
-    """The Projection at one rank, without a matrix of its own."""
+    """A PackedLinear whose matrix is a SharedProjection at one rank."""
 
-    def __init__(self, ranks, rank, bias):
+    def __init__(self, projection, rank, bias):
         super().__init__()
-        self.ranks, self.rank, self.bias = ranks, rank, bias
+        self.projection, self.rank, self.bias = projection, rank, bias
 
     def forward(self, rows, layout=None):
-        return self.ranks.product(rows, self.rank, self.bias)
+        return self.projection.product(rows, self.rank, self.bias)
 
 
 class SharedPrefixEvaluator:
-    """Outputs of a multitask model under many stacks of interventions. Every matrix is decomposed
-    when it is first needed, once."""
+    """Evaluates a MultitaskModel under many stacks of interventions. Each matrix is decomposed
+    once, when it is first needed. UserError if a layer is not a plain BertLayer."""
 
     def __init__(self, model):
-        other = next((layer for layer in model.bert.layers if type(layer) is not BertLayer), None)
-        if other is not None:
-            raise UserError(f"a layer of this run is a {type(other).__name__}, which cannot be run "
-                            f"in halves; take the run it was made of")
+        for _, layer, _ in model.bert.walk():
+            part = layer.ffn if type(layer) is BertLayer else layer
+            if type(part) is not FeedForward:
+                raise UserError(f"a layer of this run is or has a {type(part).__name__}, which "
+                                f"LASER cannot run in parts; take the run from which this one was "
+                                f"made")
         self.model, self.bert = model.eval(), model.bert
-        self.ranks, self.modules = {}, {}                    # by place; by intervention
+        self.projections, self.modules = {}, {}              # by target, by intervention
 
-    def ranks_of(self, place):
-        if place not in self.ranks:
-            self.ranks[place] = Ranks(get_linear(self.bert, *place)[2].weight)
-        return self.ranks[place]
+    def projection(self, target):
+        """The SharedProjection of the matrix `target` (layer, matrix)."""
+        if target not in self.projections:
+            self.projections[target] = SharedProjection(get_linear(self.bert, *target).weight)
+        return self.projections[target]
 
     def module(self, intervention):
-        """What takes the Projection's place."""
+        """The module that replaces the intervention's PackedLinear."""
         if intervention not in self.modules:
-            *_, old = get_linear(self.bert, *intervention.place)
-            if intervention.keep == 1:
-                new = old
-            elif intervention.variant == "svd":
-                rank = rank_of(intervention.keep, old.weight.shape)
-                new = TruncatedLinear(self.ranks_of(intervention.place), rank, old.bias)
+            linear = get_linear(self.bert, *intervention.target)
+            if intervention.variant == "svd" and intervention.keep < 1:
+                new = TruncatedLinear(self.projection(intervention.target),
+                                      rank_of(intervention.keep, linear.weight.shape), linear.bias)
             else:
-                new = with_weight(old, reduced_weight(old, intervention))
+                new = reduced_linear(linear, intervention)
             self.modules[intervention] = new
         return self.modules[intervention]
 
     @torch.inference_mode()
     def outputs(self, task, batch, stacks):
-        """→ [stacks, B, outputs]; a stack is a tuple of interventions, () is the model itself."""
-        for intervention in {i for stack in stacks for i in stack}:
-            self.module(intervention)                        # an unknown place is an error here
+        """→ [stacks, B, outputs]. A stack is a tuple of interventions, () the model itself."""
         batch = self.model.with_adapter(task, batch)
         hidden, layout = self.bert.embed(batch.input_ids, batch.layout, batch.token_type_ids)
-        output_rows, found = self.model.pooled_rows(batch), [None] * len(stacks)
-        for numbers, last in self.walk(0, hidden, layout, output_rows, list(enumerate(stacks))):
-            answer = self.model.apply_head(task, self.model.pool(self.bert, last, layout))
+        layers = list(self.bert.walk(self.model.pooled_rows(task, batch)))
+        found = [None] * len(stacks)
+        for numbers, last in self.run(layers, hidden, layout, list(enumerate(stacks))):
+            outputs = self.model.apply_head(task, self.model.pool(task, last, layout))
             for number in numbers:
-                found[number] = answer
+                found[number] = outputs
         return torch.stack(found)
 
-    def walk(self, number, hidden, layout, output_rows, stacks):
-        """Run the layers from `number` on; `stacks` [(its number, stack)] agree on all below.
-        Yields (numbers of stacks that are alike, their last hidden state)."""
-        if number == len(self.bert.layers):
+    def run(self, layers, hidden, layout, stacks):
+        """Run `layers`, the rest of bert.walk, on hidden [N, H] under `stacks` [(number, stack)],
+        which agree on all layers before. Yields ([number of each stack in the group], last hidden
+        states) for every group of stacks that agree on all layers."""
+        if not layers:
             yield [n for n, _ in stacks], hidden
             return
-        layer, rows = self.bert.layers[number], None
-        if number == len(self.bert.layers) - 1:
-            rows = output_rows
+        (number, layer, rows), *rest = layers
         ffn_layout = layout if rows is None else rows
-        for edits, those in branches(stacks, number, ATTENTION):
+        for edits, same_attention in group_by_edits(stacks, number, ATTENTION):
             with self.edited(edits):
-                mixed = layer.attention_block(hidden, layout, output_rows=rows)
-            for edits, these in branches(those, number, ("fc_in",)):
+                attended = layer.attention_block(hidden, layout, output_rows=rows)
+            for edits, same_fc_in in group_by_edits(same_attention, number, ("fc_in",)):
                 with self.edited(edits):
-                    inner = layer.ffn.activate(mixed, ffn_layout)
-                for edits, alike in branches(these, number, ("fc_out",)):
+                    activations = layer.ffn.activate(attended, ffn_layout)
+                for edits, same_layer in group_by_edits(same_fc_in, number, ("fc_out",)):
                     with self.edited(edits):
-                        output = layer.ffn.project(inner, ffn_layout)
-                        after = layer.add_and_norm(mixed, output, ffn_layout)
-                    yield from self.walk(number + 1, after, layout, output_rows, alike)
+                        output = layer.ffn.project(activations, ffn_layout)
+                        after = layer.add_and_norm(attended, output, ffn_layout)
+                    yield from self.run(rest, after, layout, same_layer)
 
     @contextmanager
     def edited(self, interventions):
-        places = [get_linear(self.bert, *i.place) for i in interventions]
-        for (parent, name, _), intervention in zip(places, interventions):
-            setattr(parent, name, self.modules[intervention])
+        """Within this context the modules of these interventions are in the model."""
+        undo = replace_modules(self.bert, {module_name(self.bert, *i.target): self.module(i)
+                                           for i in interventions})
         try:
             yield
         finally:
-            for parent, name, old in places:
-                setattr(parent, name, old)
+            undo()
 
 
-def branches(stacks, layer, matrices):
-    """Group [(number, stack)] by what the stacks do to these matrices of a layer."""
+def group_by_edits(stacks, layer, matrices):
+    """Group [(number, stack)] by the interventions on these matrices of a layer →
+    [(interventions, members)]"""
     groups = {}
     for number, stack in stacks:
         edits = tuple(sorted(i for i in stack if i.layer == layer and i.matrix in matrices))

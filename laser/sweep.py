@@ -1,92 +1,54 @@
-"""Every layer × matrix × keep, each alone, on the dev sets of all tasks.
-
-    python -m laser sweep RUN                      # Alappat's: FFN matrices of the upper half
-    python -m laser sweep RUN --layers all --matrices all --keep 0.9,0.5,0.1
-
-Leaves in RUN/laser (or --out): sweep.csv, heatmap.png, spectra.png, and outputs.safetensors, from
-which a stopped sweep goes on and `search` starts. The same command goes on.
-"""
-
-import csv
-import io
+"""A sweep: every intervention of a grid of layers, matrices and keeps, each alone."""
 
 import torch
 
 from bert import UserError
-from bert.errors import did_you_mean
-from bert.files import atomic_write
+from bert.matrices import get_linear, is_empty
+from common.flags import parse_numbers
+from common.tables import format_number, text_table
 from laser.edit import reduced_weight
-from laser.interventions import MATRICES, Intervention, format_stack, get_linear, is_empty
-from laser.output_cache import scores_of
+from laser.interventions import Intervention, format_stack
 from laser.reduce import rank_of
-from laser.report import flat
 
 KEEPS = (0.9, 0.8, 0.6, 0.5, 0.4, 0.2, 0.1, 0.05, 0.01)
 
 
-def choose_layers(text, depth):
+def parse_layers(text, depth):
     """"upper", "all" or "3,4,5" → layers. upper is the upper half: 6 to 11 of 12 in Alappat."""
     named = {"upper": range(depth // 2, depth), "all": range(depth)}
-    try:
-        layers = list(named[text] if text in named else map(int, text.split(",")))
-    except ValueError:
-        raise UserError(f"--layers {text!r} is not understood; write upper, all, or numbers as in "
-                        f"3,4,5") from None
-    if not all(0 <= layer < depth for layer in layers):
-        raise UserError(f"--layers {text}: this model's layers are 0 to {depth - 1}")
-    return layers
+    return named.get(text) or list(map(int, parse_numbers(
+        "--layers", text, float.is_integer, "upper, all, or numbers as in 3,4,5")))
 
 
-def choose_matrices(text):
-    """"all" or "fc_in,query" → names."""
-    names = list(MATRICES) if text == "all" else text.split(",")
-    for name in names:
-        if name not in MATRICES:
-            raise UserError(f"--matrices: there is no matrix {name!r}"
-                            f"{did_you_mean(name, MATRICES)}; there are {', '.join(MATRICES)}, "
-                            f"or all")
-    return names
-
-
-def choose_keeps(text):
-    try:
-        keeps = [float(part) for part in text.split(",")]
-    except ValueError:
-        keeps = [0.0]
-    if not all(0 < keep <= 1 for keep in keeps):
-        raise UserError(f"--keep {text} is not understood; write fractions above 0 and up to 1, as "
-                        f"in 0.9,0.5,0.1")
-    return keeps
-
-
-def grid(bert, layers, matrices, keeps, variant="svd", seed=0):
-    """All interventions of a sweep, without those on empty matrices; UserError where one is
-    impossible, or where none is left."""
-    found = [Intervention(layer, matrix, keep, variant, seed) for layer in layers
+def grid(bert, layers, matrices, keeps, variant="svd"):
+    """→ [Intervention] for every combination; empty matrices are left out. UserError if an
+    intervention is impossible, or if none is left."""
+    found = [Intervention(layer, matrix, keep, variant) for layer in layers
              for matrix in matrices if not is_empty(bert, layer, matrix) for keep in keeps]
     if not found:
         raise UserError("every matrix that --layers and --matrices name is empty, because all "
                         "heads or neurons of its layer were removed; choose others")
     for intervention in found:
-        get_linear(bert, *intervention.place)
+        get_linear(bert, *intervention.target)
     return found
 
 
-def describe(evaluator, intervention):
-    """What it does to the matrix itself: {"rank" (empty where entries are dropped), "energy":
-    ‖W'‖²/‖W‖², "error": ‖W − W'‖_F}."""
-    *_, projection = get_linear(evaluator.bert, *intervention.place)
+def approximation_stats(evaluator, intervention):
+    """How near the reduced matrix W' is to W: {"rank" (empty for magnitude), "energy": ‖W'‖²/‖W‖²,
+    "error": ‖W − W'‖_F}."""
+    linear = get_linear(evaluator.bert, *intervention.target)
     if intervention.variant == "svd":
-        rank = rank_of(intervention.keep, projection.weight.shape)
-        parts = evaluator.ranks_of(intervention.place).parts
-        return {"rank": rank, "energy": parts.energy(rank), "error": parts.error(rank)}
-    weight, new = projection.weight.detach(), reduced_weight(projection, intervention)
+        rank = rank_of(intervention.keep, linear.weight.shape)
+        svd = evaluator.projection(intervention.target).decomposition
+        return {"rank": rank, "energy": svd.energy(rank), "error": svd.error(rank)}
+    weight, new = linear.weight.detach(), reduced_weight(linear, intervention)
     return {"rank": "", "energy": float(new.square().sum() / weight.square().sum()),
             "error": float(torch.linalg.norm(weight - new))}
 
 
 def sweep(outputs, interventions):
-    """Score each intervention alone → a row {column: value} for each, the unedited model first."""
+    """Score each intervention alone, from an OutputCache → [{column: value}]; the first row is the
+    unedited model."""
     stacks = [(), *((intervention,) for intervention in interventions)]
     outputs.add(stacks, "sweep")
     rows = []
@@ -94,34 +56,21 @@ def sweep(outputs, interventions):
         row = {"laser": format_stack(stack)}
         for i in stack:
             row |= {"layer": i.layer, "matrix": i.matrix, "keep": i.keep, "variant": i.variant,
-                    **describe(outputs.evaluator, i)}
-        scores = scores_of(outputs.predictions(stack), outputs.labels)
-        rows.append(row | flat(scores))
+                    **approximation_stats(outputs.evaluator, i)}
+        rows.append(row | outputs.scores(stack))
     return rows
 
 
-def write_csv(path, rows):
-    """Rows {column: value} as a table; a row may lack columns of another."""
-    names = list(dict.fromkeys(name for row in rows[::-1] for name in row))
-    text = io.StringIO()
-    table = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
-
-
 def score_names(rows):
-    """The columns with scores: the tasks, overall and mean."""
+    """The columns of a sweep that hold scores: the tasks, overall and mean."""
     return [name for name in rows[0] if name != "laser"]
 
 
 def sweep_table(rows):
-    """For each score the intervention that is best in it, as text."""
+    """The unedited model, and for each score the intervention that is best in it, as text."""
     names = score_names(rows)
-    lines = [f"{'chosen by':10} {'laser':24}" + "".join(f"{name:>9}" for name in names)]
     chosen = {"(none)": rows[0]} | {name: max(rows[1:], key=lambda row: row[name])
                                     for name in names}
-    lines += [f"{by:10} {row['laser'] or 'the run as it is':24}"
-              + "".join(f"{row[name]:9.4f}" for name in names) for by, row in chosen.items()]
-    return "\n".join(lines)
+    return text_table([["chosen by", "laser", *names], *(
+        [metric, row["laser"] or "the run as it is", *(format_number(row[n]) for n in names)]
+        for metric, row in chosen.items())], left=2)

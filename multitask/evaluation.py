@@ -1,11 +1,12 @@
 """Scoring: a split → outputs → predictions → metrics, and the course's prediction files."""
 
+import json
 from pathlib import Path
 
 import torch
 
-from bert import UserError
-from bert.files import atomic_write
+from bert import BertConfig, UserError
+from bert.files import atomic_write, fingerprint
 from common.log import progress_bar
 from multitask.course import find_file
 from multitask.data import tokenize
@@ -74,6 +75,24 @@ def evaluate(model, splits, device, autocast):
                     key = metric if number == 0 else f"{metric} ({name})"
                     scores.setdefault(task, {})[key] = function(predicted, split.labels.tolist())
     return summary(scores) if scores else {}, predictions
+
+
+def model_fingerprint(model, splits, precision):
+    """A fingerprint of all that scores depend on: each module's type and plain attributes (pooling,
+    the adapter of each task, a LoRA's alpha), each parameter and buffer (masks, which no file
+    holds), and the rows and labels of `splits` {task: Split}."""
+    plain = (str, int, float, list, tuple, dict, BertConfig, type(None))
+    parts = [precision]
+    for name, module in model.named_modules():
+        attributes = {key: value for key, value in vars(module).items() if not key.startswith("_")
+                      and key != "training" and isinstance(value, plain)}
+        parts.append(f"{name} {type(module).__name__} {attributes}")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        parts += [f"{name} {list(tensor.shape)}", tensor.flatten()]
+    for task, split in splits.items():
+        labels = None if split.labels is None else split.labels.tolist()
+        parts.append(json.dumps([task, split.ids, split.segments, labels]))
+    return fingerprint(*parts)
 
 
 def describe_prediction(task, outputs):

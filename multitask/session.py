@@ -8,8 +8,11 @@ from pathlib import Path
 from bert import UserError
 from common.device import pick_device
 from common.flags import with_absolute_paths
+from common.run_folder import weight_bytes
+from common.tables import comparison_table
 from multitask import runs
 from multitask.evaluation import evaluate, load_dev
+from multitask.metrics import main_scores
 from multitask.settings import SHARED
 from multitask.tasks import TASKS
 
@@ -72,3 +75,20 @@ class RunSession:
         runs.save_best(folder, self.model, self.tokenizer, list(self.model.heads), scores,
                        self.splits, predictions)
         return folder, scores
+
+    def derive_and_compare(self, out, overwrite, edit):
+        """Like derive, and print the encoder's size and the scores before and after."""
+        columns = {}
+
+        def measure(title, folder, scores):
+            columns[title] = {"parameters": sum(p.numel() for p in self.model.bert.parameters()),
+                              "bytes of the encoder": weight_bytes(Path(folder) / "model"),
+                              **main_scores(scores)}
+
+        def measure_and_edit(session):
+            measure("before", self.run, self.evaluate()[0])
+            return edit(session)
+
+        folder, scores = self.derive(out, overwrite, measure_and_edit)
+        measure("after", folder, scores)
+        print(f"{comparison_table(columns)}\n\nrun: {folder}")
