@@ -63,7 +63,7 @@ def ranks_before_training(model, tokenizer, settings, device, edits=()):
     """→ {(layer, matrix): rank} of the adapters: settings.lora_top in the third of the layers whose
     heads matter most, settings.lora in the others. An adapter of the run that goes on keeps its
     ranks; when resuming, `edits` supplies the recorded ones."""
-    import lora
+    import lora  # not needed without adapters
 
     going_on = [name for name in settings.training_groups if name in lora.adapter_names(model.bert)]
     if going_on:

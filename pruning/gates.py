@@ -4,8 +4,8 @@ Sun 2023, section 2.1):
     I(part) = Σ_x |∂L(x)/∂ξ| / tokens       ξ = 1 multiplies what the part adds, and ξ = 0 removes
                                             the part; tokens: the real ones of all examples x
 
-The absolute value stands inside the sum, so every example needs a gradient of its own. The loss of
-an example depends on no other: with gates for each, one backward pass of their sum gives them all.
+The absolute value stands inside the sum, so every example needs a gradient of its own. Examples do
+not influence each other: if each has its own gates, one backward pass of the summed loss is enough.
 """
 
 import torch
@@ -54,7 +54,8 @@ def zero_importance(config, kind):
     width = {"heads": config.num_attention_heads, "neurons": config.intermediate_size, "layers": 1}
     scores = torch.full((config.num_hidden_layers, width[kind]), torch.nan, dtype=torch.float64)
     for layer, row in enumerate(scores):
-        row[config.remaining_heads(layer) if kind == "heads" else slice(config.ffn_size(layer))] = 0
+        row[{"heads": config.remaining_heads(layer), "neurons": slice(config.ffn_size(layer)),
+             "layers": 0}[kind]] = 0
     return scores
 
 

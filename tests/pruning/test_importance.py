@@ -110,6 +110,9 @@ def test_importance_of_a_pruned_model_has_no_number_for_what_is_gone(bert):
     raw = importance(bert, batches_of([12]), lambda batch: losses(bert, batch).sum())
     assert raw.isnan().tolist() == [[True] * 4, [False, False, True, False], [False] * 4]
     assert not torch.allclose(raw[2], kept[2])               # measured on the model as it is now
+    remove_neurons(bert, {2: range(48)})
+    raw = importance(bert, batches_of([12]), lambda batch: losses(bert, batch).sum(), "layers")
+    assert (raw > 0).all()                                   # a layer without neurons is a layer
 
 
 @pytest.mark.parametrize("pairs", ["joint", "separate"])
