@@ -88,8 +88,8 @@ def remove_layers(bert, layers):
     layers = sorted(_check_parts(bert, dict.fromkeys(layers, [0]), "layer", lambda n: [0]))
     others = [edit["kind"] for edit in bert.edits if edit["method"] != "pruning"]
     if others:
-        raise UserError(f"layers cannot be removed after {', '.join(others)}, which names layers by "
-                        f"number; remove layers first, or merge adapters (python -m lora merge)")
+        raise UserError(f"layers cannot be removed after {', '.join(others)}, which names layers "
+                        f"by number; remove layers first, or merge adapters (python -m lora merge)")
     left = [number for number in range(len(bert.layers)) if number not in layers]
     if not left:
         raise UserError(f"all of the {len(bert.layers)} layers would be removed; leave one")

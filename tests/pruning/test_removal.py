@@ -172,7 +172,7 @@ MISTAKES = {
                                      remove_layers(b, [2])], "no longer attend to each other"),
     "only heads that are off": (lambda b: [mask_heads(b, {0: [0]}), remove_heads(
         b, {0: [1, 2, 3], 1: range(4), 2: range(4)})], "removed or switched off"),
-    "a mask of words": (lambda b: out(b, head_mask="all"), "a tensor of numbers"),
+    "a mask of words": (lambda b: out(b, head_mask="all"), "is a str; it must be a tensor"),
     "another order": (lambda b: choose(torch.rand(3, 4), 3, "best"), "no order 'best'"),
     "another kind": (lambda b: importance(b, [], None, "head"), "no kind of part 'head'"),
     "a mask too short": (lambda b: out(b, head_mask=torch.ones(2, 4)), "3 layers, 4 heads"),
