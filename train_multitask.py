@@ -5,7 +5,7 @@
     python train_multitask.py --tasks sts --pairs separate --head cosine --out runs/sts
     python train_multitask.py --resume runs/sts          # go on with a run that was stopped
 
-The way of the data: files → token ids → batches → encoder → head → loss → gradients → clip → step.
+Data flow: files → token ids → batches → encoder → head → loss → gradients → surgery → clip → step.
 """
 
 import time
@@ -61,12 +61,12 @@ def train(settings, folder, recipe="", record=None, state=None):
                 if settings.surgery != "none":               # each task's gradients by themselves
                     gradients.append(pop_grads(shared))
                     distributed.all_reduce(gradients[-1])
-            distributed.all_reduce([p.grad for p in trained])
+            distributed.all_reduce([p.grad for p in trained])    # popped ones are None
             if gradients:
                 combined, products = SURGERY[settings.surgery](gradients, settings.seed, step)
                 set_grads(shared, combined)
                 log_conflicts(run.log, products, tasks)
-            if settings.clip:                                # groups share nothing, nor a norm
+            if settings.clip:                                # groups share no parameters
                 for group in schedule.groups.values():
                     nn.utils.clip_grad_norm_(group.parameters, settings.clip)
             if settings.l2:
@@ -117,8 +117,8 @@ def add_l2(parameters, strength):
 
 
 def evaluate_and_keep_best(run, bar):
-    """Evaluate; save each training group that is better than before, and stop those whose patience
-    is over. The first process does it and tells the others."""
+    """Evaluate in the first process and broadcast; save each training group that improved; stop the
+    groups whose patience is exhausted or whose steps are done."""
     progress, groups = run.progress, run.schedule.groups
     if distributed.rank() == 0:
         dev = {task: {name: split for name, split in splits.items() if name != "train"}
@@ -142,8 +142,8 @@ def evaluate_and_keep_best(run, bar):
 
 
 def improved_tasks(progress, groups, scores, tasks):
-    """The tasks of each running group whose score is a new best, which `progress` notes; tasks that
-    no group trains are kept with the first."""
+    """→ the tasks whose model is to be saved: those of each running group with a new best dev
+    score, which is recorded in `progress`; tasks that are not trained, at the first save."""
     improved = []
     for name in progress.running:
         value = choose_by(summary({task: scores[task] for task in groups[name].tasks}))
@@ -187,7 +187,7 @@ def parse(arguments):
     parser = Parser(description=__doc__, usage="python train_multitask.py [flags]")
     parser.add_argument("--resume", metavar="RUN", help="go on with a stopped run, as it was set")
     parser.add_argument("--recipe", metavar="NAME", default="", help="a published experiment's "
-                        "settings; flags given beside it go before them")
+                        "settings; flags given beside it override them")
     parser.add_argument("--recipes", action="store_true", help="list the recipes")
     add_flags(parser, methods.settings_class())
     return vars(parser.parse_args(arguments))
@@ -202,7 +202,7 @@ def new_settings(given, recipe):
     if {"bert", "from_run"} <= set(given):
         warnings.warn("--from brings its own encoder; --bert is not read", stacklevel=2)
         del given["bert"]
-    if given.get("data") == class_.data:                     # the default means another folder
+    if given.get("data") == class_.data:                     # given, it is a folder here
         given["data"] = f"./{class_.data}"
     settings = class_(**((RECIPES[recipe].settings if recipe else {}) | given))
     idle = settings.without_effect()

@@ -1,4 +1,4 @@
-"""The command line: mistakes are sentences, sub-commands share their flags, a stop is clean."""
+"""The command line: errors as one sentence, shared flags of sub-commands, a clean stop."""
 
 import argparse
 import inspect
@@ -108,4 +108,4 @@ class StopSignal:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        print("\nstopping after this step; once more stops at once", file=sys.stderr)
+        print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr)

@@ -18,8 +18,8 @@ from bert.errors import UserError
 
 
 def setting(default, help, choices=None, min=None, max=math.inf, group="", **metadata):
-    """A field. min ≤ value < max. `group` is the heading in --help. Further metadata is the
-    script's own."""
+    """A field. min ≤ value < max. `group` is the heading in --help; `flag` in the metadata
+    overrides the flag's name, and other metadata is the script's own."""
     limits = {"help": help, "choices": choices, "min": min, "max": max, "group": group}
     return field(default=default, metadata=limits | metadata)
 

@@ -26,8 +26,8 @@ class Log:
                 file.write("".join(json.dumps(line) + "\n" for line in self.lines).encode())
 
     def add(self, what, name, value, weight=1.0):
-        """Something's value (a number or a scalar tensor) in this step, such as the "loss" of a
-        task; or a part of it, that was multiplied by its weight."""
+        """Add a value (a number or a scalar tensor) of this step, such as the "loss" of a task; it
+        is multiplied by its weight already."""
         value = value.detach() if isinstance(value, torch.Tensor) else value
         total, weights = self.sums.get((what, name), (0.0, 0.0))
         self.sums[what, name] = total + value, weights + weight

@@ -14,9 +14,9 @@ def warmup_then_decay(step, steps, warmup, decay=True):
 
 
 def parameter_groups(modules, weight_decay):
-    """[(module, {"max_lr": highest learning rate, …})] → parameter groups for an optimizer: what
-    trains of each module, of which only matrices decay. In every step the loop sets "lr" from
-    "max_lr"."""
+    """[(module, {"max_lr": highest learning rate, …})] → parameter groups for an optimizer: the
+    trainable parameters of each module, of which only those of 2 or more dimensions decay. The
+    loop sets "lr" from "max_lr" in every step."""
     groups = [{"params": [p for p in module.parameters()
                           if p.requires_grad and (p.dim() > 1) == matrices],
                "weight_decay": weight_decay if matrices else 0.0, **more}

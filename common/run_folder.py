@@ -1,4 +1,4 @@
-"""The folder of a run: what is in the way of a new one, and the record of one that is there."""
+"""A run's folder: check that a new one may be made, and read the record of an existing one."""
 
 import json
 import platform
@@ -54,7 +54,7 @@ def read_record(path, kind, version, fields):
 
 
 def versions():
-    """What a run's last digits depend on, beside its settings."""
+    """Versions and the thread count, on which bitwise reproducibility depends."""
     return {"python": platform.python_version(), "torch": torch.__version__,
             "threads": torch.get_num_threads()}
 

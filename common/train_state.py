@@ -19,7 +19,7 @@ def save_state(path, model, optimizer, rng_states, **more):
     with atomic_write(path) as file:
         try:
             torch.save(state, file)
-        except RuntimeError as error:                        # torch's word for a full disk
+        except RuntimeError as error:                        # what torch raises if the disk is full
             raise OSError(0, " ".join(str(error).split())[:150]) from error
 
 

@@ -2,7 +2,7 @@
 
 data       course.py  glue.py  data.py  tasks.py  metrics.py         files → examples → batches
 model      poolings.py  heads.py  model.py                           encoder → vector → outputs
-training   losses.py  sampling.py  pcgrad.py  schedule.py  distributed.py
+training   preparation.py  schedule.py  sampling.py  losses.py  pcgrad.py  distributed.py
 runs       settings.py  methods.py  recipes.py  runs.py  session.py  evaluation.py  compare.py
            report.py
 """

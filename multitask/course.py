@@ -1,8 +1,8 @@
 """The files of the course (CS224N's default project): tab-separated despite their name, with a
 header whose first column has no name.
 
-A defect is an error that names file and line, with one exception: rows whose cells are all there
-but one that the task may lack (Quora's label or second sentence) are left out.
+A defect is an error that names file and line. Only rows in which nothing but the task's nullable
+columns is empty (Quora's label or second sentence) are left out, with a warning.
 """
 
 import csv

@@ -33,8 +33,8 @@ class Batch(NamedTuple):
 
 @dataclass
 class Split:
-    """The examples of one file, tokenized once. `segments` holds one (ids, types) for each text
-    that is encoded alone; ids and types are lists of tokens, one list an example."""
+    """The examples of one file, tokenized once. `segments` holds (token ids, token types) for
+    each text that is encoded alone, with one list an example."""
 
     ids: list
     labels: torch.Tensor | None
@@ -54,7 +54,8 @@ class Split:
                      layout, layout.cls_rows(), labels)
 
     def by_length(self, tokens):
-        """Lists of indices, all of them once, longest first, about `tokens` real tokens in each."""
+        """Lists of all indices, longest first, each of at most `tokens` real tokens, or with one
+        longer example."""
         lengths = [sum(len(ids[i]) for ids, _ in self.segments) for i in range(len(self))]
         batches, room = [], 0
         for i in sorted(range(len(self)), key=lambda i: -lengths[i]):

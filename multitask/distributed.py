@@ -50,9 +50,9 @@ def all_reduce(tensors):
 
 
 def shard_batch(indices, parts):
-    """A batch's indices → [(indices, weight)]: this process's shard, in so many parts. The weighted
-    mean losses of all parts of all processes add up to the mean loss of the batch. A short shard
-    gets one example of weight 0, so that every rank runs the same all-reduces."""
+    """A batch's indices → [(indices, weight)]: this process's shard, in `parts` micro-batches. The
+    weighted mean losses of all parts of all processes add up to the mean loss of the batch. A short
+    shard gets one example of weight 0, so that every rank runs the same all-reduces."""
     mine = [indices[part::parts * world()] for part in range(rank() * parts, (rank() + 1) * parts)]
     return [(part or indices[:1], len(part) / len(indices)) for part in mine
             if part or world() > 1]

@@ -1,6 +1,7 @@
 """From a sentence's vector, or the two vectors of a pair, to a task's outputs [B, outputs].
 
-To add a kind of head, add a class and its line in HEADS.
+To add a kind of head: a class, its line in HEADS, and its name in the `heads` of each Task that may
+have it.
 """
 
 import torch

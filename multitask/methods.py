@@ -13,7 +13,7 @@ from pathlib import Path
 from bert.errors import check_known
 from multitask.settings import Settings
 
-METHODS = ("pruning", "laser", "compression", "lora")        # in this order they change a model
+METHODS = ("pruning", "laser", "compression", "lora")        # in the order of prepare and restore
 
 
 def parts(methods, name):

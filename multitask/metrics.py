@@ -26,7 +26,8 @@ def spearman(predictions, labels):
 
 
 def f1(predictions, labels):
-    """2·precision·recall/(precision + recall) of class 1; 0 where no 1 is found."""
+    """2·precision·recall/(precision + recall) of class 1; 0 if neither predictions nor labels
+    have it."""
     predictions, labels = np.asarray(predictions) == 1, np.asarray(labels) == 1
     named = predictions.sum() + labels.sum()
     return float(2 * (predictions & labels).sum() / named) if named else 0.0

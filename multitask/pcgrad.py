@@ -9,10 +9,10 @@ Every g'ᵢ is a combination Σ cⱼgⱼ, so the products gᵢ·gⱼ decide it a
 tasks). The projections are done on the coefficients c; the gradients, millions of numbers each, are
 read twice: once for their products and once for the sum.
 
-    combined, gram = pcgrad(gradients, draw_orders(3, seed, step))    # gradients[task][tensor]
+    combined, grams = pcgrad(gradients, draw_orders(3, seed, step))   # gradients[task][tensor]
 
-Only weights that all tasks share can conflict. A head's gradient does not belong in here: it would
-lengthen ‖gⱼ‖, so that conflicts are taken away in part only, and leak into the other heads.
+Only weights that all tasks share can conflict. A head's gradient must be excluded: it would enlarge
+‖gⱼ‖, so that conflicts are removed only in part, and its projection would change other heads.
 """
 
 import math
@@ -23,7 +23,7 @@ PIECE = 2 ** 17             # numbers of every task's gradient that fit into a C
 
 
 def draw_orders(tasks, seed, step):
-    """For each of so many tasks, the others in a random order that (seed, step) fixes."""
+    """→ for each task a random order of the others, determined by (seed, step)."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     return [[j for j in torch.randperm(tasks, generator=generator).tolist() if j != i]
             for i in range(tasks)]
@@ -75,8 +75,8 @@ def coefficients(gram, orders):
 
 
 def gram_matrices(gradients):
-    """gradients[task][tensor] → [tensors, T, T] products, float64 on the CPU. On a GPU this is the
-    one place that waits."""
+    """gradients[task][tensor] → [tensors, T, T] products, float64 on the CPU. The
+    only synchronization with a GPU in surgery."""
     places, products = [], []
     for tensor, own in enumerate(zip(*gradients)):
         present = [i for i, g in enumerate(own) if g is not None]

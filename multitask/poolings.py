@@ -21,7 +21,7 @@ class CLSPooling(nn.Module):
 
 
 class PoolerPooling(CLSPooling):
-    """BERT's pooler on top of it: tanh(W·h + b)."""
+    """BERT's pooler on [CLS]: tanh(W·h + b)."""
 
     def forward(self, bert, hidden, layout):
         return bert.pool(hidden)

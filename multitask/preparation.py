@@ -51,8 +51,8 @@ class Training:
 
 
 def prepare(settings, folder, recipe, record, state):
-    """→ Training: everything that the loop uses, from the start, or on from `state`. Whatever can
-    be wrong is found out here, before a file is written."""
+    """→ Training: everything that the loop uses, from the start, or on from `state`. Invalid
+    settings, data and checkpoints raise UserError here, before a file is written."""
     device, autocast = pick_device(settings.device, settings.precision)
     model, tokenizer = load_model(settings, device, record["edits"] if record else ())
     data, checksums = load_data(settings, tokenizer)
@@ -68,7 +68,7 @@ def prepare(settings, folder, recipe, record, state):
     torch.manual_seed(settings.seed + distributed.rank())    # of dropout
     record = prepare_folder(folder, settings, recipe, checksums, record, model)
     record["resolved"] = {"lr": lr, "steps": schedule.steps, "device": str(device)}
-    print(f"{record['parameters']['trained']:,} weights learn in {schedule.steps:,} steps, "
+    print(f"{record['parameters']['trained']:,} trainable parameters, {schedule.steps:,} steps, "
           f"{schedule.epoch_steps:,} an epoch; learning rate {lr:g}; on {device}\n")
     progress = Progress(running=list(schedule.groups))
     if state is not None:

@@ -1,7 +1,7 @@
 """Published experiments, each a set of values for the settings of multitask/settings.py.
 
     python train_multitask.py --recipes                  # the list
-    python train_multitask.py --recipe mb-comb-gs --epochs 1        # a flag goes before its recipe
+    python train_multitask.py --recipe mb-comb-gs --epochs 1        # a flag overrides its recipe
 
     Alappat         A. Alappat, Extending Applications of Layer Selecting Rank Reduction (report of
                     CS224N)

@@ -97,9 +97,8 @@ def weights_fingerprint(folder, names, edits):
 
 
 def check_nothing_lost(model, trained):
-    """UserError that names what training would change and not keep, or not change at all: of the
-    parameters with requires_grad, those that are not among `trained`; of the encoders' tensors,
-    those that no saved file holds."""
+    """Raise UserError that names parameters with requires_grad that are not among `trained` (those
+    of the optimizer), and tensors of the encoders that no saved file would hold."""
     trained = {id(parameter) for parameter in trained}
     lost = [name for name, parameter in model.named_parameters()
             if parameter.requires_grad and id(parameter) not in trained]

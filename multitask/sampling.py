@@ -76,8 +76,8 @@ SAMPLERS = {"all": every_task, "round-robin": round_robin, "proportional": propo
 
 
 def steps_in_epoch(batches, sampling):
-    """batches {task: batches in a pass} → steps, in which the longest task is passed over once if
-    the sampler gives all tasks equally many batches, or else all tasks together are."""
+    """batches {task: batches in a pass} → steps of an epoch: one full pass over the longest task if
+    the sampler gives all tasks equally many batches, or else the batches of all tasks together."""
     if sampling in ("all", "round-robin"):
         return max(batches.values()) * (len(batches) if sampling == "round-robin" else 1)
     return sum(batches.values())

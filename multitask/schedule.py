@@ -1,4 +1,4 @@
-"""How long a run is, and what learns how fast."""
+"""The number of steps, the training groups, and the learning rates of the parameter groups."""
 
 from dataclasses import dataclass, field
 
@@ -55,7 +55,7 @@ def make_schedule(settings, sizes, processes):
 
 
 def default_lr(model, settings):
-    """(3.84 / hidden size)², times what the kind of adapter asks for."""
+    """(3.84 / hidden size)², times the factor of the kind of adapter."""
     width = next(iter(model.encoders.values())).config.hidden_size
     return settings.lr_factor * (3.84 / width) ** 2
 

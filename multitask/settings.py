@@ -28,12 +28,13 @@ class Settings:
                                 "default is the sample beside the code")
     out: str = setting("", "folder of this run (default: runs/<checkpoint>-<number>)")
     tasks: str = setting("sst,para,sts", f"tasks to learn together, of {', '.join(TASKS)}")
-    epochs: int = setting(0, "passes over the longest task, the others being cycled (0: 3, or on "
+    epochs: int = setting(0, "passes over the longest task, the others being cycled, or with "
+                             "--sampling proportional or annealed over all of them (0: 3, or on "
                              "small data as many as make 500 steps)", min=0)
     batch_size: int = setting(32, "examples of each task in a step", min=1)
     lr: float = setting(0, "highest learning rate of the encoder (0: (3.84 / hidden size)², "
-                           "which is 2.5e-5 for bert-base and 1e-4 for half its width; of "
-                           "adapters as many times that as their kind says)", min=0)
+                           "which is 2.5e-5 for bert-base and 1e-4 for half its width; for "
+                           "adapters times the factor of their kind)", min=0)
     head_lr: float = setting(1e-3, "highest learning rate of the heads", min=0)
     pairs: str = setting("joint", "two sentences in one sequence, or each in its own",
                          ("joint", "separate"))
@@ -60,9 +61,9 @@ class Settings:
 
     train_tasks: str = setting("", "train only these of --tasks; the others are only scored",
                                group=TASK_MIX)
-    sampling: str = setting("all", "what a step learns from: one batch of every task, or of one "
-                                   "task: in turn, or at random by the tasks' sizes, with "
-                                   "annealing less and less so", SAMPLERS, group=TASK_MIX)
+    sampling: str = setting("all", "tasks of a step: all, or one: in turn, at random in proportion "
+                                   "to size, or annealed from proportional towards uniform",
+                            SAMPLERS, group=TASK_MIX)
     annealing: float = setting(0.8, "c of annealed sampling, p ~ N^(1 - c·(epoch - 1)/(epochs - "
                                     "1))", min=0, group=TASK_MIX)
     surgery: str = setting("none", "PCGrad: remove from each task's gradient its component against "
@@ -85,7 +86,7 @@ class Settings:
                             group=STEPS)
     decay: bool = setting(True, "after it the learning rate falls in a line to nothing",
                           group=STEPS)
-    layer_decay: float = setting(1.0, "each layer learns this much slower than the one above it",
+    layer_decay: float = setting(1.0, "factor on the learning rate from each layer to the one below",
                                  min=0, group=STEPS)
     weight_decay: float = setting(0.01, "AdamW's, on matrices only", min=0, group=STEPS)
     l2: float = setting(0, "L2 regularization: this times the weight is added to its gradient",
@@ -93,8 +94,8 @@ class Settings:
     clip: float = setting(1.0, "largest norm of the gradient (0: any)", min=0, group=STEPS)
 
     log_every: int = setting(10, "steps between two lines of log.jsonl", min=1, group=RUN)
-    save_every: int = setting(0, "steps between saves of what --resume needs (0: each epoch)",
-                              min=0, group=RUN)
+    save_every: int = setting(0, "save what --resume needs after so many steps too (0: only after "
+                                 "each epoch)", min=0, group=RUN)
     strict_rows: bool = setting(False, "rows that a task may leave out are errors", group=RUN)
 
     methods: ClassVar = ()                       # whose flags are among these settings

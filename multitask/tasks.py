@@ -43,7 +43,7 @@ class Task:
     dev_sets: tuple = ("dev",)                         # scored in training; the first one counts
     test_sets: tuple = ("test",)
     read_examples: Callable = read_course_file         # (path, task, strict_rows) → [Example]
-    write: Callable = write_course_file                # makes a prediction file
+    write: Callable = write_course_file                # → name and text of a prediction file
 
     @property
     def max_label(self):
