@@ -86,7 +86,7 @@ class Settings:
                             group=STEPS)
     decay: bool = setting(True, "after it the learning rate falls in a line to nothing",
                           group=STEPS)
-    layer_decay: float = setting(1.0, "factor on the learning rate from each layer to the one below",
+    layer_decay: float = setting(1.0, "factor on the learning rate from a layer to the one below",
                                  min=0, group=STEPS)
     weight_decay: float = setting(0.01, "AdamW's, on matrices only", min=0, group=STEPS)
     l2: float = setting(0, "L2 regularization: this times the weight is added to its gradient",
