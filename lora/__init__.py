@@ -4,7 +4,7 @@
     y = W₀x + b + s·B(Ax)        W₀ [out, in] frozen, A [rank, in], B [out, rank], s = alpha/rank
 
     attach(bert, ("query", "value"), rank=8, adapters=("a", "b"))
-    layout = Layout(attention_mask).with_adapters([("a", 5), ("b", 3)])   # 5 sequences, then 3 others
+    layout = Layout(attention_mask).served_by([("a", 5), ("b", 3)])   # 5 sequences, then 3 others
 
 LoRA-XS (lora/xs.py) trains only an r × r matrix between the factors of W₀'s SVD; a kind of adapter
 is a row in lora/kinds.py. Files are peft's (lora/files.py).

@@ -1,7 +1,7 @@
 """What stands in the place of a pretrained layer once adapters are attached: a module that holds
 it, frozen, and the adapters by name.
 
-Which adapter acts on which row is said by the layout (bert/layout.py, `with_adapters`), sequence by
+Which adapter acts on which row is said by the layout (bert/layout.py, `served_by`), sequence by
 sequence; a layout that says nothing leaves it to the one that was activated, or to none.
 """
 
