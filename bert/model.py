@@ -122,7 +122,7 @@ class Bert(nn.Module):
     def from_pretrained(cls, name, attention="sdpa"):
         """`name`: a folder in the Hugging Face layout, or a model's name on the hub. Warns that a
         task's head is left out, or that there is no pooler: `pooler_is_new` is then True, forward's
-        pooler_output None, and the new one is not saved. Set it to False to train the pooler."""
+        pooler_output None, and no pooler is saved. Set `pooler_is_new = False` to train one."""
         return load_bert(cls, name, attention)
 
     def save_pretrained(self, folder):
@@ -156,6 +156,9 @@ class Bert(nn.Module):
         is a selection of `layout`: the last layer computes no other rows. head_mask is [layers,
         heads] or [batch, layers, heads], of all heads before pruning. A list `states` receives
         every layer's output."""
+        if output_rows is not None and output_rows.batch != layout.batch:
+            raise UserError(f"output_rows is of {output_rows.batch} sequences, layout of "
+                            f"{layout.batch}; select the rows from this layout")
         if head_mask is not None:
             head_mask = check_head_mask(head_mask, len(self.layers),
                                         self.config.num_attention_heads, layout, hidden)
