@@ -56,12 +56,6 @@ def rename(name, table):
     return name
 
 
-def plain_name(name):
-    """→ their name in today's form: no prefixes, LayerNorms with weight and bias."""
-    module, dot, last = PREFIXES.sub("", name).rpartition(".")
-    return module + dot + (LEGACY.get(last, last) if module.endswith("LayerNorm") else last)
-
-
 def read_weights(name, path):
     """→ {name: tensor} of a file of weights, or of all shards listed in `path`, an index. Shards of
     a hub's model `name` are downloaded."""
@@ -94,7 +88,10 @@ def read_checkpoint(name):
     path = next(folder / file for file in WEIGHTS if (folder / file).is_file())
     encoder, heads = {}, {}
     for given, tensor in read_weights(name, path).items():
-        plain = plain_name(given)
+        plain = PREFIXES.sub("", given)
+        module, dot, last = plain.rpartition(".")
+        if module.endswith("LayerNorm"):
+            plain = module + dot + LEGACY.get(last, last)
         if plain == "embeddings.position_ids":               # a buffer in older files: 0, 1, 2, …
             continue
         if not tensor.is_floating_point():

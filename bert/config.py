@@ -15,12 +15,8 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
 }
-FIXED = {                                                 # fields with the only value supported
-    "model_type": "bert",
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-}
+FIXED = {"model_type": "bert", "position_embedding_type": "absolute",    # the only values supported
+         "is_decoder": False, "add_cross_attention": False}
 
 
 @dataclass
@@ -56,15 +52,13 @@ class BertConfig:
             if kind is int and not (type(value) is int and value >= least):
                 raise UserError(f"{name} is {value!r}; it must be a whole number, {least} or more")
             if kind is float and not (type(value) in (int, float) and 0 <= value < most):
-                raise UserError(f"{name} is {value!r}; it must be a number, 0 or more and below "
-                                f"{most}")
+                raise UserError(f"{name} is {value!r}; it must be a number from 0 to below {most}")
         if self.hidden_size % self.num_attention_heads:
             raise UserError(f"num_attention_heads {self.num_attention_heads} does not divide "
-                            f"hidden_size {self.hidden_size}; every head needs the same size")
+                            f"hidden_size {self.hidden_size}")
         check_known(self.hidden_act, list(ACTIVATIONS), "activation", where="hidden_act")
         if self.pad_token_id >= self.vocab_size:
-            raise UserError(f"pad_token_id {self.pad_token_id} lies outside vocab_size "
-                            f"{self.vocab_size}")
+            raise UserError(f"pad_token_id {self.pad_token_id} is not below vocab_size")
         for name, only in FIXED.items():
             if self.extra.get(name, only) != only:
                 raise UserError(f"{name} is {self.extra[name]!r}; this encoder knows only {only!r}")
@@ -82,9 +76,8 @@ class BertConfig:
             if not all(type(n) is int and n in known for n in numbers) or set(given) - set(layers):
                 raise ValueError
         except (AttributeError, TypeError, ValueError) as error:
-            what = f"{'a number of neurons' if neurons else 'heads'}, 0 to {known[-1]}"
             raise UserError(f"{name} is {getattr(self, name)!r}; it must give layers, 0 to "
-                            f"{layers[-1]}, {what}, each") from error
+                            f"{layers[-1]}, numbers from 0 to {known[-1]}") from error
         return {layer: given[layer] for layer in sorted(given) if given[layer]}
 
     def remaining_heads(self, layer):

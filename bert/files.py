@@ -19,10 +19,9 @@ TINY = Path(__file__).parent / "tiny"                      # the checkpoint in t
 
 
 def resolve_checkpoint(name, required, optional=()):
-    """→ the folder that holds a checkpoint's files. `name` is a local folder, "tiny" or a hub id
-    ("bert-base-uncased"), whose files are downloaded once into huggingface_hub's cache;
-    HF_HUB_OFFLINE=1 keeps to that cache. `required`: tuples of file names; one of each must exist.
-    UserError if there is no such folder or model, or if it lacks files."""
+    """→ the folder of a checkpoint's files. `name` is a local folder, "tiny" or a hub id, whose
+    files are downloaded once into huggingface_hub's cache (HF_HUB_OFFLINE=1 keeps to that cache).
+    `required`: tuples of file names, one of each of which must exist, or UserError."""
     name = str(name)
     folder = TINY if name == "tiny" and TINY.is_dir() else Path(name).expanduser()
     if not folder.is_dir():
@@ -31,13 +30,10 @@ def resolve_checkpoint(name, required, optional=()):
                             "or a model's name on the hub")
         try:
             return _download(name, required, optional)
-        except UserError:
-            raise
         except Exception as error:                       # bad name, no such model, no permission, …
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{name!r} is not a local folder, and the hub gave nothing under that "
-                            f"name ({type(error).__name__}: {reason}); check the spelling, or give "
-                            "a folder") from error
+            raise UserError(f"{name!r} is no local folder, and the hub gave nothing ({reason}); "
+                            "check the name and the network, or give a folder") from error
     for names in required:
         if not any((folder / file).is_file() for file in names):
             raise UserError(f"{folder} holds no {' or '.join(names)}; give a folder in the Hugging "
@@ -46,8 +42,7 @@ def resolve_checkpoint(name, required, optional=()):
 
 
 def _download(name, required, optional):
-    """→ the folder of these files in the hub's cache. Once the hub is out of reach, only the cache
-    is asked."""
+    """→ the folder of these files in the hub's cache; without the hub, as far as it has them."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -63,13 +58,11 @@ def _download(name, required, optional):
                 online = online and not isinstance(error, LocalEntryNotFoundError)
         if names in required:
             if found is None:
-                why = (f"holds no {' or '.join(names)}" if online
-                       else "is not in the cache, and the hub was not reached")
-                raise UserError(f"{name!r} is not a local folder, and the hub's model of that name "
-                                f"{why}; check the name and the network, or give a folder")
+                raise FileNotFoundError(f"no {' or '.join(names)}"
+                                        + (" in the cache, and no network" if not online else ""))
             folder, was_online = Path(found).parent, online
     if was_online and not online:                        # or a cased model would be lower-cased
-        raise UserError(f"the hub broke off while {name!r} was fetched; try again")
+        raise ConnectionError("the network broke off; try again")
     return folder
 
 
@@ -84,13 +77,12 @@ def read_utf8(path):
     if b"\0" in content:
         line = content[:content.index(b"\0")].count(b"\n") + 1
         raise UserError(f"{path} line {line} holds a zero byte; this is a binary file (or UTF-16), "
-                        f"not text in UTF-8")
+                        "not text in UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[:error.start].count(b"\n") + 1
-        raise UserError(f"{path} line {line} is not UTF-8 (byte 0x{content[error.start]:02x}); "
-                        f"save the file in UTF-8") from error
+        raise UserError(f"{path} line {line} is not UTF-8; save the file in UTF-8") from error
 
 
 def read_json(path):
@@ -101,14 +93,13 @@ def read_json(path):
     except ValueError as error:
         raise UserError(f"{path} is not a JSON file: {error}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds {type(values).__name__}; it must hold an object, "
-                        '{"name": value, …}')
+        raise UserError(f"{path} holds a {type(values).__name__}, not an object {{…}}")
     return values
 
 
 def read_tensors(path):
-    """→ {name: tensor} of a .safetensors file, or of a .bin file that holds weights and no code: a
-    dictionary of tensors, or a training state with one under "state_dict"."""
+    """→ {name: tensor} of a .safetensors file, or of a .bin file without code: a dictionary of
+    tensors, or a training state with one under "state_dict"."""
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
@@ -116,11 +107,11 @@ def read_tensors(path):
                 return {name: file.get_tensor(name) for name in file.keys()}
         content = io.BytesIO(path.read_bytes())
         tensors = torch.load(content, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is corrupt, or a pickle with more than weights in it, which could "
-                        f"run code when opened; use a .safetensors file") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is corrupt, or a pickle that could run code when it is opened; "
+                        "use a .safetensors file") from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split())[:150] or "it ends too soon"
         raise UserError(f"{path} is corrupt or cut short ({reason}); fetch it again") from error
@@ -128,8 +119,7 @@ def read_tensors(path):
         tensors = tensors["state_dict"]
     if not (isinstance(tensors, dict)
             and all(isinstance(value, torch.Tensor) for value in tensors.values())):
-        raise UserError(f"{path} holds something other than a dictionary of tensors; it is no "
-                        f"file of weights")
+        raise UserError(f"{path} is no file of weights: it holds no dictionary of tensors")
     return tensors
 
 
@@ -156,8 +146,8 @@ def atomic_write(path):
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}; nothing that was "
-                        f"there before is lost") from error
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; nothing was "
+                        "lost") from error
     finally:
         with suppress(OSError):
             part.unlink()                                 # still there only if something went wrong

@@ -1,5 +1,4 @@
-"""Checks of the encoder's arguments. A wrong argument raises UserError with a sentence; it never
-becomes an error of torch or a wrong result."""
+"""Checks of the encoder's arguments: a wrong one raises UserError, not an error of torch."""
 
 import torch
 
@@ -12,10 +11,11 @@ def input_layout(config, input_ids, attention_mask, inputs_embeds, dense=False):
     (no padding) or a Layout already; `dense` makes a DenseLayout of a mask."""
     if (input_ids is None) == (inputs_embeds is None):
         raise UserError("give either input_ids or inputs_embeds")
-    given = input_ids if inputs_embeds is None else inputs_embeds
     if inputs_embeds is None:
+        given = input_ids
         check_shape("input_ids", given, "batch, tokens")
     else:
+        given = inputs_embeds
         check_shape("inputs_embeds", given, "batch, tokens, hidden size")
         if given.size(2) != config.hidden_size or not given.is_floating_point():
             raise UserError(f"inputs_embeds is {given.dtype} of the shape {list(given.shape)}; it "
@@ -45,8 +45,7 @@ def unpad_ids(what, ids, layout, count):
     check_shape(what, ids, "batch, tokens")
     check_grid(what, ids.shape, layout)
     if ids.dtype not in (torch.int64, torch.int32):
-        raise UserError(f"{what} is {ids.dtype}; it must hold whole numbers: convert it with "
-                        f".long()")
+        raise UserError(f"{what} is {ids.dtype}, not whole numbers; convert it with .long()")
     rows = layout.unpad(ids)
     if rows.device.type == "cpu" and not isinstance(layout, DenseLayout):
         wrong = rows[(rows < 0) | (rows >= count)]

@@ -1,15 +1,13 @@
 """Batches without padding: which cell of the [batch, tokens] grid each row of a matrix belongs to.
 
-About half of a batch of real sentences is padding. Linear layers, LayerNorms and GELUs treat each
-token alone, so they work on one matrix with a row for each of the N real tokens. Only attention
-needs the tokens of a sequence side by side, on the grid:
+About half of a batch of real sentences is padding. Linear layers, LayerNorms and GELUs work on one
+matrix with a row for each of the N real tokens; only attention needs them side by side on the grid.
 
     layout = Layout(attention_mask)          # [batch, tokens] of 0/1
     grid = layout.pad(rows)                  # [N, …] → [batch, tokens, …], zeros at padding
     rows = layout.unpad(grid)                # and back
 
-A selection is a layout of some of these rows: layout.cls_rows(), layout.select(mask),
-layout.keep(sequences). DenseLayout has a row for every cell of the grid (docs/export.md).
+A selection is a layout of some of the rows: layout.cls_rows(), .select(mask), .keep(sequences).
 """
 
 from itertools import groupby
@@ -31,18 +29,17 @@ class Layout:
     """The cells of N rows on a [batch, tokens] grid. Make it on the CPU and move it with
     `.to(device)`: counting real tokens synchronizes a GPU.
 
-    mask [batch, tokens]     True at real tokens
-    flat_index [N]           each row's cell on the flattened grid
-    positions [N]            each row's position in its sequence, from 0; a selection keeps them
-    rows [M]                 of a selection: its rows among the N of its parent; otherwise None
-    adapters, adapter_rows   see with_adapters
+    mask [batch, tokens]   True at real tokens
+    flat_index [N]         each row's cell on the flattened grid
+    positions [N]          each row's position in its sequence, from 0; a selection keeps them
+    rows [M]               of a selection: its rows among the N of its parent (None: no selection)
     """
 
     def __init__(self, mask, rows=None, positions=None):
         check_shape("attention_mask", mask, "batch, tokens")
         if rows is None and 0 in mask.shape:
-            raise UserError(f"the batch is empty: attention_mask is {list(mask.shape)}, which is "
-                            f"[batch, tokens]; give at least one sequence of one token")
+            raise UserError(f"the batch is empty: attention_mask is {list(mask.shape)}; give at "
+                            f"least one sequence of one token")
         self.batch, self.tokens = mask.shape
         self.mask, self.rows = mask.bool(), rows
         self.adapters = self.adapter_rows = None
@@ -52,7 +49,7 @@ class Layout:
         self.length_buckets = self._length_buckets() if rows is None else []
 
     def _cells(self):
-        """→ flat_index [N], positions [N] on this grid"""
+        """→ flat_index [N], positions [N]"""
         empty = ~self.mask.any(dim=1)
         if self.rows is None and empty.any():
             raise UserError(f"attention_mask hides every token of sequence "
@@ -74,9 +71,8 @@ class Layout:
         return self.flat_index // self.tokens
 
     def _length_buckets(self):
-        """→ a selection of each group of sequences of similar length: on one grid, attention costs
-        every sequence the square of the longest. [] if one grid is as good, and on a GPU, which is
-        faster on one large grid."""
+        """→ one selection for each group of sequences of similar length, because attention costs
+        the square of the grid's length. [] if one grid is as good, and always on a GPU."""
         if self.no_padding or self.mask.device.type != "cpu":
             return []
         lengths = (self.mask * torch.arange(1, self.tokens + 1)).amax(dim=1)
@@ -116,8 +112,7 @@ class Layout:
         return flat if self.no_padding else flat.index_select(0, self.flat_index)
 
     def select(self, mask):
-        """→ the selection of the rows where `mask` [batch, tokens] is set. A layer that is given it
-        as `output_rows` computes no other rows."""
+        """→ the selection of the rows where `mask` [batch, tokens] is set."""
         chosen = mask.bool() & self.mask
         counts = chosen.sum(dim=1)
         packed = torch.arange(int(counts.max()), device=mask.device) < counts[:, None]
@@ -136,8 +131,7 @@ class Layout:
         """
         check_shape("sequences", sequences, "sequences")
         if sequences.dtype != torch.int64 or not len(sequences):
-            raise UserError(f"sequences holds {len(sequences)} of {sequences.dtype}; it must hold "
-                            "the numbers (int64) of one or more sequences")
+            raise UserError("sequences must hold the numbers (int64) of one or more sequences")
         kept, adapters = self._of_sequences(sequences), self.adapters
         kept.length_buckets = kept._length_buckets()
         if adapters is not None:
@@ -148,13 +142,13 @@ class Layout:
 
     def with_adapters(self, adapters):
         """→ this layout with the LoRA adapter of each sequence: `adapters` is [(name, number of
-        sequences), …] in the order of the sequences; the name None means no adapter. `adapter_rows`
-        is then [(name, number of rows), …]. Call this on the CPU: counting synchronizes a GPU."""
+        sequences), …] in their order, the name None means no adapter. `adapter_rows` is then
+        [(name, number of rows), …]. Call this on the CPU: counting synchronizes a GPU."""
         if adapters is None:
             return self
-        if sum(count for _, count in adapters) != self.batch:
-            raise UserError(f"adapters {adapters} serve {sum(count for _, count in adapters)} "
-                            f"sequences; the batch has {self.batch}")
+        total = sum(count for _, count in adapters)
+        if total != self.batch:
+            raise UserError(f"adapters {adapters} are for {total} of {self.batch} sequences")
         other = self._map(lambda tensor: tensor)
         other.adapters, other.adapter_rows = adapters, self._count_rows(adapters)
         return other
@@ -183,14 +177,14 @@ class Layout:
 
 
 class DenseLayout(Layout):
-    """A layout with a row for every cell of the grid, padding included: N = batch · tokens. All
-    shapes follow from the mask's shape, never from its values, so graphs can be exported and
-    compiled. `pad` and `unpad` set padding to zero. A sequence without any token is allowed; its
-    states are zero."""
+    """A layout with a row for every cell, N = batch · tokens: all shapes follow from the mask's
+    shape, so graphs can be exported and compiled (docs/export.md). `pad` and `unpad` set padding to
+    zero. A sequence without any token is allowed; its states are zero."""
 
     def _cells(self):
-        positions = torch.arange(self.tokens, device=self.mask.device)
-        return torch.arange(self.mask.numel(), device=positions.device), positions.repeat(self.batch)
+        cells, positions = (torch.arange(count, device=self.mask.device)
+                            for count in (self.mask.numel(), self.tokens))
+        return cells, positions.repeat(self.batch)
 
     @property
     def sequence(self):
@@ -198,8 +192,7 @@ class DenseLayout(Layout):
 
     @property
     def key_mask(self):
-        """[batch, 1, 1, tokens]. A sequence without any token attends to its padding, because a
-        softmax over nothing is NaN."""
+        """A sequence without any token attends to its padding: softmax over nothing is NaN."""
         return (self.mask | ~self.mask.any(dim=1, keepdim=True))[:, None, None, :]
 
     def pad(self, rows):
@@ -220,7 +213,7 @@ class DenseLayout(Layout):
 
     def keep(self, sequences):
         raise UserError("a DenseLayout cannot drop sequences, because its shapes must not depend "
-                        "on values; use Layout, which is the default (dense=False)")
+                        "on values; use Layout (dense=False)")
 
     def _count_rows(self, adapters):
         return [(name, count * self.tokens) for name, count in adapters]

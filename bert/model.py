@@ -3,10 +3,8 @@
     bert = Bert.from_pretrained("bert-base-uncased")
     out = bert(**tokenizer(["a sentence", "another"]))       # .last_hidden_state  .pooler_output
 
-Read bert/attention.py first, then this file: feed-forward network, layer, encoder.
-Shapes: B batch, T tokens of the longest sequence, N real tokens of the whole batch, M selected ones
-of the N, H hidden size. Hidden states are one matrix [N, H] without padding (bert/layout.py);
-`forward` pads its results.
+Read bert/attention.py first; its header names the shapes. Hidden states are one matrix [N, H]
+without padding (bert/layout.py); `forward` pads its results.
 
 Left out: decoders, relative positions, cross attention, gradient checkpointing.
 """
@@ -89,7 +87,7 @@ class BertOutput(NamedTuple):
 
     last_hidden_state: torch.Tensor                      # [B, T, H], zeros at padding
     pooler_output: torch.Tensor | None                   # [B, H]; None if the checkpoint had none
-    hidden_states: tuple | None = None                   # embeddings, each layer's output: [B, T, H]
+    hidden_states: tuple | None = None                   # of embeddings and layers: [B, T, H] each
 
 
 _register_namedtuple(BertOutput, serialized_type_name="bert.BertOutput")     # for torch.export.save
@@ -122,10 +120,9 @@ class Bert(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name, attention="sdpa"):
-        """`name`: a folder in the Hugging Face layout, or a model's name on the hub. A task's head
-        is left out, with a warning. If the checkpoint has no pooler, a warning says so, the pooler
-        is new and `pooler_is_new` True: forward's pooler_output is None, `pool` raises UserError,
-        save_pretrained leaves the pooler out. Set `pooler_is_new = False` to train it."""
+        """`name`: a folder in the Hugging Face layout, or a model's name on the hub. Warns that a
+        task's head is left out, or that there is no pooler: `pooler_is_new` is then True, forward's
+        pooler_output None, and no pooler is saved. Set `pooler_is_new = False` to train one."""
         return load_bert(cls, name, attention)
 
     def save_pretrained(self, folder):
@@ -159,6 +156,9 @@ class Bert(nn.Module):
         is a selection of `layout`: the last layer computes no other rows. head_mask is [layers,
         heads] or [batch, layers, heads], of all heads before pruning. A list `states` receives
         every layer's output."""
+        if output_rows is not None and output_rows.batch != layout.batch:
+            raise UserError(f"output_rows is of {output_rows.batch} sequences, layout of "
+                            f"{layout.batch}; select the rows from this layout")
         if head_mask is not None:
             head_mask = check_head_mask(head_mask, len(self.layers),
                                         self.config.num_attention_heads, layout, hidden)
@@ -178,9 +178,9 @@ class Bert(nn.Module):
     def check_pooler(self):
         """Raise UserError if the pooler is new, because its output is random."""
         if self.pooler_is_new:
-            raise UserError("the checkpoint holds no pooler, so this model's is random and cannot "
-                            "be read; read [CLS] or the mean (--pooling cls, --pooling mean), or "
-                            "set bert.pooler_is_new = False to train it")
+            raise UserError("the checkpoint holds no pooler, so this model's is random; read [CLS] "
+                            "or the mean (--pooling cls, --pooling mean), or set "
+                            "bert.pooler_is_new = False to train it")
 
     def pool(self, first):
         """tanh(W·h + b) of [CLS]: [B, H] → [B, H], the input of BERT's next-sentence task."""

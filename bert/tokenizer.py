@@ -32,8 +32,7 @@ class Tokenizer:
         self.backend, self.limit, self.files = backend, limit, files or {}
         absent = [token for token in SPECIAL if backend.token_to_id(token) is None]
         if absent:
-            raise UserError(f"the vocabulary lacks {', '.join(absent)}; BERT needs "
-                            f"{', '.join(SPECIAL)}")
+            raise UserError(f"the vocabulary lacks {', '.join(absent)}, which BERT needs")
         self.pad_token_id, self.mask_token_id = map(backend.token_to_id, ("[PAD]", "[MASK]"))
         backend.no_padding()
         backend.no_truncation()
@@ -70,9 +69,9 @@ class Tokenizer:
                 file.write(content)
 
     def encode(self, texts, pairs=None, max_length=None):
-        """→ token ids and token types, one list of each per text or pair of texts, with [CLS] and
-        [SEP]. `pairs` holds each text's partner, None for none. Above `max_length` tokens (default:
-        the model's limit) the longer text is truncated; one warning counts the truncated texts."""
+        """→ token ids and token types, one list of each per text, with [CLS] and [SEP]. `pairs`
+        holds each text's partner or None. Above `max_length` tokens (default: the model's limit)
+        the longer text is cut; one warning counts the cut texts."""
         for given in (texts,) if pairs is None else (texts, pairs):
             if isinstance(given, (str, bytes)) or not hasattr(given, "__len__") or not len(given):
                 raise UserError(f"{given!r:.60} is no list of texts; give a list of one or more")
@@ -82,9 +81,9 @@ class Tokenizer:
         limit = self.limit if max_length is None else max_length
         special = 2 + any(text is not None for text in pairs)            # [CLS], one or two [SEP]
         if type(limit) is not int or min(limit, self.limit) <= special:
-            raise UserError(f"a sequence may have {limit!r} tokens (the model's limit: "
-                            f"{self.limit}), of which [CLS] and [SEP] take {special}; allow a "
-                            f"whole number of tokens, {special + 1} or more")
+            raise UserError(f"a sequence may have {limit!r} tokens (the model's limit: {self.limit}"
+                            f"), of which [CLS] and [SEP] take {special}; allow a whole number of "
+                            f"tokens, {special + 1} or more")
         limit = min(limit, self.limit)
         self.backend.enable_truncation(limit, strategy="longest_first")
         try:
@@ -129,10 +128,10 @@ def check_texts(texts):
         try:
             text.encode("utf-8")
         except (AttributeError, UnicodeEncodeError) as error:
-            why = ("holds half a character (a lone surrogate), which is no Unicode"
-                   if isinstance(text, str) else f"is of the type {type(text).__name__}")
-            raise UserError(f"text {number}, {text!r:.60}, {why}; give a str of whole characters "
-                            f"(bytes: decode them as UTF-8 first)") from error
+            why = ("holds half a character (a lone surrogate)" if isinstance(text, str)
+                   else f"is of the type {type(text).__name__}")
+            raise UserError(f"text {number}, {text!r:.60}, {why}; give a str of whole "
+                            "characters") from error
 
 
 def _read_settings(path):
@@ -146,8 +145,7 @@ def _limit(path, field):
     if limit is None or (isinstance(limit, (int, float)) and limit >= 10 ** 9):
         return math.inf
     if type(limit) is not int or limit < 3:
-        raise UserError(f"{path}: {field} is {limit!r}; it must be a whole number, 3 or more: "
-                        f"[CLS], [SEP] and a token of text")
+        raise UserError(f"{path}: {field} is {limit!r}; it must be a whole number, 3 or more")
     return limit
 
 
@@ -171,7 +169,7 @@ def _read_backend(folder):
         backend.pre_tokenizer = BertPreTokenizer()
         backend.add_special_tokens([token for token in SPECIAL if token in vocabulary])
     settings = _read_settings(folder / "tokenizer_config.json")
-    now = backend.normalizer or BertNormalizer()
+    now = BertNormalizer() if backend.normalizer is None else backend.normalizer
     if isinstance(now, BertNormalizer):
         backend.normalizer = BertNormalizer(
             handle_chinese_chars=settings.get("tokenize_chinese_chars", now.handle_chinese_chars),

@@ -124,6 +124,10 @@ def test_what_cannot_be_kept_is_a_sentence():
     mask = tiny_batch()["attention_mask"]
     with pytest.raises(UserError, match="DenseLayout cannot drop sequences"):
         DenseLayout(mask).keep(torch.tensor([0]))
+    hidden, layout = small_bert().embed(**tiny_batch())
+    kept = layout.keep(torch.tensor([0, 3]))
+    with pytest.raises(UserError, match="output_rows is of 4 sequences, layout of 2"):
+        small_bert().encode(hidden[kept.rows], kept, output_rows=layout.cls_rows())
     for wrong in (torch.tensor([], dtype=torch.long), torch.tensor([True, False]), [0, 1],
                   torch.tensor(0), torch.tensor([0.0])):
         with pytest.raises(UserError, match="^sequences "):
@@ -148,7 +152,8 @@ def test_a_selection_keeps_the_positions_of_its_rows(kind):
 def windowed(query, key, value, key_mask=None, dropout=0.0, layouts=None, width=2):
     rows, columns = (layout.pad(layout.positions) for layout in layouts)     # [B, Tq], [B, Tk]
     near = (rows[:, None, :, None] - columns[:, None, None, :]).abs() <= width   # [B, 1, Tq, Tk]
-    return eager_attention(query, key, value, near if key_mask is None else near & key_mask, dropout)
+    near = near if key_mask is None else near & key_mask
+    return eager_attention(query, key, value, near, dropout)
 
 
 def textbook(bert, ids, mask, width=2):
