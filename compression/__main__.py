@@ -36,8 +36,8 @@ from multitask.evaluation import model_fingerprint
 from multitask.metrics import main_scores
 from multitask.session import RunSession
 
-DEFAULT = "svd,centered,weighted,kronecker,prune,bits,autoencoder,shared"
-DEFAULT_EMBEDDINGS = "centered,prune,bits,direction"
+DEFAULT = "svd", "centered", "weighted", "kronecker", "prune", "bits", "autoencoder", "shared"
+DEFAULT_EMBEDDINGS = "centered", "prune", "bits", "direction"
 
 
 def parse(arguments):
@@ -54,7 +54,9 @@ def parse(arguments):
                                                        "one method, one ratio")
     args = parser.parse_args(arguments)
     default = DEFAULT_EMBEDDINGS if args.matrices == EMBEDDINGS else DEFAULT
-    args.methods = (args.methods or default).split(",")
+    is_run = runs.is_saved_run(args.run)
+    args.methods = (args.methods.split(",") if args.methods else
+                    [method for method in default if is_run or method != "weighted"])
     args.matrices = list(MATRICES) if args.matrices == "all" else args.matrices.split(",")
     args.ratios = parse_numbers("--ratios", args.ratios, lambda ratio: ratio > 1,
                                 "numbers above 1, as in 5,10")
@@ -64,7 +66,7 @@ def parse(arguments):
         check_known(method, CODECS, "method", where="--methods")
     if args.save and len(args.methods) * len(args.ratios) > 1:
         raise UserError("--save saves one model; give one of --methods and one of --ratios")
-    if not runs.is_saved_run(args.run) and (args.save or "weighted" in args.methods):
+    if not is_run and (args.save or "weighted" in args.methods):
         raise UserError(f"--save and the method weighted need a saved run, and {args.run} is none")
     return args
 
