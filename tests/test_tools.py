@@ -25,7 +25,6 @@ import pruning.__main__ as pruning_script
 import train_multitask
 from bert import UserError
 from compression import autoencoder
-from compression.importance import fisher_importance
 from laser import plots, search
 from multitask import runs
 from multitask.evaluation import load_split
@@ -288,7 +287,7 @@ def test_a_compressed_lora_run_takes_its_own_adapters_again(made, evaluated, scr
 def test_fisher_weights_are_of_the_loss_the_run_was_trained_with(kind, made):
     """Against a literal sum: every task's squared gradients, batch by batch."""
     session = RunSession(SimpleNamespace(run=made(kind), device="cpu"))
-    found = fisher_importance(session, ["fc_out"])[1, "fc_out"]
+    found = compression_script.fisher_importance(session, ["fc_out"])[1, "fc_out"]
     weight, expected = session.model.bert.layers[1].ffn.fc_out.weight, torch.zeros(32)
     for task in session.model.heads:
         split = load_split(task, "train", session.settings.data, session.tokenizer,
