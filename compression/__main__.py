@@ -29,15 +29,15 @@ from common.flags import parse_numbers
 from common.plots import draw_curves
 from common.tables import format_number, text_table, write_csv
 from compression.codecs import FLOAT
-from compression.importance import fisher_importance
 from compression.stored import CODECS, EMBEDDINGS, Compressed, find_modules
 from multitask import runs
-from multitask.evaluation import model_fingerprint
+from multitask.evaluation import load_split, model_fingerprint
 from multitask.metrics import main_scores
 from multitask.session import RunSession
 
-DEFAULT = "svd,centered,weighted,kronecker,prune,bits,autoencoder,shared"
-DEFAULT_EMBEDDINGS = "centered,prune,bits,direction"
+DEFAULT = "svd", "centered", "weighted", "kronecker", "prune", "bits", "autoencoder", "shared"
+DEFAULT_EMBEDDINGS = "centered", "prune", "bits", "direction"
+EXAMPLES = 256                       # training examples of each task that give the importance
 
 
 def parse(arguments):
@@ -54,7 +54,9 @@ def parse(arguments):
                                                        "one method, one ratio")
     args = parser.parse_args(arguments)
     default = DEFAULT_EMBEDDINGS if args.matrices == EMBEDDINGS else DEFAULT
-    args.methods = (args.methods or default).split(",")
+    is_run = runs.is_saved_run(args.run)
+    args.methods = (args.methods.split(",") if args.methods else
+                    [method for method in default if is_run or method != "weighted"])
     args.matrices = list(MATRICES) if args.matrices == "all" else args.matrices.split(",")
     args.ratios = parse_numbers("--ratios", args.ratios, lambda ratio: ratio > 1,
                                 "numbers above 1, as in 5,10")
@@ -64,9 +66,28 @@ def parse(arguments):
         check_known(method, CODECS, "method", where="--methods")
     if args.save and len(args.methods) * len(args.ratios) > 1:
         raise UserError("--save saves one model; give one of --methods and one of --ratios")
-    if not runs.is_saved_run(args.run) and (args.save or "weighted" in args.methods):
+    if not is_run and (args.save or "weighted" in args.methods):
         raise UserError(f"--save and the method weighted need a saved run, and {args.run} is none")
     return args
+
+
+def fisher_importance(session, matrices):
+    """{(layer, matrix): [n]}: Σ (∂loss/∂w)² over the weights of each row and over batches of
+    training examples (Hsu et al. 2022, Fisher-weighted SVD), by the loss that the run was trained
+    with. Frozen weights require gradients from here on."""
+    model, settings = session.model.eval(), session.settings
+    weights = {target: module.weight.requires_grad_()
+               for target, module in find_modules(model.bert, matrices).items()}
+    importance = {target: torch.zeros(len(weight)) for target, weight in weights.items()}
+    for task in model.heads:
+        split = load_split(task, "train", settings.data, session.tokenizer, settings, EXAMPLES)
+        for rows in torch.arange(len(split)).split(16):
+            batch = split.batch(rows.tolist()).to(session.device)
+            loss = settings.loss_of(task)(model(task, batch), batch.labels)
+            gradients = torch.autograd.grad(loss, list(weights.values()))
+            for target, gradient in zip(weights, gradients):
+                importance[target] += gradient.square().sum(dim=1).cpu()
+    return importance
 
 
 def put_weights(modules, weights):

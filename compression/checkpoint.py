@@ -4,36 +4,37 @@ from pathlib import Path
 
 import torch
 
-from bert import Bert, Tokenizer, UserError
+from bert import UserError
 from bert.checkpoint import pretraining_heads
 from common.device import pick_device
 from multitask.course import read_course_file
 from multitask.metrics import COURSE
 from multitask.tasks import TASKS
-from pretraining.__main__ import HeldOut, load_head
 from pretraining.corpus import Corpus
-from pretraining.masking import MaskedLM, Masking
+from pretraining.evaluation import HeldOut
+from pretraining.masking import Masking
+from pretraining.model import MaskedLM, load_head, open_checkpoint
 
 
 class CheckpointSession:
-    """Has what compressing needs of a multitask.session.RunSession. The scores are those of the
-    masked LM on the texts of the course's dev files."""
+    """Takes the place of a RunSession. evaluate() scores the masked LM on the texts of the course's
+    dev files."""
 
     def __init__(self, args):
-        self.precision = args.precision or "fp32"
+        self.first_splits, self.precision = {}, args.precision or "fp32"
         self.device, self.autocast = pick_device(args.device, self.precision)
-        self.model = MaskedLM(Bert.from_pretrained(args.run)).to(self.device)
+        tokenizer, bert = open_checkpoint(args.run)
+        self.model = MaskedLM(bert).to(self.device)
         if not load_head(self.model.head, pretraining_heads(args.run), args.run):
             raise UserError(f"{args.run} is neither a saved run nor a checkpoint with a masked-LM "
                             f"head; there is nothing to score it by")
-        tokenizer, data = Tokenizer.from_pretrained(args.run), Path(args.data or "data")
-        examples = [example for task in COURSE for example in read_course_file(
-            data / TASKS[task].files["dev"], TASKS[task])[:args.limit]]
-        lines = list(dict.fromkeys(text for example in examples for text in example.texts))
-        corpus, line_ids = Corpus(tokenizer, lines, 128), torch.arange(len(lines))
+        files = [(TASKS[task], Path(args.data or "data", TASKS[task].files["dev"]))
+                 for task in COURSE]
+        texts = dict.fromkeys(text for task, path in files for example in read_course_file(
+            path, task)[:args.limit] for text in example.texts)
+        corpus, line_ids = Corpus(tokenizer, list(texts), 128), torch.arange(len(texts))
         self.heldout = HeldOut(corpus, line_ids, line_ids, Masking(tokenizer))
-        self.first_splits = {}
 
     def evaluate(self):
-        """→ scores, predictions, seconds: as RunSession.evaluate, but the scores alone are there"""
+        """→ scores, and None for predictions and seconds"""
         return self.heldout.scores(self.model, None, self.device, self.autocast), None, None

@@ -1,4 +1,4 @@
-"""Codecs: ways to store a matrix in fewer bytes, each as two functions on tensors.
+"""Ways to store a matrix in fewer bytes, each two functions on tensors.
 
     fit(weight [n, m], byte_budget, importance) → {name: tensor}, at most `byte_budget` bytes
     decode(stored, shape) → [n, m]
@@ -15,8 +15,7 @@ Rows are output neurons (of embeddings: tokens); importance [n], how much each r
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections import namedtuple
 
 import numpy as np
 import torch
@@ -24,12 +23,7 @@ import torch
 from bert import UserError
 
 FLOAT = 4                                                    # bytes
-
-
-class Codec(NamedTuple):
-    fit: Callable
-    decode: Callable
-    shared: bool = False                                     # one fit serves all layers
+Codec = namedtuple("Codec", "fit decode shared", defaults=[False])   # shared: by all layers
 
 
 def bytes_of(stored):
@@ -37,7 +31,7 @@ def bytes_of(stored):
 
 
 def max_count(byte_budget, each, what):
-    """How many things of `each` bytes fit into the budget. UserError if not one does."""
+    """How many of a thing of `each` bytes fit the budget. UserError if not one does."""
     count = int(byte_budget // each)
     if count < 1:
         raise UserError(f"{int(byte_budget):,} bytes for a matrix hold not even one {what} of "

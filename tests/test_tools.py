@@ -18,20 +18,18 @@ import torch
 import torch.nn.functional as F
 from conftest import write_course_data
 
+import compression.__main__ as compression_script
 import evaluate as evaluate_script
 import laser.__main__ as laser_script
 import pruning.__main__ as pruning_script
 import train_multitask
 from bert import UserError
 from compression import autoencoder
-from compression.stored import groups
-from laser import plots as pictures
-from laser import search
-from laser.report import flat
-from laser.session import RunSession
+from laser import plots, search
 from multitask import runs
 from multitask.evaluation import load_split
-from multitask.metrics import summary
+from multitask.metrics import main_scores, summary
+from multitask.session import RunSession
 from multitask.settings import Settings
 from multitask.tasks import TASKS
 
@@ -49,7 +47,7 @@ def apply(what, *flags, source="full"):
 
 
 def compress(*flags, source="full"):
-    return source, laser_script.main, ("compress", "RUN", *flags)
+    return source, compression_script.main, ("RUN", *flags)
 
 
 FREE = {                 # kind of run → the run it is made of, main, arguments
@@ -81,7 +79,8 @@ KINDS = FREE | {         # of these LASER and compression refuse fc_in, and say 
     "lora-factored": apply("0:fc_in:0.3,1:fc_in:0.3", "--factored", source="lora"),
     "encoders": (None, train_multitask.main, (*TRAIN, "--encoders", "separate")),
 }
-SAYS = {"lora-everywhere": "merge adapters", "lora-factored": "the run it was made of",
+SAYS = {"lora-everywhere": "merge adapters",
+        "lora-factored": "the run from which this one was made",
         "encoders": "an encoder for each task"}
 
 
@@ -123,9 +122,10 @@ def made(checkpoint, course, tmp_path_factory):
 def faster(monkeypatch, opened):
     """A run is opened once, and every tool gets a copy; no pictures, no splits, short fits."""
     monkeypatch.setattr(runs, "open_run", lambda folder: deepcopy(opened(str(folder))))
-    for name in ("heat_maps", "spectra", "gains", "sizes"):
-        monkeypatch.setattr(pictures, name, lambda *_: None)
-    monkeypatch.setattr(train_multitask, "draw_curves", lambda *_: None)
+    for name in ("draw_heat_maps", "draw_spectra"):
+        monkeypatch.setattr(plots, name, lambda *_: None)
+    monkeypatch.setattr(compression_script, "draw_curves", lambda *_, **options: None)
+    monkeypatch.setattr(train_multitask, "draw_training", lambda *_: None)
     monkeypatch.setattr(pruning_script, "draw_heat_maps", lambda *_: None)
     monkeypatch.setattr(search, "held_out", lambda *_: [])
     monkeypatch.setattr(autoencoder, "STEPS", 0)
@@ -149,11 +149,11 @@ def searched(run, out, monkeypatch):
     found, table = {}, search.paper_table
     monkeypatch.setattr(search, "paper_table", lambda chosen: found.update(chosen) or table(chosen))
     call(laser_script.main, "search", run, "--out", out, "--matrices", "fc_in", "--keep", "0.3")
-    return flat(found["as it is"][1])
+    return found["as it is"][1]
 
 
 def compressed(run, out, monkeypatch):
-    call(laser_script.main, "compress", run, "--out", out, "--methods", "svd,weighted",
+    call(compression_script.main, run, "--out", out, "--methods", "svd,weighted",
          "--ratios", "3")
     return first_row(out / "compress-fc_in-fc_out.csv")
 
@@ -175,7 +175,7 @@ def importance(run, out, monkeypatch, of="heads"):
         outputs, labels = (torch.cat(part) for part in zip(*batches))
         name, metric = next(iter(TASKS[task].metrics.items()))
         scores[task] = {name: metric(TASKS[task].predict(outputs).tolist(), labels.tolist())}
-    return flat(summary(scores))
+    return main_scores(summary(scores))
 
 
 def report(run, out, monkeypatch):
@@ -183,7 +183,7 @@ def report(run, out, monkeypatch):
     rows = {row["measure"]: row for row in csv.DictReader((out / "report.csv").open())}
     scores = {task: {name: float(rows[f"{task} {name}"][run.name]) for name in TASKS[task].metrics}
               for task in ("sst", "para", "sts")}
-    return flat(summary(scores))
+    return main_scores(summary(scores))
 
 
 REFUSING = (sweep, searched, compressed)
@@ -200,7 +200,7 @@ def evaluated(made, tmp_path_factory):
         run, out = made(kind), StringIO()
         with redirect_stdout(out):
             call(evaluate_script.main, run, "--json", "--predictions", folder)
-        return flat(json.loads(out.getvalue()))
+        return main_scores(json.loads(out.getvalue()))
 
     return scores
 
@@ -226,16 +226,17 @@ def test_gates_leave_scores_as_they_are(kind, of, made, evaluated, tmp_path, mon
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_opens_with_the_scores_it_was_saved_with(kind, made, evaluated):
-    assert evaluated(kind) == flat(json.loads((made(kind) / "metrics.json").read_text()))
+    assert evaluated(kind) == main_scores(json.loads((made(kind) / "metrics.json").read_text()))
 
 
 @pytest.mark.parametrize("tool, flags", [
     ("sweep", ("--layers", "all", "--keep", "0.5")),
     ("search", ("--layers", "all", "--keep", "0.5")),
     ("sweep", ("--layers", "all", "--keep", "0.5", "--variant", "magnitude")),
-    ("compress", ("--methods", "svd,weighted,bits", "--ratios", "2"))])
+    ("compression", ("--methods", "svd,weighted,bits", "--ratios", "2"))])
 def test_matrices_of_a_layer_without_heads_are_left_out(tool, flags, made, tmp_path):
-    call(laser_script.main, tool, made("heads"), "--matrices", "all", "--out", tmp_path, *flags)
+    command = (laser_script.main, tool) if tool != "compression" else (compression_script.main,)
+    call(*command, made("heads"), "--matrices", "all", "--out", tmp_path, *flags)
     if tool == "sweep":
         rows = list(csv.DictReader((tmp_path / "sweep.csv").open()))[1:]
         assert [(row["layer"], row["matrix"]) for row in rows if row["layer"] == "0"] == [
@@ -259,7 +260,7 @@ def test_heat_maps_leave_out_what_has_no_gain(tmp_path, monkeypatch):
         for layer, matrix in ((0, "fc_in"), (1, "fc_in"), (1, "query"))]
     texts = []
     monkeypatch.setattr("matplotlib.axes.Axes.text", lambda *args, **_: texts.append(args[3]))
-    pictures.heat_maps(rows, tmp_path / "map.png")
+    plots.draw_heat_maps(rows, tmp_path / "map.png")
     assert texts == ["+10.0"] * 3
 
 
@@ -267,19 +268,11 @@ def test_heat_maps_leave_out_what_has_no_gain(tmp_path, monkeypatch):
                                             ("heads", "query,attention_output")])
 def test_shared_decoders_after_uneven_pruning_store_and_open_alike(kind, matrices, made, script,
                                                                    tmp_path):
-    code, _, err = script(laser_script.main, "compress", made(kind), "--matrices", matrices,
+    code, _, err = script(compression_script.main, made(kind), "--matrices", matrices,
                           "--methods", "shared", "--ratios", "1.2", "--save", tmp_path / "new")
     assert code == 0, err
     saved = json.loads((tmp_path / "new" / "metrics.json").read_text())
     assert json.loads(script(evaluate_script.main, tmp_path / "new", "--json")[1]) == saved
-
-
-def test_layers_of_equal_width_share_a_decoder_and_others_have_their_own():
-    shapes = {(0, "fc_out"): (8, 6), (1, "fc_out"): (8, 4), (2, "fc_out"): (8, 6),
-              (0, "fc_in"): (6, 8), (1, "fc_in"): (4, 8)}
-    assert groups(shapes, "shared") == [
-        ("fc_out.6", [(0, "fc_out"), (2, "fc_out")]), ("fc_out.4", [(1, "fc_out")]),
-        ("fc_in", [(0, "fc_in"), (1, "fc_in")])]
 
 
 def test_a_compressed_lora_run_takes_its_own_adapters_again(made, evaluated, script):
@@ -287,21 +280,21 @@ def test_a_compressed_lora_run_takes_its_own_adapters_again(made, evaluated, scr
     code, out, err = script(evaluate_script.main, run, "--json", "--adapter",
                             f"sts={run / 'adapters' / 'sts'}")
     assert code == 0, err
-    assert flat(json.loads(out)) == pytest.approx(evaluated("lora-compressed"), abs=1e-9)
+    assert main_scores(json.loads(out)) == pytest.approx(evaluated("lora-compressed"), abs=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["pairs-mean", "lora", "full"])
 def test_fisher_weights_are_of_the_loss_the_run_was_trained_with(kind, made):
     """Against a literal sum: every task's squared gradients, batch by batch."""
-    place = RunSession(SimpleNamespace(run=made(kind), data=None, limit=None, device="cpu",
-                                      precision=None))
-    found = place.importance(["fc_out"])[1, "fc_out"]
-    weight, expected = place.model.bert.layers[1].ffn.fc_out.weight, torch.zeros(32)
-    for task in place.model.heads:
-        split = load_split(task, "train", place.data, place.tokenizer, place.settings)
+    session = RunSession(SimpleNamespace(run=made(kind), device="cpu"))
+    found = compression_script.fisher_importance(session, ["fc_out"])[1, "fc_out"]
+    weight, expected = session.model.bert.layers[1].ffn.fc_out.weight, torch.zeros(32)
+    for task in session.model.heads:
+        split = load_split(task, "train", session.settings.data, session.tokenizer,
+                           session.settings)
         for rows in (range(0, 16), range(16, 24)):
             batch = split.batch(list(rows))
-            outputs = place.model(task, batch)
+            outputs = session.model(task, batch)
             loss = (F.mse_loss(outputs.squeeze(1) / 5, batch.labels / 5)
                     if task == "sts" and kind == "pairs-mean" else
                     TASKS[task].loss(outputs, batch.labels))

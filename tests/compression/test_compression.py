@@ -11,23 +11,24 @@ import train_multitask
 from bert import Bert, UserError
 from bert.files import read_tensors
 from compression import autoencoder
+from compression.__main__ import main
 from compression.autoencoder import fit_direction, with_norms
+from compression.binding import FILE
 from compression.codecs import (
     bytes_of,
+    decode_product,
     fit_bits,
     fit_centered,
     fit_kronecker,
     fit_weighted,
-    product,
 )
-from compression.stored import CODECS, FILE, Compressed
-from laser.__main__ import main
+from compression.stored import CODECS, Compressed, groups
 from laser.reduce import low_rank
 from multitask import runs
 
 
 @pytest.fixture(autouse=True)
-def few_passes(monkeypatch):
+def few_epochs(monkeypatch):
     monkeypatch.setattr(autoencoder, "EPOCHS", 3)
     monkeypatch.setattr(autoencoder, "STEPS", 0)
 
@@ -43,7 +44,7 @@ def relative_error(codec, weight, stored):
 
 @pytest.mark.parametrize("method", CODECS)
 @pytest.mark.parametrize("shape", [(60, 24), (24, 60), (31, 37)])
-def test_a_codec_keeps_to_its_room_and_gives_back_the_shape(method, shape):
+def test_a_codec_keeps_to_its_byte_budget_and_gives_back_the_shape(method, shape):
     codec, weight = CODECS[method], matrix(*shape)
     for ratio in (1.5, 3):
         byte_budget = weight.nbytes / ratio
@@ -55,7 +56,7 @@ def test_a_codec_keeps_to_its_room_and_gives_back_the_shape(method, shape):
 
 
 @pytest.mark.parametrize("method", CODECS)
-def test_too_little_room_is_a_sentence(method):
+def test_a_budget_that_is_too_small_is_a_sentence(method):
     with pytest.raises(UserError, match="lower --ratios"):
         CODECS[method].fit(matrix(31, 37), 100)
 
@@ -63,16 +64,17 @@ def test_too_little_room_is_a_sentence(method):
 def test_svd_is_the_closest_of_its_rank_and_centred_keeps_the_mean_row():
     weight = matrix(40, 20) + 3
     stored = CODECS["svd"].fit(weight, 4 * 5 * 60)
-    torch.testing.assert_close(product(stored, weight.shape), low_rank(weight, 5))
+    torch.testing.assert_close(decode_product(stored, weight.shape), low_rank(weight, 5))
     centered = fit_centered(weight, 4 * (5 * 60 + 20))
     mean = weight.mean(dim=0)
-    torch.testing.assert_close(product(centered, weight.shape), mean + low_rank(weight - mean, 5))
+    torch.testing.assert_close(decode_product(centered, weight.shape),
+                               mean + low_rank(weight - mean, 5))
 
 
-def test_weighted_svd_meets_rows_that_matter_more_closely():
-    weight, rows = matrix(40, 20), torch.ones(40)
-    rows[:10] = 100
-    error = [(product(fit(weight, 1200, rows), weight.shape) - weight)[:10].norm()
+def test_weighted_svd_approximates_important_rows_more_closely():
+    weight, importance = matrix(40, 20), torch.ones(40)
+    importance[:10] = 100
+    error = [(decode_product(fit(weight, 1200, importance), weight.shape) - weight)[:10].norm()
              for fit in (CODECS["svd"].fit, fit_weighted)]
     assert error[1] < 0.7 * error[0]
 
@@ -117,7 +119,7 @@ def test_an_autoencoder_keeps_row_norms_and_learns(monkeypatch):
 
 
 @pytest.mark.parametrize("n, m, ratio", [(768, 768, 10), (9216, 768, 25), (1536, 384, 5)])
-def test_an_autoencoder_is_as_wide_as_its_room_allows(n, m, ratio):
+def test_an_autoencoder_is_as_wide_as_its_budget_allows(n, m, ratio):
     x = autoencoder.width(n, m, n * m / ratio)
     numbers = [n * x + sum(p.numel() for p in autoencoder.decoder(m, x).parameters()) + n
                for x in (x, x + 1)]
@@ -134,8 +136,9 @@ def test_svd_has_the_lower_error_and_the_direction_loss_the_higher_cosine(monkey
     scale = torch.linspace(0.2, 4, 300)[:, None]             # long rows rule the squared error
     weight = (matrix(300, 16) @ matrix(16, 16, seed=1) + 0.5) * scale
     byte_budget, shape = weight.nbytes / 2.5, weight.shape
-    svd, direction = (product(fit(weight, byte_budget), shape) for fit in (fit_centered, fit_direction))
-    assert bytes_of(fit_centered(weight, byte_budget)) == bytes_of(fit_direction(weight, byte_budget))
+    stored = [fit(weight, byte_budget) for fit in (fit_centered, fit_direction)]
+    assert bytes_of(stored[0]) == bytes_of(stored[1])
+    svd, direction = (decode_product(s, shape) for s in stored)
     assert (svd - weight).square().mean() < (direction - weight).square().mean()
     cosines = [F.cosine_similarity(w, weight).mean() for w in (svd, direction)]
     assert cosines[1] > cosines[0]
@@ -147,7 +150,7 @@ def test_one_decoder_for_all_layers_leaves_more_for_the_codes(checkpoint):
                      for method in ("autoencoder", "shared"))
     byte_budget = sum(layer.ffn.fc_in.weight.nbytes for layer in bert.layers) / 3
     assert alone.bytes <= byte_budget and shared.bytes <= byte_budget
-    widths = [alone.stored["fc_in.0.codes"].size(1), shared.stored["fc_in.codes"].size(1)]
+    widths = [alone.stored["fc_in.0.codes"].size(1), shared.stored["fc_in.32.codes"].size(1)]
     assert widths[1] > widths[0]
     assert {p: w.shape for p, w in shared.decode().items()} == shared.shapes
 
@@ -157,13 +160,14 @@ def test_one_decoder_for_all_layers_leaves_more_for_the_codes(checkpoint):
     ("embeddings", "direction", 2), ("key,attention_output", "weighted", 3)])
 def test_a_compressed_run_is_stored_small_and_opens_alike(run, script, tmp_path, matrices, method,
                                                           ratio):
-    code, out, err = script(main, "compress", run, "--matrices", matrices, "--methods", method,
+    code, out, err = script(main, run, "--matrices", matrices, "--methods", method,
                             "--ratios", ratio, "--save", tmp_path / "new")
     assert code == 0, err
     saved = json.loads((tmp_path / "new" / "metrics.json").read_text())
     assert json.loads(script(evaluate_script.main, tmp_path / "new", "--json")[1]) == saved
     bert, before = (runs.open_run(folder)[0].bert for folder in (tmp_path / "new", run))
     stored = read_tensors(tmp_path / "new" / FILE)
+    assert list(bert.state_dict()) == list(before.state_dict())
     names = [name for name, value in bert.state_dict().items()
              if not torch.equal(value, before.state_dict()[name])]
     chosen = sum(before.state_dict()[name].nbytes for name in names)
@@ -176,7 +180,7 @@ def test_a_compressed_run_is_stored_small_and_opens_alike(run, script, tmp_path,
 
 
 def test_a_compressed_run_can_be_trained_on(run, script, data, tmp_path):
-    script(main, "compress", run, "--methods", "svd", "--ratios", "3", "--save", tmp_path / "new")
+    script(main, run, "--methods", "svd", "--ratios", "3", "--save", tmp_path / "new")
     code, _, err = script(train_multitask.main, "--from", tmp_path / "new", "--data", data,
                           "--steps", "1", "--out", tmp_path / "more")
     assert code == 0, err
@@ -184,7 +188,7 @@ def test_a_compressed_run_can_be_trained_on(run, script, data, tmp_path):
 
 
 def test_the_table_goes_on_where_it_was_stopped(run, script, tmp_path, monkeypatch):
-    arguments = ("compress", run, "--out", tmp_path, "--ratios", "2", "--methods", "svd,weighted")
+    arguments = (run, "--out", tmp_path, "--ratios", "2", "--methods", "svd,weighted")
     code, out, err = script(main, *arguments)
     assert code == 0, err
     assert "as it is" in out and "weighted" in out
@@ -194,30 +198,38 @@ def test_the_table_goes_on_where_it_was_stopped(run, script, tmp_path, monkeypat
 
 
 def test_a_checkpoint_is_scored_by_its_masked_lm_loss(script, data, tmp_path):
-    code, out, err = script(main, "compress", "tiny", "--data", data, "--limit", "4", "--ratios",
+    code, out, err = script(main, "tiny", "--data", data, "--limit", "4", "--ratios",
                             "2", "--methods", "centered", "--matrices", "embeddings",
                             "--out", tmp_path)
     assert code == 0 and "masked_lm_loss" in out, err
 
 
 @pytest.mark.parametrize("arguments, says", [
-    (["--matrices", "fc"], "no 'fc'"), (["--methods", "zip"], "no 'zip'"),
+    (["--matrices", "fc"], "no matrix 'fc'"), (["--methods", "zip"], "no method 'zip'"),
     (["--ratios", "1"], "above 1"), (["--ratios", "two"], "above 1"),
-    (["--matrices", "embeddings,key"], "alone"), (["--save", "x"], "one of --methods"),
+    (["--save", "x"], "one of --methods"),
     (["--ratios", "1000", "--methods", "svd"], "not even one rank"),
 ])
 def test_a_wrong_command_is_a_sentence(run, script, tmp_path, arguments, says):
-    code, _, err = script(main, "compress", run, "--out", tmp_path, *arguments)
+    code, _, err = script(main, run, "--out", tmp_path, *arguments)
     assert code == 2 and says in err and "Traceback" not in err
 
 
 def test_a_checkpoint_without_a_head_is_a_sentence(checkpoint, script, data, tmp_path):
-    code, _, err = script(main, "compress", checkpoint, "--data", data, "--out", tmp_path)
+    code, _, err = script(main, checkpoint, "--data", data, "--out", tmp_path)
     assert code == 2 and "nothing to score it by" in err
 
 
 def test_a_damaged_stored_form_is_a_sentence(run, script, tmp_path):
-    script(main, "compress", run, "--methods", "bits", "--ratios", "5", "--save", tmp_path / "new")
+    script(main, run, "--methods", "bits", "--ratios", "5", "--save", tmp_path / "new")
     (tmp_path / "new" / FILE).write_bytes((run / "heads.safetensors").read_bytes())
     code, _, err = script(evaluate_script.main, tmp_path / "new")
     assert code == 2 and "does not fit run.json" in err
+
+
+def test_layers_of_equal_width_share_a_decoder_and_others_have_their_own():
+    shapes = {(0, "fc_out"): (8, 6), (1, "fc_out"): (8, 4), (2, "fc_out"): (8, 6),
+              (0, "fc_in"): (6, 8), (1, "fc_in"): (4, 8)}
+    assert groups(shapes, "shared") == {
+        "fc_out.6": [(0, "fc_out"), (2, "fc_out")], "fc_out.4": [(1, "fc_out")],
+        "fc_in.8": [(0, "fc_in"), (1, "fc_in")]}
