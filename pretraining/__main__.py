@@ -68,7 +68,7 @@ def train(settings, folder, parts, state):
 
     with StopSignal() as stop, progress_bar("pretrain", steps, "step", done) as bar:
         if state is None:
-            save_checkpoint(folder, model, evaluate(0))
+            save_checkpoint(folder, model, evaluate(0), parts.other_heads)
         for step in range(done + 1, steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = group["max_lr"] * warmup_then_decay(step, steps, settings.warmup)
@@ -87,7 +87,7 @@ def train(settings, folder, parts, state):
             if step % LOG_EVERY == 0 or step == steps:
                 bar.set_postfix(log.write_means(step, time.perf_counter() - began), refresh=False)
             if step % (settings.eval_every or batches.steps_per_epoch) == 0 or step == steps:
-                save_checkpoint(folder, model, evaluate(step))
+                save_checkpoint(folder, model, evaluate(step), parts.other_heads)
             if step % settings.save_every == 0 or step == steps or stop.asked:
                 save_state(folder / run.STATE_FILE, model, optimizer, [rng_state(parts.device)],
                            step=step, seconds=time.perf_counter() - began)

@@ -74,10 +74,12 @@ def load_head(head, tensors, checkpoint):
     return bool(own)
 
 
-def save_checkpoint(folder, model, scores):
-    """Write encoder and masked-LM head in the Hugging Face layout, and scores as metrics.json."""
+def save_checkpoint(folder, model, scores, other_heads=None):
+    """Write encoder and masked-LM head in the Hugging Face layout, and scores as metrics.json.
+    other_heads {name: tensor}: pretraining heads of --init that are not trained."""
     tensors = {"bert." + name: tensor for name, tensor in tensors_to_save(model.bert).items()}
     tensors |= {HEAD + name: tensor for name, tensor in model.head.state_dict().items()}
+    tensors |= other_heads or {}
     write_tensors(folder / "model.safetensors", tensors)
     write_json(folder / "config.json", model.bert.config.to_dict() | {
         "architectures": ["BertForMaskedLM"], "dtype": "float32"})

@@ -20,7 +20,7 @@ from common.tables import text_table
 from pretraining.corpus import BucketBatchSampler, Corpus, is_held_out, read_text, train_tokenizer
 from pretraining.evaluation import HeldOut
 from pretraining.masking import Masking
-from pretraining.model import MaskedLM, load_head, open_checkpoint
+from pretraining.model import HEAD, MaskedLM, load_head, open_checkpoint
 from pretraining.settings import Settings
 
 KIND, RECORD, VERSION = "pretraining run", "pretrain.json", 2
@@ -48,6 +48,7 @@ class Components:
         self.model = MaskedLM(bert, self.teacher[1].config.hidden_size if self.teacher else None)
         if not load_head(self.model.head, heads, start) and start:
             print(f"{start} has no masked-LM head; a new one begins")
+        self.other_heads = {name: t for name, t in heads.items() if not name.startswith(HEAD)}
         self.masking = Masking(self.tokenizer, settings.whole_word)
         self.corpus = Corpus(self.tokenizer, lines, settings.max_length)
         line_of_token = torch.arange(len(lines)).repeat_interleave(self.corpus.length)

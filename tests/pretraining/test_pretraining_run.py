@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from toy_text import FLAGS, PARTNERS, run, scores, weights
 
 from bert import Bert, Tokenizer
@@ -83,15 +84,21 @@ def test_init_begins_with_the_scores_of_the_checkpoint(learned, text, tmp_path):
         learned / "vocab.txt").read_bytes()
 
 
-def test_init_without_a_head_gets_one(checkpoint, text, tmp_path, capfd):
+def test_init_without_a_head_gets_one_and_other_heads_stay(checkpoint, text, tmp_path, capfd):
     start = tmp_path / "start"
     Bert.from_pretrained(checkpoint).save_pretrained(start)
+    tensors = load_file(start / "model.safetensors") | {
+        "cls.seq_relationship.weight": torch.randn(2, 32),
+        "cls.seq_relationship.bias": torch.ones(2)}
+    save_file(tensors, start / "model.safetensors")
     flags = ("--text", text, "--out", tmp_path / "out", "--init", start, "--heldout", 0.1,
              "--steps", 1, "--device", "cpu")
     (start / "vocab.txt").write_text("\n".join((*SPECIAL, *PARTNERS, *PARTNERS.values())) + "\n")
     pretrain.main([str(flag) for flag in flags])
     assert "has no masked-LM head; a new one begins" in capfd.readouterr().out
-    assert HEAD + "bias" in pretraining_heads(tmp_path / "out")
+    heads = pretraining_heads(tmp_path / "out")
+    assert torch.equal(heads["cls.seq_relationship.weight"], tensors["cls.seq_relationship.weight"])
+    assert HEAD + "bias" in heads
 
 
 @pytest.fixture(scope="module")
