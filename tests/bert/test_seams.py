@@ -244,7 +244,9 @@ def test_parameters_of_an_attention_are_trained_saved_and_loaded(bert, temperatu
     bert(**tiny_batch())[0].square().mul(torch.arange(32)).sum().backward()
     optimizer.step()
     assert not torch.equal(before, bert.state_dict()[names[1]])
+    after = bert.state_dict()[names[1]].clone()
     bert.eval().use_attention(temperature)                   # the same again keeps its parameters
+    assert torch.equal(bert.state_dict()[names[1]], after)
     found = bert(**tiny_batch())[0]
     assert not torch.allclose(found, plain)
 
@@ -258,6 +260,8 @@ def test_parameters_of_an_attention_are_trained_saved_and_loaded(bert, temperatu
 
     again.use_attention("eager")                             # a function in a module's place
     assert not any("attention_function" in name for name in again.state_dict())
+    again.double().use_attention(temperature)                # beside the layer's weights
+    assert again.layers[0].attention.attention_function.beta.dtype == torch.float64
 
 
 def test_a_checkpoint_without_an_attentions_parameters_gets_new_ones(bert, temperature, tmp_path):
@@ -266,6 +270,7 @@ def test_a_checkpoint_without_an_attentions_parameters_gets_new_ones(bert, tempe
     one, messages = opened(tmp_path, temperature)
     assert torch.equal(random, torch.get_rng_state())        # loading draws no random numbers
     assert len(messages) == 1 and "holds no parameters of the attention function" in messages[0]
+    torch.manual_seed(9)
     two, _ = opened(tmp_path, temperature)
     assert all(map(torch.equal, one.parameters(), two.parameters()))     # always the same ones
     betas = [layer.attention.attention_function.beta for layer in one.layers]
