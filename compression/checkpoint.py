@@ -16,8 +16,8 @@ from pretraining.masking import MaskedLM, Masking
 
 
 class CheckpointSession:
-    """Has what compressing needs of a multitask.session.RunSession. The scores are those of the
-    masked LM on the texts of the course's dev files."""
+    """Has the attributes of multitask.session.RunSession that compression reads. Its scores are
+    those of the masked LM on the texts of the course's dev files."""
 
     def __init__(self, args):
         self.precision = args.precision or "fp32"
@@ -35,5 +35,5 @@ class CheckpointSession:
         self.first_splits = {}
 
     def evaluate(self):
-        """→ scores, predictions, seconds: as RunSession.evaluate, but the scores alone are there"""
+        """→ scores, predictions, seconds: as RunSession.evaluate, but only the scores are given"""
         return self.heldout.scores(self.model, None, self.device, self.autocast), None, None

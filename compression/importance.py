@@ -10,8 +10,8 @@ EXAMPLES, BATCH_SIZE = 256, 16                               # training examples
 
 def fisher_importance(session, matrices):
     """{(layer, matrix): [n]}: Σ (∂loss/∂w)² over the weights of each row and over batches of
-    training examples (Hsu et al. 2022, Fisher-weighted SVD). The loss is the one that the run of
-    the RunSession was trained with. Frozen weights require gradients from here on."""
+    training examples (Hsu et al. 2022, Fisher-weighted SVD). The loss is that of the session's
+    run. Side effect: the weights of these matrices require gradients afterwards."""
     model, settings = session.model.eval(), session.settings
     weights = {target: module.weight.requires_grad_()
                for target, module in find_modules(model.bert, matrices).items()}
