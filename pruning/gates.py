@@ -4,8 +4,8 @@ Sun 2023, section 2.1):
     I(part) = Σ_x |∂L(x)/∂ξ| / tokens       ξ = 1 multiplies what the part adds, and ξ = 0 removes
                                             the part; tokens: the real ones of all examples x
 
-The absolute value stands inside the sum, so every example needs a gradient of its own. The loss of
-an example depends on no other: with gates for each, one backward pass of their sum gives them all.
+The absolute value is inside the sum, so every example needs its own gradient. Examples do not
+affect each other: with gates for each, one backward pass of the summed loss gives all gradients.
 """
 
 import torch
@@ -70,8 +70,8 @@ def feed_forward(bert, layer):
 def importance(bert, batches, loss, kind="heads"):
     """→ raw importance [layers, parts] in float64, NaN where a part is gone. Each batch has .layout
     and .labels [B]; an example may have several sequences (multitask.data.Batch). loss(batch) runs
-    `bert` and returns the *sum* of the examples' losses. Call it in eval mode: dropout would be
-    noise. UserError if there is no such kind, or no example."""
+    `bert` and returns the *sum* of the examples' losses. Call it in eval mode: dropout would
+    add noise. UserError if the kind is unknown, or if there is no example."""
     check_known(kind, GATES, "kind of part")
     raw, tokens = zero_importance(bert.config, kind), 0
     layers = {number: layer for number, layer, _ in bert.walk()}
