@@ -104,8 +104,8 @@ def split_by_tokens(line_ids, length, tokens):
 
 
 class BucketBatchSampler:
-    """Endless shuffled epochs. A batch is as wide as its longest line, so each pool of shuffled lines
-    is sorted by length and split into batches, then the batches are shuffled: a step is three
+    """Endless shuffled epochs. A batch is as wide as its longest line, so each pool of shuffled
+    lines is sorted by length and split into batches, then the batches are shuffled: a step is three
     times as fast. Seed and step alone determine a batch: there is no state to save."""
 
     def __init__(self, line_ids, length, tokens, seed):
