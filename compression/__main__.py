@@ -1,4 +1,4 @@
-"""Store matrices of a saved run in fewer bytes, without training it again, and see what it costs.
+"""Store matrices of a saved run in fewer bytes, without training it again, and measure the loss.
 
     python -m compression RUN                                  # FFN matrices, every method
     python -m compression RUN --matrices key --ratios 5,10,25
@@ -6,11 +6,11 @@
     python -m compression RUN --methods shared --ratios 10 --save RUN2
     python -m compression tiny --data FOLDER                   # a checkpoint: its masked-LM loss
 
-A ratio of 10 gives the chosen matrices a tenth of their bytes; everything that must be stored to
-have them back counts. Opening a saved run decodes its matrices: this saves space, not time (two
+A ratio of 10 gives the chosen matrices a tenth of their bytes, counting everything that is needed
+to decode them. Opening a saved run decodes its matrices: this saves space, not time (two
 thin matrices, python -m laser apply --factored, save both).
 
-Writes compress-MATRICES.csv and .png to RUN/compression (or --out). A stopped command goes on when
+Writes compress-MATRICES.csv and .png to RUN/compression (or --out). A stopped command resumes when
 it is called again. Methods: see compression/codecs.py and compression/autoencoder.py.
 """
 
@@ -49,9 +49,9 @@ def parse(arguments):
                         help=f"all, or some of {', '.join(MATRICES)} (default: %(default)s), or "
                              f"{EMBEDDINGS}")
     parser.add_argument("--methods", help=f"some of {', '.join(CODECS)} (default: all that suit)")
-    parser.add_argument("--ratios", default="5,10", help="how many times smaller (default: 5,10)")
-    parser.add_argument("--save", metavar="RUN2", help="save a run whose matrices are stored so: "
-                                                       "one method, one ratio")
+    parser.add_argument("--ratios", default="5,10", help="times fewer bytes (default: 5,10)")
+    parser.add_argument("--save", metavar="RUN2", help="save a run that stores its matrices "
+                                                       "so: one method, one ratio")
     args = parser.parse_args(arguments)
     default = DEFAULT_EMBEDDINGS if args.matrices == EMBEDDINGS else DEFAULT
     is_run = runs.is_saved_run(args.run)
@@ -109,10 +109,10 @@ def measure(session, matrices, compressed=None):
     """→ a row of the table: sizes in bytes, errors and scores of the model with the decoded
     matrices, or of the unchanged model"""
     bert, modules = session.model.bert, find_modules(session.model.bert, matrices)
-    plain = FLOAT * sum(module.weight.numel() for module in modules.values())
-    rest = FLOAT * sum(p.numel() for p in bert.parameters()) - plain
+    before = FLOAT * sum(module.weight.numel() for module in modules.values())
+    rest = FLOAT * sum(p.numel() for p in bert.parameters()) - before
     if compressed is None:
-        return {"method": "as it is", "ratio": 1.0, "bytes": plain, "model_bytes": rest + plain,
+        return {"method": "as it is", "ratio": 1.0, "bytes": before, "model_bytes": rest + before,
                 "rmse": 0.0, "cosine": 1.0, **main_scores(session.evaluate()[0])}
     decoded = compressed.decode()
     weights = put_weights(modules, decoded)
@@ -127,9 +127,9 @@ def compare(session, args, folder):
     """Measure each method at each ratio; write the table and the figure. Rows that were measured
     before on the same model and data are read from compress-MATRICES.json."""
     path = folder / f"compress-{'-'.join(args.matrices)}.json"
-    mark = model_fingerprint(session.model, session.first_splits, session.precision)
+    fingerprint = model_fingerprint(session.model, session.first_splits, session.precision)
     found = json.loads(path.read_text()) if path.is_file() else {}
-    known = found["rows"] if found.get("fingerprint") == mark else {}
+    known = found["rows"] if found.get("fingerprint") == fingerprint else {}
     importance = fisher_importance(session, args.matrices) if "weighted" in args.methods else None
     rows = []
     for method, ratio in [(None, 1), *((m, r) for m in args.methods for r in args.ratios)]:
@@ -137,14 +137,14 @@ def compare(session, args, folder):
         if key not in known:
             known[key] = measure(session, args.matrices, method and Compressed.fit(
                 session.model.bert, args.matrices, method, ratio, importance))
-            write_json(path, {"fingerprint": mark, "rows": known})
+            write_json(path, {"fingerprint": fingerprint, "rows": known})
         rows.append(known[key])
-    numbers = list(rows[0])[2:]
-    print(text_table([["method", "ratio", *numbers], *(
-        [row["method"], f"{row['ratio']:g}", *(format_number(row[n]) for n in numbers)]
+    columns = list(rows[0])[2:]
+    print(text_table([["method", "ratio", *columns], *(
+        [row["method"], f"{row['ratio']:g}", *(format_number(row[column]) for column in columns)]
         for row in rows)]))
     write_csv(path.with_suffix(".csv"), rows)
-    score = next(name for name in ("overall", "mean", "masked_lm_loss") if name in numbers)
+    score = next(name for name in ("overall", "mean", "masked_lm_loss") if name in columns)
     curves = {}
     for row in rows:
         curves.setdefault(row["method"], []).append((row["model_bytes"] / 2 ** 20, row[score]))
@@ -174,7 +174,7 @@ def main(arguments=None):
     elif runs.is_saved_run(args.run):
         compare(RunSession(args), args, Path(args.out or Path(args.run, "compression")))
     else:
-        from compression.checkpoint import CheckpointSession  # imports pretraining
+        from compression.checkpoint import CheckpointSession  # imports pretraining, so only here
 
         compare(CheckpointSession(args), args,
                 Path(args.out or f"compression-{Path(args.run).name}"))

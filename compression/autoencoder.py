@@ -2,18 +2,18 @@
 arXiv 2302.04045), and token embeddings the same way with a loss of direction ("Direction is what
 you need", arXiv 2106.08181).
 
-Of a row w [m] a code of x numbers is stored, and its norm; the encoder is thrown away:
+For each row w [m] a code of x numbers and the norm are stored; the encoder is discarded:
 
     encoder   m → 8x → 4x → x          LeakyReLU between
     decoder   x → 2x → 4x → m          LeakyReLU between, tanh at the end
-    ŵ = ‖w‖ · y/‖y‖                    the decoder gives only the direction
+    ŵ = ‖w‖ · y/‖y‖                    the decoder determines only the direction
     loss      10/11 · (1 − cos(ŵ, w)) + 1/11 · RMSE
 
 x is the largest whole number for which  10x² + x·(n + 6 + 4m) + m + n  numbers fit the budget.
 `shared` stacks the matrices of all layers and gives them one decoder.
 
 Embeddings:  z = We + b,  ê = Vz + c,  loss  0.1995 · (1 − cos) + 0.0025 · mean|ê − e|^α,  α falling
-from 1 to 0.1. Training starts at the centered SVD, the best such pair for the squared error.
+from 1 to 0.1. Training starts at the centered SVD, the best such pair in squared error.
 
 Left out: early stopping by masked-LM loss. Different: encoder inputs are rows with a mean square of
 1, and small matrices get more epochs than the paper's 30.
@@ -30,7 +30,7 @@ from tqdm import tqdm
 from bert import UserError
 from compression.codecs import FLOAT, Codec, decode_product, fit_centered
 
-EPOCHS, STEPS = 30, 30_000           # over the rows; more epochs if these make fewer steps
+EPOCHS, STEPS = 30, 30_000           # at least so many passes over the rows, and steps
 
 
 def width(n, m, numbers):
@@ -68,8 +68,8 @@ def row_loss(directions, target):
 
 def train(parameters, n, batch_size, decays, factor, title):
     """Train with Adam on n rows in random order: yields (fraction of the epochs that is done,
-    indices of a batch), and steps after the caller's backward pass. The learning rate falls by
-    `factor`, `decays` times."""
+    indices of a batch), and takes the optimizer step after the caller's backward pass. The
+    learning rate is multiplied by `factor`, `decays` times."""
     epochs = max(EPOCHS, math.ceil(STEPS * batch_size / n))
     optimizer = torch.optim.Adam(parameters, lr=1e-3)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, max(1, epochs // (decays + 1)), factor)

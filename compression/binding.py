@@ -1,5 +1,5 @@
-"""What binds compression to runs: model/model.safetensors lacks the compressed matrices, whose
-stored form lies beside it; opening the run decodes them."""
+"""Compression in runs: model/model.safetensors lacks the compressed matrices; their stored form is
+in a file beside it, and opening the run decodes them."""
 
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +17,11 @@ KEEPS_EDIT = False                                           # an opened run has
 def rebuild(bert, edit):
     """Remove the weights of the compressed matrices, before the saved weights are loaded."""
     for module in find_modules(bert, edit["matrices"]).values():
-        module.weight = None                                 # keeps its place among the parameters
+        module.weight = None                                 # stays registered as a parameter
 
 
 def restore(bert, edit, folder):
-    """Decode the stored matrices and put them in, after the saved weights are loaded."""
+    """Decode the stored matrices and insert them, after the saved weights are loaded."""
     modules, stored = find_modules(bert, edit["matrices"]), read_tensors(folder / FILE)
     shapes = {target: (module.num_embeddings, module.embedding_dim)
               if isinstance(module, nn.Embedding) else (module.out_features, module.in_features)
@@ -51,5 +51,5 @@ def encoder_alone(bert):
 
 
 def save(model, tasks, folder):
-    """Write the stored form, which is the `compressed` of a Bert whose matrices were compressed."""
+    """Write the stored form: the attribute `compressed` that `--save` sets on the Bert."""
     write_tensors(folder / FILE, model.bert.compressed.stored)

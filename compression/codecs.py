@@ -3,8 +3,8 @@
     fit(weight [n, m], byte_budget, importance) → {name: tensor}, at most `byte_budget` bytes
     decode(stored, shape) → [n, m]
 
-Rows are output neurons (of embeddings: tokens); importance [n], how much each row matters, is for
-`weighted`. Everything that is stored counts: factors, decoders, norms, scales, positions.
+Rows are output neurons (of embeddings: tokens); importance [n], how much each row matters, is used
+by `weighted` only. Everything that is stored counts: factors, decoders, norms, scales, positions.
 
     svd         U_k Σ_k · V_kᵀ, the closest matrix of rank k
     centered    the same of W − mean row, and the mean row
@@ -70,8 +70,8 @@ def fit_weighted(weight, byte_budget, importance=None):
 
 
 def kronecker_shape(n, m):
-    """The shape of A, of all factorizations of n·m the one in which A and B are smallest together;
-    of several such, the one most like W in shape."""
+    """The shape of A: of all factorizations of n·m the one with the fewest entries in A and B;
+    among equals the one whose A is closest to W in aspect ratio."""
     divisors = [[d for d in range(1, size + 1) if size % d == 0] for size in (n, m)]
     return min(((a, b) for a in divisors[0] for b in divisors[1]),
                key=lambda s: (s[0] * s[1] + n * m // (s[0] * s[1]),

@@ -1,5 +1,5 @@
 """The matrices of a model in stored form. In a saved run model/compressed.safetensors holds the
-tensors, named {matrix}.{layer}.{tensor}, or {matrix}.{m}.{tensor} where layers share a decoder.
+tensors: {matrix}.{layer}.{tensor}, or for a decoder of all layers' rows [m] {matrix}.{m}.{tensor}.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Compressed:
     @classmethod
     def fit(cls, bert, matrices, codec, ratio, importance=None):
         """Store these matrices of bert in 1/ratio of their bytes. importance {(layer, matrix):
-        [n]}, of the rows, is for the codec `weighted`."""
+        [n]}, one number for each row, is used by the codec `weighted`."""
         weights = {target: module.weight.detach().cpu()
                    for target, module in find_modules(bert, matrices).items()}
         shapes, stored = {target: weight.shape for target, weight in weights.items()}, {}
@@ -67,8 +67,8 @@ class Compressed:
 
 
 def groups(shapes, codec):
-    """{(layer, matrix): [n, m]} → {prefix of the stored names: [target, …]}: what is stored
-    together. A shared decoder serves the rows of one length m in all layers."""
+    """{(layer, matrix): [n, m]} → {prefix of the stored names: [target, …]}: the matrices
+    stored together. A shared decoder serves all layers' rows of the same length m."""
     found = {}
     for (layer, matrix), (_, m) in shapes.items():
         prefix = f"{matrix}.{m}" if CODECS[codec].shared else f"{matrix}.{layer}"

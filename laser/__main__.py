@@ -1,12 +1,12 @@
 """LASER on a saved run.
 
-    python -m laser sweep RUN            every layer × matrix × keep, each alone: CSV and heat map
-    python -m laser search RUN           the best one, stacks of them, and whether the gain is real
+    python -m laser sweep RUN            each of a grid of layer × matrix × keep: CSV, heat map
+    python -m laser search RUN           the best stack, and whether its gain holds on held-out data
     python -m laser apply RUN --laser 4:fc_out:0.3,5:fc_in:0.3 --out RUN2 [--factored]
 
-Each has its own --help. An intervention is written layer:matrix:keep. Layers count from 0, matrices
-are fc_in, fc_out, query, key, value and attention_output, keep is a fraction of the rank; with
-:magnitude after it, of the entries.
+Each command has its own --help. An intervention is written layer:matrix:keep. Layers count from 0,
+matrices are fc_in, fc_out, query, key, value and attention_output, keep is a fraction of the rank,
+or with :magnitude after it a fraction of the entries.
 """
 
 from pathlib import Path
@@ -58,7 +58,7 @@ def sweep_command(args):
     python -m laser sweep RUN --layers all --matrices all --keep 0.9,0.5,0.1
 
     Writes sweep.csv, heatmap.png, spectra.png and outputs.safetensors to RUN/laser, or --out. A
-    stopped sweep goes on with the same command, and a search starts from its outputs."""
+    stopped sweep resumes with the same command, and a search reuses its outputs."""
     outputs, interventions, folder = open_grid(args)
     rows = sweep(outputs, interventions)
     write_csv(folder / "sweep.csv", rows)
@@ -72,18 +72,18 @@ def sweep_command(args):
 
 def add_search_flags(parser):
     add_grid_flags(parser)
-    parser.add_argument("--metric", default="", help="score to raise: overall, mean (Alappat's sum "
-                        "ranks alike), or a task (default: overall if there is one)")
-    parser.add_argument("--splits", type=int, default=5, help="seeded halvings of dev (default: 5)")
+    parser.add_argument("--metric", default="", help="score to raise: overall, mean (ranks stacks "
+                        "as Alappat's sum does), or a task (default: overall if there is one)")
+    parser.add_argument("--splits", type=int, default=5, help="random halvings of dev (default: 5)")
 
 
 def search_command(args):
     """Search for the stack of interventions to keep, and test whether its gain is real.
 
     First, stacks are chosen and scored on all of dev, as in Alappat. Then each search (single,
-    backwards, forwards, additive: see laser/search.py) sees one half of dev, and the other half
-    gives the gain with a bootstrap interval. Writes search.csv to RUN/laser, or --out. A stopped
-    search goes on with the same command."""
+    backwards, forwards, additive: see laser/search.py) chooses on one half of dev, and the gain is
+    measured on the other half with a bootstrap interval. Writes search.csv to RUN/laser, or --out.
+    A stopped search resumes with the same command."""
     if args.splits < 1:
         raise UserError(f"--splits is {args.splits}; it must be 1 or more")
     outputs, interventions, folder = open_grid(args)
@@ -107,8 +107,8 @@ def add_apply_flags(parser):
 
 
 def apply_command(args):
-    """Reduce matrices of a saved run and save the result as a run of its own, which every script
-    opens. Nothing is trained."""
+    """Reduce matrices of a saved run and save the result as a new run, which every script opens.
+    Nothing is trained."""
     stack = parse(args.laser)
 
     def edit(session):

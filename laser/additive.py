@@ -1,13 +1,13 @@
 """A search for stacks of interventions that models the noise of its scores.
 
-The best of many scores on a few hundred examples is mostly luck, which misleads a greedy search.
+The best of many scores on a few hundred examples is mostly noise, and a greedy search follows it.
 Alappat suggests Bayesian optimization instead. Here the gain of a stack is a sum,
 
     gain(stack) = Σ effect(intervention) + noise,     noise ~ N(0, bootstrap variance of that gain)
 
 with a Gaussian prior: the effects of one matrix are a Brownian motion in t = ‖W − W'‖²/‖W‖², so
-reductions of similar size have similar effects, and small reductions small ones; matrices are
-independent. The posterior is Gaussian too (ridge regression).
+reductions of similar size have similar effects, and small reductions have small effects; matrices
+are independent. The posterior is Gaussian too (ridge regression).
 
 A third of the budget tries interventions alone. Then, in rounds, the search samples the posterior
 and tries the best stack of each sample (Thompson sampling: stacks that look good, or are
@@ -21,8 +21,8 @@ import numpy as np
 from laser.sweep import approximation_stats
 
 ROUNDS = 4
-FLOOR = 5.0                              # gains below −5 standard errors are raised to that
-SCALES = np.geomspace(1e-9, 1e-2, 29)    # of the prior variance at t = 1; the likeliest is taken
+FLOOR = 5.0                              # gains are clipped at −5 standard errors
+SCALES = np.geomspace(1e-9, 1e-2, 29)    # prior variances at t = 1; the most likely is used
 
 
 def prior_covariance(times, targets):
@@ -47,7 +47,7 @@ def posterior(design, gains, noise, covariance):
 
 
 def best_stack(effects, grid):
-    """The stack of highest gain if effects add up: of each matrix the best intervention, if its
+    """The stack of highest gain if effects add up: for each matrix the best intervention, if its
     effect is above 0."""
     best = {}
     for effect, i in zip(effects, grid):
@@ -70,7 +70,7 @@ class EffectPosterior:
         self.covariance = prior_covariance(np.array(times), [i.target for i in grid])
 
     def update(self):
-        """Take in the stacks that were tried since the last update."""
+        """Recompute the posterior from all stacks tried so far."""
         self.tried = [stack for stack in self.scorer.gains if stack]
         for stack in self.tried:
             if stack not in self.errors:
@@ -96,7 +96,7 @@ class EffectPosterior:
 
 
 def additive(scorer, grid, budget, seed=0):
-    """→ the stack to keep; see above"""
+    """→ the stack to keep; the module's docstring describes the search"""
     rng = np.random.default_rng(seed)
     scorer(initial_design(grid, max(1, budget // 3)))
     effects = EffectPosterior(scorer, grid)

@@ -1,4 +1,4 @@
-"""What binds LASER to runs: run.json records the interventions, and which matrices are factored."""
+"""LASER in runs: run.json records the interventions, and which matrices are factored."""
 
 from bert import UserError
 from bert.matrices import get_linear, module_name, replace_module
@@ -7,8 +7,8 @@ from laser.interventions import format_stack
 
 
 def edit_of(bert, stack):
-    """The record of a stack that was applied to bert: {"ranks": {"2:fc_in": rank, …}} of the
-    matrices that are factored; the others are dense."""
+    """The record of a stack that was applied to bert: {"ranks": {"2:fc_in": rank, …}} for
+    the factored matrices; the others are dense."""
     modules = {f"{i.layer}:{i.matrix}": bert.get_submodule(module_name(bert, *i.target))
                for i in stack}
     return {"method": "laser", "interventions": format_stack(stack),
@@ -17,7 +17,7 @@ def edit_of(bert, stack):
 
 
 def rebuild(bert, edit):
-    """Put the modules of factored matrices in, before the saved weights are loaded."""
+    """Insert a Factored for each factored matrix, before the saved weights are loaded."""
     for target, rank in edit["ranks"].items():
         layer, matrix = target.split(":")
         old = get_linear(bert, int(layer), matrix)

@@ -1,6 +1,6 @@
-"""Interventions in a model: reduce its matrices in place, and undo it.
+"""Apply interventions to a model in place, and undo them.
 
-A matrix of rank k is kept dense, or as two thin matrices,  W_k x + b = up(down(x)):  k·(m + n)
+A matrix of rank k is stored dense, or as two thin matrices,  W_k x + b = up(down(x)):  k·(m + n)
 numbers instead of m·n, and as many multiplications. That is less for k < m·n/(m + n), which for
 m = 4n means keep < 0.8.
 """
@@ -16,7 +16,7 @@ from laser.reduce import Decomposition, keep_largest, low_rank, rank_of
 
 
 class Factored(nn.Module):
-    """Two thin matrices in the place of a PackedLinear."""
+    """Two thin matrices that replace a PackedLinear."""
 
     def __init__(self, in_features, rank, out_features):
         super().__init__()
@@ -41,7 +41,7 @@ def factorize(linear, intervention):
 
 
 def reduced_weight(linear, intervention):
-    """→ the reduced weight [out, in] of a PackedLinear; keep = 1 copies it bit by bit."""
+    """→ the reduced weight [out, in] of a PackedLinear; keep = 1 copies it bit for bit."""
     weight, keep = linear.weight, intervention.keep
     if keep == 1:
         return weight.detach().clone()
@@ -63,18 +63,18 @@ def replace_modules(bert, modules):
     modules back."""
     previous = {name: bert.get_submodule(name) for name in modules}
 
-    def put(modules):
+    def insert(modules):
         for name, module in modules.items():
             replace_module(bert, name, module)
 
-    put(modules)
-    return lambda: put(previous)
+    insert(modules)
+    return lambda: insert(previous)
 
 
 def apply(bert, stack, factored=False):
     """Reduce the matrices of a Bert in place by a stack of interventions → a function that undoes
-    it. `factored`: as two thin matrices where that is smaller. UserError if an intervention is
-    impossible, and then nothing is changed."""
+    it. `factored`: store two thin matrices where that is smaller. UserError, and the model
+    unchanged, if an intervention is impossible."""
     if not stack:
         raise UserError("there is no intervention, so nothing would be changed")
     modules = {}

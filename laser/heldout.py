@@ -5,7 +5,7 @@ chosen overestimates it. The gain on the other half,
 
     gain = score(edited model) − score(model),
 
-gets a bootstrap interval (Efron 1979): both models are scored again and again on n examples drawn
+gets a bootstrap interval (Efron 1979): both models are scored many times on n examples drawn
 with replacement, the same examples for both.
 """
 
@@ -32,7 +32,7 @@ class Gain(NamedTuple):
 
 
 def halves(sizes, seed):
-    """{task: n} → two disjoint {task: indices} at random: one to choose on, one to report on."""
+    """{task: n} → two disjoint {task: indices} at random: one for choosing, one for reporting."""
     choose, report = {}, {}
     for task, n in sizes.items():
         order = np.random.default_rng([seed, n]).permutation(n)

@@ -38,7 +38,7 @@ def format_stack(stack):
 
 def parse(text):
     """"10:fc_out:0.1,8:fc_in:0.3" → [Intervention, …]. UserError for an unknown or impossible
-    intervention, for two of one matrix, and if nothing would change."""
+    intervention, for two interventions on one matrix, and if nothing would change."""
     stack = [_parse_one(part.strip()) for part in text.split(",")]
     targets = [i.target for i in stack]
     for layer, matrix in targets:

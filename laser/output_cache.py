@@ -1,5 +1,5 @@
-"""The outputs of edited models for every dev example, kept in a file: any part of the data is
-scored from it, and a stopped pass resumes from it."""
+"""The outputs of edited models for every dev example, kept in a file: scores on any subset of the
+examples come from it, and a stopped pass resumes from it."""
 
 import json
 import math
@@ -55,7 +55,7 @@ class OutputCache:
         write_tensors(self.path, self.tables, about=about)
 
     def add(self, stacks, title="evaluate"):
-        """Compute the outputs of these stacks that are missing. Ctrl-C saves what is there."""
+        """Compute the missing outputs of these stacks. Ctrl-C saves those computed so far."""
         new = [s for s in dict.fromkeys(map(format_stack, stacks)) if s not in self.rows]
         self.rows |= {text: row for row, text in enumerate(new, len(self.rows))}
         self.tables = {task: torch.cat([t, t.new_full((len(new), *t.shape[1:]), math.nan)])

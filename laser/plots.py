@@ -15,8 +15,8 @@ def draw_heat_maps(rows, path):
     figure = new_figure(1.5 + 0.55 * len(keeps) * len(matrices),
                         1 + (0.6 + 0.3 * len(layers)) * len(names))
     panels = figure.subplots(len(names), len(matrices), squeeze=False)
-    for name, line in zip(names, panels):
-        for matrix, axes in zip(matrices, line):
+    for name, panel_row in zip(names, panels):
+        for matrix, axes in zip(matrices, panel_row):
             gains = np.full((len(layers), len(keeps)), np.nan)
             for row in edited:
                 if row["matrix"] == matrix:
@@ -41,7 +41,7 @@ def draw_spectra(decompositions, path):
     for (layer, matrix), svd in decompositions.items():
         values = svd.values.cpu().numpy()
         fractions = np.arange(1, len(values) + 1) / len(values)
-        for what, y in (("singular values", values),
-                        ("energy kept", np.cumsum(values ** 2) / np.sum(values ** 2))):
-            panels.setdefault(f"{matrix}: {what}", {})[f"layer {layer}"] = list(zip(fractions, y))
+        for label, y in (("singular values", values),
+                         ("energy kept", np.cumsum(values ** 2) / np.sum(values ** 2))):
+            panels.setdefault(f"{matrix}: {label}", {})[f"layer {layer}"] = list(zip(fractions, y))
     draw_curves(list(panels.items()), path, xlabel="fraction of the rank")

@@ -1,5 +1,5 @@
-"""One matrix W [out, in] made simpler: the closest matrix of lower rank, or W with its smallest
-entries set to zero. `keep` is the fraction of the largest possible rank, or of the entries.
+"""Approximate one matrix W [out, in] by the closest matrix of lower rank, or set its smallest
+entries to zero. `keep` is the fraction of the largest possible rank, or of the entries.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Searches for the stack of interventions to keep, if any.
 
-A search asks for the gains of stacks on one half of the dev examples, the only half it sees, and
-returns the stack to keep. Its budget is a number of evaluations, one for each new stack. Alappat
-chose and scored on the same dev set; paper_protocol does the same.
+A search is given the gains of stacks on one half of the dev examples and returns the stack to
+keep. Its budget is a number of evaluations, one for each new stack. Alappat chose and scored on the
+same dev set; paper_protocol does the same.
 """
 
 import numpy as np
@@ -61,12 +61,12 @@ def backwards(scorer, grid, **_):
     for layer in sorted({i.layer for i in grid}, reverse=True):
         options = [kept, *((*kept, i) for i in grid if i.layer == layer)]
         gains = scorer(options)
-        kept = options[gains.index(max(gains))]              # the first, so none if none is better
+        kept = options[gains.index(max(gains))]              # of equals the first, which is `kept`
     return kept
 
 
 def forwards(scorer, grid, **_):
-    """In the order of their own gain, each intervention that improves the stack so far."""
+    """In order of individual gain, add each intervention that improves the stack so far."""
     singles = dict(zip(grid, scorer([(i,) for i in grid])))
     kept = ()
     for intervention in sorted(singles, key=singles.get, reverse=True):

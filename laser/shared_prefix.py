@@ -1,7 +1,7 @@
 """Outputs of many edited models in one pass over the data: shared computations run once.
 
-A stack of interventions changes nothing below its lowest layer, so all stacks share the embeddings
-and the layers up to there. The stacks form a tree, which branches where their next edit differs:
+A stack of interventions changes nothing below its lowest layer, so stacks share the embeddings and
+all layers below their first difference. They form a tree, which branches at each difference:
 
     embed ─ layer 0 ─ 1 ─ 2 ─┬─ 3 ─┬─ 4 ─ 5            the model itself
                              │     └─ 4* ─ 5           4:fc_in:0.3
@@ -30,7 +30,7 @@ ATTENTION = tuple(name for name, module in MATRICES.items() if module.startswith
 
 class SharedProjection:
     """W_k x = (UΣ)[:, :k] (Vᵀx)[:k] for every rank k of one matrix. All ranks share Vᵀx, which is
-    cached as long as the input rows are the same tensor."""
+    cached while the input rows are the same tensor."""
 
     def __init__(self, weight):
         self.decomposition = Decomposition(weight)
@@ -89,7 +89,7 @@ class SharedPrefixEvaluator:
 
     @torch.inference_mode()
     def outputs(self, task, batch, stacks):
-        """→ [stacks, B, outputs]. A stack is a tuple of interventions, () the model itself."""
+        """→ [stacks, B, outputs]. A stack is a tuple of interventions; () is the unedited model."""
         batch = self.model.with_adapter(task, batch)
         hidden, layout = self.bert.embed(batch.input_ids, batch.layout, batch.token_type_ids)
         layers = list(self.bert.walk(self.model.pooled_rows(task, batch)))

@@ -34,7 +34,7 @@ def grid(bert, layers, matrices, keeps, variant="svd"):
 
 
 def approximation_stats(evaluator, intervention):
-    """How near the reduced matrix W' is to W: {"rank" (empty for magnitude), "energy": ‖W'‖²/‖W‖²,
+    """How close the reduced matrix W' is to W: {"rank" (empty for magnitude), "energy": ‖W'‖²/‖W‖²,
     "error": ‖W − W'‖_F}."""
     linear = get_linear(evaluator.bert, *intervention.target)
     if intervention.variant == "svd":
@@ -67,7 +67,7 @@ def score_names(rows):
 
 
 def sweep_table(rows):
-    """The unedited model, and for each score the intervention that is best in it, as text."""
+    """The unedited model, and for each score the best intervention, as a table."""
     names = score_names(rows)
     chosen = {"(none)": rows[0]} | {name: max(rows[1:], key=lambda row: row[name])
                                     for name in names}

@@ -1,10 +1,10 @@
-"""LoRA: many tasks, one frozen BERT, and small adapters that are attached and detached
+"""LoRA: one frozen BERT serves many tasks, each with a small adapter beside its matrices
 (Hu et al. 2021, arXiv 2106.09685).
 
     y = W₀x + b + s·B(Ax)        W₀ [out, in] frozen, A [rank, in], B [out, rank], s = alpha/rank
 
     attach(bert, ("query", "value"), rank=8, adapters=("a", "b"))
-    layout = Layout(attention_mask).with_adapters([("a", 5), ("b", 3)])    # of 5 and of 3 sequences
+    layout = Layout(attention_mask).with_adapters([("a", 5), ("b", 3)])    # 5 sequences, then 3
 
 LoRA-XS (lora/xs.py) trains only an r × r matrix between the factors of W₀'s SVD. Each kind of
 adapter is a row of lora/kinds.py. Adapters are saved in peft's layout (lora/files.py).

@@ -1,8 +1,8 @@
-"""Merge an adapter of a saved run into the weights: a run without adapters, whose outputs differ in
-the last digits only. Pruning and LASER can then change its matrices.
+"""Merge an adapter of a saved run into the weights and save a run without adapters. Its outputs
+differ in the last digits only, and pruning and LASER can change its matrices.
 
     python -m lora merge RUN --out RUN2                  # the adapter that all tasks share
-    python -m lora merge RUN --task sts --out RUN2       # that of sts, and the tasks it serves
+    python -m lora merge RUN --task sts --out RUN2       # the adapter of sts
 """
 
 from dataclasses import fields, replace
@@ -19,7 +19,7 @@ from multitask.settings import SHARED
 
 
 def tasks_to_keep(model, task):
-    """The tasks that the adapter of `task` serves (None: the run's only adapter)."""
+    """The tasks whose adapter is that of `task` (None: the run's only adapter)."""
     by_task = model.adapters
     if not by_task:
         raise UserError("the run has no adapters: its encoder is plain already")
@@ -31,8 +31,8 @@ def tasks_to_keep(model, task):
 
 
 def merge_adapter(session, task):
-    """Replace the session's model by one without adapters that has the tasks to keep → its
-    settings. UserError if a further module of the model does not fit into it."""
+    """Replace the session's model by one without adapters that has only the tasks to keep → its
+    settings. UserError if a tensor outside the encoder has another shape in the new model."""
     model, settings, tasks = session.model, session.settings, tasks_to_keep(session.model, task)
     lora.merge(model.bert, model.adapters[tasks[0]])
     lora.detach(model.bert)
@@ -50,7 +50,7 @@ def merge_adapter(session, task):
 
 
 def merge(args):
-    """Merge the adapter that serves a task, and keep the tasks that it serves."""
+    """Merge the adapter of a task, and keep all tasks that use this adapter."""
     folder, scores = RunSession(args).derive(
         args.out, args.overwrite, lambda session: merge_adapter(session, args.task))
     print(f"{score_table(scores)}\n\nrun: {folder}")
@@ -59,7 +59,7 @@ def merge(args):
 def add_merge_flags(parser):
     add_run_flags(parser, "run", "--data", "--device", "--overwrite")
     parser.add_argument("--out", metavar="RUN2", required=True, help="folder of the new run")
-    parser.add_argument("--task", help="merge the adapter that serves it (default: the only one)")
+    parser.add_argument("--task", help="merge this task's adapter (default: the only one)")
 
 
 def main(arguments=None):

@@ -1,6 +1,6 @@
 """Operations on the adapters of a model: attach, activate, train_only, merge, unmerge, detach. Each
-changes the model in place; train() and eval() do none of them. The model keeps no list of its
-adapters: its AdapterLayers are the list.
+changes the model in place; train() and eval() attach and merge nothing. The model keeps no list of
+its adapters: the names in its AdapterLayers are the list.
 """
 
 import re
@@ -31,7 +31,7 @@ def layernorm_names(bert):
 
 
 def base_layer(bert, name):
-    """The pretrained module called `name`, without the AdapterLayer that may hold it."""
+    """The pretrained module called `name`; if an AdapterLayer replaces it, its `base`."""
     module = bert.get_submodule(name)
     return module.base if isinstance(module, AdapterLayer) else module
 
@@ -80,7 +80,7 @@ def check_new(bert, adapter):
 
 
 def check_unmerged(bert):
-    """UserError if an adapter is merged: the weights are not the pretrained ones then."""
+    """UserError if an adapter is merged, because the weights are then not the pretrained ones."""
     for layer in adapter_layers(bert).values():
         if layer.merged is not None:
             raise UserError(f"adapter {layer.merged!r} is merged into the weights, which are not "
@@ -96,7 +96,7 @@ def attach(bert, targets=("query", "value"), rank=8, adapters=("default",), alph
     {(layer, matrix): int}, which replaces `targets`. alpha: ΔW is scaled by alpha/rank (None: by
     1). layernorms: give each adapter its own copy of all LayerNorms. kind: a row of lora/kinds.py.
     Matrices from which all heads were removed get no adapter. UserError, and the model unchanged,
-    if nothing would be adapted, a name is taken or unknown, or a matrix is not plain."""
+    if nothing would be adapted, a name is taken or unknown, or a matrix is not a PackedLinear."""
     if isinstance(adapters, str) or isinstance(targets, str):
         raise UserError("adapters and targets are lists of names; write ('a',) for a single one")
     if not 0 <= dropout < 1:
@@ -169,7 +169,7 @@ def train_only(bert, adapters):
 
 
 def merge(bert, adapter):
-    """W ← W₀ + ΔW, and the adapter's LayerNorms replace the pretrained ones, so that it costs
+    """W ← W₀ + ΔW, and the adapter's LayerNorms replace the pretrained ones, so the adapter costs
     nothing in the forward pass. Starts from W₀ each time: merging twice is merging once."""
     check_attached(bert, adapter)
     for layer in adapter_layers(bert).values():
@@ -184,8 +184,8 @@ def unmerge(bert):
 
 
 def detach(bert, adapter=None):
-    """Remove one adapter, or all (None). Without adapters the plain modules are restored, and are
-    trainable. `merge`, then `detach` of all keeps the merged weights: a plain Bert."""
+    """Remove one adapter, or all (None). When none is left, the plain modules are restored
+    and trainable. `merge`, then `detach` of all keeps the merged weights: a plain Bert."""
     if adapter is not None:
         check_attached(bert, adapter)
     for name, layer in adapter_layers(bert).items():

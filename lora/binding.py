@@ -88,8 +88,8 @@ def check(settings):
 
 def prepare(model, tokenizer, settings, device, edits=()):
     """Attach the adapters that the settings name, and freeze the rest of the encoder. Adapters of
-    the run that this one starts from go on, and are removed if they serve no task now. UserError if
-    flags describe an adapter that goes on otherwise, or if there are adapters and no --lora."""
+    the source run are kept, or removed if no task uses them now. UserError if the flags differ from
+    those of a kept adapter that is trained, or if there are adapters and no --lora."""
     attached = lora.adapter_names(next(iter(model.encoders.values())))
     if not settings.lora:
         raise UserError(f"the run has adapters ({', '.join(attached)}), which only --lora goes on "
@@ -126,14 +126,14 @@ def prepare(model, tokenizer, settings, device, edits=()):
 
 
 def describe(settings):
-    """The flags that make an adapter, with targets in the order of MATRICES."""
+    """The flags that define an adapter as text, with targets in the order of MATRICES."""
     flags = {f.name: getattr(settings, f.name) for f in fields(Flags) if f.name != "adapters"}
     targets = [matrix for matrix in MATRICES if matrix in flags["lora_targets"].split(",")]
     return command(Flags(**flags | {"lora_targets": ",".join(targets)}))
 
 
 def storage_table(counts):
-    """What accounting.count returns as lines of text: parameters, bytes in float32, percent."""
+    """The result of accounting.count as a table: parameters, bytes in float32, percent."""
     rows = {"base": counts["base"], "heads": counts["heads"],
             **{f"adapter {name}": n for name, n in counts["adapters"].items()},
             "incremental": counts["incremental"], "bundled": counts["bundled"]}
@@ -162,8 +162,8 @@ def restore(bert, edit, folder):
 
 
 def swap(model, task, folder):
-    """Serve `task` by the adapter in another folder, with the head and further modules that the
-    folder holds for the task, if any → whether it does. Other tasks are not changed."""
+    """Use the adapter in another folder for `task`, with the head and further modules that the
+    folder holds for the task, if any → whether it holds them. Other tasks are not changed."""
     path = Path(folder, HEADS)
     found = read_tensors(path) if path.is_file() else {}
     own = {name: tensor for name, tensor in found.items() if task in name.split(".")[:2]}

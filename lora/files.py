@@ -5,7 +5,7 @@ adapters open here.
     adapter_model.safetensors    base_model.model.encoder.layer.0.output.dense.lora_A.weight, …
 
 LoRA-XS uses the same two files with lora_R alone; peft cannot open it. The files saved here also
-hold a fingerprint of the base model, and load on no other. Heads are files of their own.
+hold a fingerprint of the base model, and loading checks it. Heads are files of their own.
 """
 
 import warnings
@@ -53,13 +53,13 @@ def save(bert, adapter, folder, base=None):
 
 def load(bert, folder, adapter=None, reads_pooler=False):
     """Attach the adapter in a folder, or of that name on the hub → its name in the model, `adapter`
-    or else the folder's. Its weights for the pooler are left out with a warning; if the heads read
-    the pooler (`reads_pooler`), that is a UserError, as is an adapter that does not fit."""
-    place = files.resolve_checkpoint(folder, [(CONFIG,), WEIGHTS])
+    or else the folder's. Weights for the pooler are left out with a warning. UserError if there are
+    some and the heads read the pooler (`reads_pooler`), or if the adapter does not fit."""
+    directory = files.resolve_checkpoint(folder, [(CONFIG,), WEIGHTS])
     adapter = Path(str(folder)).resolve().name if adapter is None else adapter
     adapters.check_new(bert, adapter)
-    path = next(place / file for file in WEIGHTS if (place / file).is_file())
-    config, kind = read_config(place / CONFIG)
+    path = next(directory / file for file in WEIGHTS if (directory / file).is_file())
+    config, kind = read_config(directory / CONFIG)
     metadata = files.read_metadata(path) if path.suffix == ".safetensors" else {}
     if metadata.get("base") not in (None, base_fingerprint(bert)):
         raise UserError(f"{path} was trained on another base (its fingerprint is "
@@ -68,10 +68,10 @@ def load(bert, folder, adapter=None, reads_pooler=False):
     tensors = files.read_tensors(path)
     found, others = group_by_module(bert, tensors, KINDS[kind].tensors)
     check_others(bert, path, found, others, reads_pooler)
-    start = "bert." if any(f"{PREFIX}bert.encoder." in key for key in tensors) else ""
+    prefix = "bert." if any(f"{PREFIX}bert.encoder." in key for key in tensors) else ""
     modules = {}
     for name, parameters in found.items():
-        base, hf_name = adapters.base_layer(bert, name), start + to_hf_name(name)
+        base, hf_name = adapters.base_layer(bert, name), prefix + to_hf_name(name)
         modules[name] = LayerNormCopy(base) if isinstance(base, nn.LayerNorm) else make_adapter(
             kind, base.weight, *rank_and_alpha(config, hf_name), config.get("lora_dropout", 0.0))
         check_names_and_shapes(f"{path}: {hf_name}", modules[name].state_dict(), parameters)
@@ -90,9 +90,9 @@ def group_by_module(bert, tensors, stored):
     to adapt, and the keys of all other tensors. `stored`: the kind's {parameter: name in the
     file}."""
     norms = dict.fromkeys(adapters.layernorm_names(bert), {"weight": "weight", "bias": "bias"})
-    ends = dict.fromkeys(adapters.matrix_names(bert), stored) | norms
-    known = {f"{to_hf_name(name)}.{end}": (name, parameter)
-             for name in ends for parameter, end in ends[name].items()}
+    suffixes = dict.fromkeys(adapters.matrix_names(bert), stored) | norms
+    known = {f"{to_hf_name(name)}.{suffix}": (name, parameter)
+             for name in suffixes for parameter, suffix in suffixes[name].items()}
     found, others = {}, []
     for key, tensor in tensors.items():
         name, parameter = known.get(without_prefix(key), (None, None))

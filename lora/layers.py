@@ -59,7 +59,7 @@ class AdapterLayer(nn.Module):
         super().__init__()
         self.base = base.requires_grad_(False)
         self.adapters = nn.ModuleDict()
-        self.active = None                   # the adapter of layouts that name none
+        self.active = None                   # the adapter where the layout names none
         self.merged = None                   # the adapter whose ΔW is in base's weights
         self.pretrained = {}                 # base's state_dict before that merge
 
@@ -109,7 +109,7 @@ class AdapterLayer(nn.Module):
 
 
 class LoRALinear(AdapterLayer):
-    """W₀x + b, plus for each sequence what its adapter adds."""
+    """W₀x + b, plus ΔWx of each sequence's own adapter."""
 
     def forward(self, rows, layout=None):
         """rows [N, in] → [N, out]"""

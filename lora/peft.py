@@ -25,7 +25,7 @@ def to_hf_name(module):
 
 
 def make_config(matrices, norms):
-    """adapter_config.json of an adapter: {Hugging Face's module name: module} of its matrices and
+    """adapter_config.json of an adapter: {Hugging Face's module name: module} of its matrices, and
     the names of its LayerNorms. The most common rank and alpha are the defaults; patterns hold the
     others."""
     first = next(iter(matrices.values()))
@@ -42,7 +42,7 @@ def make_config(matrices, norms):
 
 def read_config(path):
     """→ the fields of adapter_config.json, and the kind of adapter (a key of KINDS) it describes.
-    UserError if the file is damaged or asks for something that is not supported."""
+    UserError if the file is damaged or asks for an unsupported feature."""
     config = read_json(path)
     kind = find_kind(path, config)
     try:
@@ -70,8 +70,8 @@ def read_config(path):
 
 
 def find_kind(path, config):
-    """The row of KINDS with the config's peft_type and fields; if several fit, the one with most
-    fields."""
+    """The row of KINDS with the config's peft_type and fields; if several fit, the one with the
+    most fields."""
     rows = {name: {"peft_type": kind.peft_type} | kind.fields for name, kind in KINDS.items()}
     matching = [name for name, row in rows.items() if row.items() <= config.items()]
     if not matching:

@@ -3,7 +3,7 @@
     python -m pretraining --text FOLDER --out mine                 a new model and vocabulary
     python -m pretraining --text FOLDER --out mine --teacher bert-base-uncased
     python -m pretraining --text FOLDER --out more --init mine     start from any checkpoint
-    python -m pretraining --resume mine                            go on with a stopped run
+    python -m pretraining --resume mine                            resume a stopped run
 
 The text is a folder of .txt files (or one file), one sentence or passage a line. 15 % of the tokens
 are chosen; of these 80 % become [MASK], 10 % another token, 10 % stay; the model predicts the
@@ -101,7 +101,7 @@ def main(arguments=None):
     parser = Parser(prog="python -m pretraining", description=__doc__)
     parser.add_argument("--resume", metavar="FOLDER", type=Path, help="go on with a stopped run")
     add_flags(parser, Settings)
-    given = vars(parser.parse_args(arguments))               # only the flags that are there
+    given = vars(parser.parse_args(arguments))               # only the flags that were given
     if resumed := given.pop("resume"):
         folder = resumed.expanduser()
         record, settings = run.open_run(folder, given)

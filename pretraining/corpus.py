@@ -66,7 +66,7 @@ def train_tokenizer(lines, size, limit):
     backend.train_from_iterator(lines, trainers.WordPieceTrainer(
         vocab_size=size, min_frequency=2, special_tokens=first, show_progress=False))
     ids = backend.get_vocab()
-    with tempfile.TemporaryDirectory() as folder:            # reading back uses what will be saved
+    with tempfile.TemporaryDirectory() as folder:            # read back: equal to the saved one
         vocabulary = "\n".join(sorted(ids, key=ids.get)) + "\n"
         Path(folder, "vocab.txt").write_text(vocabulary, encoding="utf-8")
         write_json(Path(folder, "tokenizer_config.json"), {
@@ -104,7 +104,7 @@ def split_by_tokens(line_ids, length, tokens):
 
 
 class BucketBatchSampler:
-    """Endless shuffled epochs. A batch costs as much as its longest line, so each pool of shuffled
+    """Endless shuffled epochs. A batch is as wide as its longest line, so each pool of shuffled
     lines is sorted by length and split into batches, then the batches are shuffled: a step is three
     times as fast. Seed and step alone determine a batch: there is no state to save."""
 

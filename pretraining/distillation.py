@@ -24,7 +24,7 @@ def sentence_vectors(hidden, layout):
 
 class DistillationHead(nn.Module):
     """Linear maps from the model's two sentence vectors to the teacher's vector, and from a pair's
-    [CLS] to the similarity of its texts. Not part of the saved checkpoint."""
+    [CLS] to the similarity of its texts. It is not part of the saved checkpoint."""
 
     def __init__(self, width, teacher_width):
         super().__init__()
@@ -48,7 +48,7 @@ class TeacherTargets(NamedTuple):
 
 
 def pairwise_cosines(vectors):
-    """[B, H] → [B, B], the cosine of each vector with each other."""
+    """[B, H] → [B, B], the cosine of each two vectors."""
     unit = F.normalize(vectors, dim=1)
     return unit @ unit.T
 
@@ -57,9 +57,9 @@ def teacher_loss(head, vectors, targets):
     """mean (1 − cos(pᵢ, tᵢ))  +  mean (cos(vᵢ, vⱼ) − cos(tᵢ, tⱼ))²  +  mean (aₖ − cos(tₖ, t'ₖ))²
 
     Lines i, j of one text; tᵢ [D] is the teacher's vector, vᵢ [H] the model's, pᵢ [D] the head's
-    prediction. The first term places each line. The second compares lines without a projection, so
-    it shapes the vectors that remain after training. Both are averaged over mean and [CLS].
-    Pairs k: aₖ, predicted from [CLS] of both texts in one sequence, learns their similarity."""
+    prediction. The first term fits each line's vector. The second compares lines without the head,
+    so it trains the vectors that remain when the head is discarded. Both are averaged over mean
+    and [CLS]. Pairs k: aₖ is the similarity predicted from [CLS] of both texts in one sequence."""
     predictions, similarity = head(vectors)
     pair = ~targets.pair_similarity.isnan()                              # [B]
     error = F.mse_loss(similarity[pair], targets.pair_similarity[pair], reduction="sum")
@@ -92,6 +92,6 @@ def compute_targets(tokenizer, bert, lines, device):
     targets = TeacherTargets(vectors[[index[text] for text in first]],
                              torch.full((len(lines),), math.nan))
     pair = [number for number, text in enumerate(second) if text]
-    one, two = targets.vectors[pair], vectors[[index[second[number]] for number in pair]]
-    targets.pair_similarity[pair] = F.cosine_similarity(one.float(), two.float())
+    a, b = targets.vectors[pair], vectors[[index[second[number]] for number in pair]]
+    targets.pair_similarity[pair] = F.cosine_similarity(a.float(), b.float())
     return targets

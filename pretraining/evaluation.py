@@ -1,4 +1,4 @@
-"""Scores on the held-out lines, which training never sees."""
+"""Scores on the held-out lines, which are never trained on."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from pretraining.masking import masked_batch
 
 class HeldOut:
     """Held-out lines `line_ids` [n] of a corpus, masked once, so that every evaluation predicts the
-    same tokens. The baseline is the commonest token of the lines `training` [m]."""
+    same tokens. The baseline always predicts the most common token of the lines `training` [m]."""
 
     def __init__(self, corpus, line_ids, training, masking):
         generator = torch.Generator().manual_seed(0)
@@ -27,7 +27,7 @@ class HeldOut:
     @torch.inference_mode()
     def scores(self, model, targets, device, autocast):
         """→ {name: value}: mean loss and accuracy of a MaskedLM at the masked tokens; with
-        TeacherTargets also its agreement with the teacher. autocast() makes a context."""
+        TeacherTargets also its agreement with the teacher. autocast() returns a context manager."""
         model.eval()
         loss = correct = 0.0
         for batch in self.batches:

@@ -1,4 +1,4 @@
-"""Mask some tokens of each line, which the model learns to predict.
+"""Mask some of a batch's tokens, which the model learns to predict.
 
     the cat sat on the mat  →  the [MASK] sat on the mat  →  which token was at position 2?
 
@@ -13,13 +13,13 @@ import torch
 from bert.layout import Layout
 from bert.tokenizer import SPECIAL
 
-MASK_PROB = 0.15                     # of the tokens are to be predicted; of these
-MASKED, RANDOM = 0.8, 0.1            # become [MASK], become a random token; the others stay
+MASK_PROB = 0.15                     # fraction of the tokens to predict
+MASKED, RANDOM = 0.8, 0.1            # of these become [MASK], a random token; the others stay
 
 
 class Masking:
-    """Mask 15 % of the tokens, others at each call. Text in later use has no [MASK], so 10 % become
-    a random token and 10 % stay: the model must give good states for these as well."""
+    """Mask 15 % of the tokens, newly drawn at each call. Text in later use has no [MASK], so 10 %
+    of these become a random token and 10 % stay: the model learns states for real tokens too."""
 
     def __init__(self, tokenizer, whole_word=False):
         self.mask_id = tokenizer.mask_token_id
@@ -56,7 +56,7 @@ class Batch(NamedTuple):
     ids: torch.Tensor                # [N] token ids, some masked
     types: torch.Tensor              # [N] token types
     layout: Layout                   # of the N rows
-    output_rows: Layout              # the selection of the M chosen rows
+    output_rows: Layout              # of the M chosen rows (Layout.select)
     labels: torch.Tensor             # [M] token ids before masking
 
     def to(self, device):

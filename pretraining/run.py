@@ -1,4 +1,4 @@
-"""A pretraining run: what it trains, its folder, its report.
+"""A pretraining run: its model and data, its folder, its report.
 
 The folder is a checkpoint (config.json, model.safetensors, vocab.txt …) with metrics.json (scores),
 pretrain.json (settings, text, versions), log.jsonl and loss.png (losses and scores over the steps)
@@ -30,8 +30,8 @@ FILES = (STATE_FILE, "config.json", "model.safetensors", "metrics.json", "log.js
 
 
 class Components:
-    """What a run trains, and on what. Mistakes in settings, text and checkpoints are found here,
-    before a file is written. start: the checkpoint to begin with, or "" for a new model."""
+    """The model, tokenizer and data of a run. UserError, before a file is written, if settings,
+    text or checkpoints are wrong. start: the checkpoint to begin with, or "" for a new model."""
 
     def __init__(self, settings, start):
         self.device, self.autocast = pick_device(settings.device, settings.precision)
@@ -41,8 +41,8 @@ class Components:
         if start:
             (self.tokenizer, bert), heads = open_checkpoint(start), pretraining_heads(start)
         else:
-            seen = [line for line, held in zip(lines, held_out) if not held]
-            self.tokenizer = train_tokenizer(seen, settings.vocab_size, settings.max_positions)
+            trained = [line for line, held in zip(lines, held_out) if not held]
+            self.tokenizer = train_tokenizer(trained, settings.vocab_size, settings.max_positions)
             bert, heads = Bert(settings.bert_config(self.tokenizer.vocab_size)), {}
         self.teacher = open_checkpoint(settings.teacher) if settings.teacher else None
         self.model = MaskedLM(bert, self.teacher[1].config.hidden_size if self.teacher else None)
@@ -52,8 +52,8 @@ class Components:
         self.masking = Masking(self.tokenizer, settings.whole_word)
         self.corpus = Corpus(self.tokenizer, lines, settings.max_length)
         line_of_token = torch.arange(len(lines)).repeat_interleave(self.corpus.length)
-        useful = line_of_token[~self.masking.special[self.corpus.ids]].unique()  # lines with words
-        training, heldout = useful[~held_out[useful]], useful[held_out[useful]]
+        usable = line_of_token[~self.masking.special[self.corpus.ids]].unique()  # lines with words
+        training, heldout = usable[~held_out[usable]], usable[held_out[usable]]
         if not len(training) or not len(heldout):
             raise UserError(f"--text {settings.text}: {len(training):,} lines to train on, "
                             f"{len(heldout):,} held out; give more text or another --heldout")

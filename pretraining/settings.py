@@ -24,7 +24,7 @@ class Settings:
     vocab_size: int = setting(6000, "size of the new vocabulary", min=10, group="new model")
     max_length: int = setting(128, "tokens of a line; longer lines are truncated", min=8)
     batch_tokens: int = setting(4096, "tokens in a batch, padding not counted", min=8)
-    heldout: float = setting(0.02, "fraction of the lines that is only evaluated on", min=0, max=1)
+    heldout: float = setting(0.02, "fraction of the lines that is never trained on", min=0, max=1)
     epochs: int = setting(10, "passes over the text", min=1)
     steps: int = setting(0, "number of steps, instead of --epochs (0: use --epochs)", min=0)
     lr: float = setting(1e-3, "highest learning rate", min=0)

@@ -1,12 +1,12 @@
-"""What a saved run's heads, neurons and layers are worth, and a smaller run without some of them.
+"""Measure how much a saved run's heads, neurons and layers matter, and make a smaller run.
 
     python -m pruning importance RUN                     # heat maps layers × heads, and a CSV file
     python -m pruning prune RUN --heads 100 --out RUN2   # keep the 100 most important heads
     python -m pruning prune RUN --layers 4 --out RUN2    # or --neurons 0.7, or --remove 0:3,7
     python -m pruning report RUN RUN2                    # scores, size, speed, multiply-adds
 
-Each command has its own --help. The pruned run is a run: python evaluate.py RUN2 opens it, and
-python train_multitask.py --from RUN2 trains it further, to recover what was lost.
+Each command has its own --help. python evaluate.py RUN2 opens the pruned run, and
+python train_multitask.py --from RUN2 trains it further, to recover the lost score.
 """
 
 from functools import partial
@@ -35,11 +35,11 @@ def add_measure_flags(parser):
     parser.add_argument("--examples", type=int, default=1000, metavar="N",
                         help="random training examples of each task (default: 1000; 0: all)")
     parser.add_argument("--seed", type=int, default=0, metavar="N",
-                        help="of the examples and of random order")
+                        help="seed of the choice of examples, and of --order random")
 
 
 def measure_session(session, args, kind):
-    """{task: raw importance} of the session's model, as the flags say."""
+    """{task: raw importance} of the session's model, on the examples that the flags select."""
     if min(args.examples, args.seed) < 0:
         raise UserError(f"--examples {args.examples} --seed {args.seed}: give 0 or more of both")
     session.model.requires_grad_(False)                      # only gates need gradients
@@ -51,7 +51,7 @@ def measure_session(session, args, kind):
 def add_importance_flags(parser):
     add_measure_flags(parser)
     parser.add_argument("--of", default="heads", choices=GATES, help="default: heads")
-    parser.add_argument("--out", metavar="FOLDER", help="of the files (default: RUN/importance)")
+    parser.add_argument("--out", metavar="FOLDER", help="for the files (default: RUN/importance)")
 
 
 def show_importance(args):
@@ -72,15 +72,15 @@ def show_importance(args):
 
 def add_prune_flags(parser):
     add_measure_flags(parser)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--heads", metavar="N", help="keep N heads (100), or a fraction (0.7)")
-    what.add_argument("--neurons", metavar="N", help="keep N neurons of the feed-forward networks")
-    what.add_argument("--layers", metavar="N", help="keep N layers")
-    what.add_argument("--remove", action="append", metavar="LAYER:HEAD,HEAD",
-                      help="remove these heads, or (LAYER alone) a layer; may be repeated")
+    parts = parser.add_mutually_exclusive_group(required=True)
+    parts.add_argument("--heads", metavar="N", help="keep N heads (100), or a fraction (0.7)")
+    parts.add_argument("--neurons", metavar="N", help="keep N feed-forward neurons")
+    parts.add_argument("--layers", metavar="N", help="keep N layers")
+    parts.add_argument("--remove", action="append", metavar="LAYER:HEAD,HEAD",
+                       help="remove these heads, or (LAYER alone) a layer; may be repeated")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="the new run")
     parser.add_argument("--order", default="importance", choices=ORDERS,
-                        help="keep the most important, random, or (inverse) the least important")
+                        help="keep the most important, random or (inverse) the least important")
     parser.add_argument("--mask", action="store_true", help="switch heads off instead of removing")
     add_run_flags(parser, "--overwrite")
 
@@ -95,7 +95,7 @@ def prune(args):
 
 
 def remove(args, session):
-    """Remove from the session's encoder what the flags name or choose."""
+    """Remove the parts that the flags name, or choose parts by --order."""
     bert = session.model.bert
     before = sum(p.numel() for p in bert.parameters())
     kind = next((kind for kind in GATES if getattr(args, kind) is not None), "heads")
@@ -107,8 +107,8 @@ def remove(args, session):
     if kind == "layers":
         parts, layers = {}, list(parts)
     if parts:
-        cut = remove_neurons if kind == "neurons" else mask_heads if args.mask else remove_heads
-        cut(bert, parts)
+        change = remove_neurons if kind == "neurons" else mask_heads if args.mask else remove_heads
+        change(bert, parts)
     if layers:
         remove_layers(bert, layers)
     print(f"encoder: {before:,} parameters → {sum(p.numel() for p in bert.parameters()):,}")
@@ -121,7 +121,7 @@ def choose_parts(session, args, kind):
     keep = parse_budget(getattr(args, kind), scores.numel(), kind)
     for layer, heads in config.masked_heads.items() if args.mask else ():
         scores[layer, heads] = torch.nan
-    choose(scores, keep)                                     # nothing to remove: UserError
+    choose(scores, keep)                                     # UserError if nothing to remove
     if args.order != "random":
         scores += of_all_tasks(measure_session(session, args, kind))
     return choose(scores, keep, args.order, args.seed)

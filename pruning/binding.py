@@ -1,6 +1,6 @@
 """Pruning before training: --mask-heads and --keep-heads, and the ranks of --lora-top. The last two
-together are Pruning-Adapter (Wang, Yang & Sun 2023, arXiv 2303.14704). Importance depends on the
-tasks' heads: start from a run (--from) that has learned the task, because new heads are random."""
+together are Pruning-Adapter (Wang, Yang & Sun 2023, arXiv 2303.14704). Importance is measured
+through the tasks' output heads, which are random at first: start from a trained run (--from)."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -31,8 +31,8 @@ def check(settings):
 
 
 def prepare(model, tokenizer, settings, device, edits=()):
-    """Mask heads in every encoder, then remove heads, as the settings say. A resumed run that used
-    neither has no such settings."""
+    """Mask heads in every encoder, then remove heads, as the settings say. The settings of a
+    resumed run that used neither flag lack these fields."""
     if getattr(settings, "mask_heads", ""):
         heads, layers = parse_heads(settings.mask_heads.split(), "mask-heads")
         if layers:
@@ -65,10 +65,10 @@ def ranks_before_training(model, tokenizer, settings, device, edits=()):
     ranks; when resuming, `edits` supplies the recorded ones."""
     import lora  # not needed without adapters
 
-    going_on = [name for name in settings.training_groups if name in lora.adapter_names(model.bert)]
-    if going_on:
-        modules = lora.matrices(model.bert, going_on[0])
-        return {where: module.rank for where, module in modules.items()}
+    kept = [name for name in settings.training_groups if name in lora.adapter_names(model.bert)]
+    if kept:
+        modules = lora.matrices(model.bert, kept[0])
+        return {target: module.rank for target, module in modules.items()}
     recorded = [edit for edit in edits if edit["method"] == "lora"]
     if recorded:
         return {(layer, matrix): rank for layer, matrix, rank in recorded[-1]["ranks"]}

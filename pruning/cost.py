@@ -1,4 +1,4 @@
-"""What an encoder costs: multiply-adds, counted from the modules as they are."""
+"""The multiply-adds of an encoder, counted from its present modules."""
 
 import torch
 
@@ -6,8 +6,8 @@ from pruning.gates import feed_forward
 
 
 def matrix_cost(module, adapter=None):
-    """Multiply-adds a row: the entries of the module's matrices. A module that stands in a matrix's
-    place may define multiply_adds(adapter), which gives its own."""
+    """Multiply-adds for one row: the number of entries in the module's matrices. A module that
+    replaces a matrix may define multiply_adds(adapter), which returns its own count."""
     if hasattr(module, "multiply_adds"):
         return module.multiply_adds(adapter)
     tensors = [*module.parameters(), *module.buffers()]
@@ -17,9 +17,9 @@ def matrix_cost(module, adapter=None):
 def multiply_adds(bert, lengths, output_rows=None, adapter=None):
     """Multiply-adds of one pass, without the pooler, over sequences of `lengths` [B] real tokens. A
     row costs each matrix its size; QKᵀ and the sum over V cost queries · tokens · heads · d each.
-    output_rows [B]: how many rows of each sequence the last layer computes (None: all). `adapter`
-    serves all sequences (None: the active one). UserError if another module replaces a feed-forward
-    network and has no multiply_adds(adapter)."""
+    output_rows [B]: how many rows of each sequence the last layer computes (None: all). All
+    sequences use `adapter` (None: the active one). UserError if another module replaces a
+    feed-forward network and has no multiply_adds(adapter)."""
     lengths, total = torch.as_tensor(lengths), 0
     for number, layer, rows in bert.walk(output_rows):
         attention, ffn = layer.attention, layer.ffn

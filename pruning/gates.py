@@ -71,8 +71,8 @@ def feed_forward(bert, layer):
 def importance(bert, batches, loss, kind="heads"):
     """→ raw importance [layers, parts] in float64, NaN where a part is gone. Each batch has .layout
     and .labels [B]; an example may have several sequences (multitask.data.Batch). loss(batch) runs
-    `bert` and returns the *sum* of the examples' losses. Call it in eval mode: dropout would be
-    noise. UserError if there is no such kind, or no example."""
+    `bert` and returns the *sum* of the examples' losses. Call it in eval mode: dropout would
+    add noise. UserError if the kind is unknown, or if there is no example."""
     check_known(kind, GATES, "kind of part")
     raw, tokens = zero_importance(bert.config, kind), 0
     layers = {number: layer for number, layer, _ in bert.walk()}

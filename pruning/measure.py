@@ -1,4 +1,4 @@
-"""Importance measured on a run: its tasks, its training examples, its losses."""
+"""Measure importance on a run's tasks, training examples and losses."""
 
 import torch
 

@@ -5,7 +5,7 @@
     remove_neurons(bert, {0: [17, 18, 400]})       # {layer: [row of fc_in]}, rows as they are now
     remove_layers(bert, [4, 5])                    # later layers are renumbered
 
-Each changes `bert.config`, from which the saved model is built again, and adds to `bert.edits`.
+Each changes `bert.config`, from which a saved model is rebuilt, and adds to `bert.edits`.
 Each raises UserError, and changes nothing, if a part is not there, if none is named, if no head at
 all would be left, or if a matrix is not a plain one (it is factored, or carries an adapter).
 """
@@ -105,7 +105,7 @@ def remove_layers(bert, layers):
 
 def _finish(bert, config, **edit):
     bert.config = config
-    edit = {name: {str(layer): parts for layer, parts in value.items()}    # as JSON has it
+    edit = {name: {str(layer): parts for layer, parts in value.items()}    # keys as in JSON
             if isinstance(value, dict) else value for name, value in edit.items()}
     bert.edits = [*bert.edits, {"method": "pruning", **edit}]
     for number, layer in enumerate(bert.layers):
@@ -113,7 +113,7 @@ def _finish(bert, config, **edit):
 
 
 def _union(old, new):
-    """Two of {layer: [head]} → one."""
+    """The union of two {layer: [head]}."""
     return old | {layer: [*old.get(layer, ()), *heads] for layer, heads in new.items()}
 
 

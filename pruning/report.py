@@ -1,4 +1,4 @@
-"""What runs cost and what they reach, side by side."""
+"""Compare the costs and scores of runs in one table."""
 
 import time
 from argparse import Namespace
@@ -17,7 +17,7 @@ from pruning.cost import matrix_cost, multiply_adds
 
 def add_flags(parser):
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of saved runs")
-    parser.add_argument("--csv", metavar="FILE", help="write the table there too")
+    parser.add_argument("--csv", metavar="FILE", help="also write the table to this file")
     parser.add_argument("--device", **RUN_FLAGS["--device"])
 
 
@@ -47,7 +47,7 @@ def measure_run(folder, device):
               "training seconds": record["times"].get("train_seconds")}
     examples, seconds, work = 0, 0.0, 0
     for task, split in session.first_splits.items():
-        run_split(model, task, split, session.device, session.autocast)      # slower: the first
+        run_split(model, task, split, session.device, session.autocast)      # warm-up, not timed
         began = time.perf_counter()
         run_split(model, task, split, session.device, session.autocast)
         seconds += time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""What to remove, by importance and a budget, and where adapters get a higher rank."""
+"""Choose the parts to remove by importance and a budget, and the ranks of adapters."""
 
 import torch
 
@@ -10,19 +10,19 @@ ORDERS = ("importance", "random", "inverse")
 def choose(scores, keep, order="importance", seed=0):
     """scores [layers, parts], NaN where a part is gone → {layer: [part]} to remove, so that `keep`
     parts stay: the most important ones, random ones, or (inverse) the least important ones.
-    UserError if nothing would stay or nothing be removed."""
+    UserError if nothing would stay, or nothing would be removed."""
     check_known(order, ORDERS, "order")
-    there = ~scores.isnan()
-    if not 0 < keep < there.sum():
-        raise UserError(f"{int(there.sum()):,} are there and {keep:,} are to be kept, so nothing "
+    present = ~scores.isnan()
+    if not 0 < keep < present.sum():
+        raise UserError(f"{int(present.sum()):,} are there and {keep:,} are to be kept, so nothing "
                         f"would be removed, or nothing left; keep fewer, and at least one")
     if order == "random":
         scores = torch.rand(scores.shape, generator=torch.Generator().manual_seed(seed))
     elif order == "inverse":
         scores = -scores
-    ranked = scores.masked_fill(~there, -torch.inf).flatten()
-    places = ranked.argsort(descending=True, stable=True).argsort().view(scores.shape)
-    removed = there & (places >= keep)
+    ordered = scores.masked_fill(~present, -torch.inf).flatten()
+    ranks = ordered.argsort(descending=True, stable=True).argsort().view(scores.shape)
+    removed = present & (ranks >= keep)
     return {layer: row.nonzero().flatten().tolist()
             for layer, row in enumerate(removed) if row.any()}
 
@@ -57,8 +57,8 @@ def parse_budget(text, total, flag):
 
 def ranks_by_importance(raw, high=8, low=4, blocks=4,
                         matrices=("query", "key", "value", "attention_output")):
-    """LoRA ranks that follow importance (Wang, Yang & Sun 2023, section 2.3, which does not say how
-    a layer's is measured). raw [layers, heads], not normalized, NaN where a head is gone → {(layer,
+    """LoRA ranks that follow importance (Wang, Yang & Sun 2023, section 2.3, which leaves open how
+    to measure a layer's). raw [layers, heads], not normalized, NaN where a head is gone → {(layer,
     matrix): rank}: `high` in the `blocks` layers with the largest sums, else `low`."""
     order = raw.nan_to_num().sum(dim=1).argsort(descending=True, stable=True)
     best = order[:blocks].tolist()
