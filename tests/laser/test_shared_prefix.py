@@ -13,6 +13,7 @@ from torch import nn
 
 import lora
 from bert import Tokenizer, UserError
+from bert.matrices import MATRICES
 from common.cli import UserStop
 from laser.edit import apply
 from laser.interventions import Intervention, parse
@@ -71,7 +72,7 @@ CHANGES = {                                  # what is done to a Bert, and stack
     "plain": (lambda bert: None, STACKS),
     "adapters": (adapter_layers, FFN_STACKS),
     "adapters with norms": (lambda bert: adapter_layers(bert, norms=True), FFN_STACKS),
-    "adapters everywhere": (lambda bert: adapter_layers(bert, lora.TARGETS, norms=True), [()]),
+    "adapters everywhere": (lambda bert: adapter_layers(bert, MATRICES, norms=True), [()]),
     "LoRA-XS": (lambda bert: adapter_layers(bert, kind="xs", alpha=8), FFN_STACKS),
     "masked heads": (lambda bert: mask_heads(bert, {0: [1], 1: [0, 3]}), STACKS),
     "a layer without heads": (lambda bert: remove_heads(bert, {1: [0, 1, 2, 3], 0: [2]}),

@@ -122,8 +122,9 @@ def test_selections_and_copies_of_a_layout_keep_its_adapters():
     layout = Layout(MASK).with_adapters(MIXED)
     assert layout.adapter_rows == [("a", 12), (None, 5), ("b", 10)]
     assert layout.cls_rows().adapter_rows == MIXED                    # a row for each sequence
-    assert layout.to("meta").adapter_rows == layout.adapter_rows and layout.to("meta").flat_index.is_meta
-    with pytest.raises(UserError, match="5 sequences; the batch has 6"):
+    moved = layout.to("meta")
+    assert moved.adapter_rows == layout.adapter_rows and moved.flat_index.is_meta
+    with pytest.raises(UserError, match="for 5 of 6 sequences"):
         Layout(MASK).with_adapters([("a", 5)])
 
 
