@@ -32,7 +32,7 @@ from multitask import runs  # noqa: E402
 from multitask.evaluation import load_split, run_split  # noqa: E402
 from multitask.tasks import TASKS  # noqa: E402
 from pruning import choose, normalize, remove_heads  # noqa: E402
-from pruning.measure import measure  # noqa: E402
+from pruning.measure import measure, training_sample  # noqa: E402
 
 ORDERS = {"importance": 1, "importance, norm by layer": 1,   # how many draws
           "random": 5, "inverse": 1}
@@ -44,7 +44,8 @@ def sweep(task, seed, folder, examples):
     """Yield {"task", "order", "removed", "score", …} for every way to prune one run."""
     model, tokenizer, settings, _ = runs.open_run(folder)
     dev = load_split(task, TASKS[task].dev_sets[0], settings.data, tokenizer, settings)
-    raw = measure(model, tokenizer, settings, [task], CPU, examples=examples)[task]
+    sample = training_sample(tokenizer, settings, [task], examples)
+    raw = measure(model, sample, settings, CPU)[task]
     metric = next(iter(TASKS[task].metrics.values()))
     whole = model.bert
 

@@ -8,7 +8,7 @@ from math import ceil
 from bert import UserError
 from common.flags import setting
 from multitask import distributed
-from pruning.measure import measure, of_all_tasks
+from pruning.measure import measure, of_all_tasks, training_sample
 from pruning.removal import mask_heads, remove_heads
 from pruning.selection import choose, parse_budget, parse_heads, ranks_by_importance
 
@@ -53,10 +53,17 @@ def keep_heads(model, tokenizer, settings, device, edits):
         return
     keep = parse_budget(settings.keep_heads, len(bert.layers) * bert.config.num_attention_heads,
                         "keep-heads")
-    raw = measure(model.to(device), tokenizer, settings, settings.task_names, device)
-    model.cpu()
+    raw = measure_before_training(model, tokenizer, settings, device)
     remove_heads(bert, distributed.broadcast(choose(of_all_tasks(raw), keep)))
     print(f"{keep} heads stay, by layer: {[layer.attention.num_heads for layer in bert.layers]}")
+
+
+def measure_before_training(model, tokenizer, settings, device):
+    """→ {task: raw importance of heads}; the model is on the CPU before and after."""
+    splits = training_sample(tokenizer, settings, settings.task_names)
+    raw = measure(model.to(device), splits, settings, device)
+    model.cpu()
+    return raw
 
 
 def ranks_before_training(model, tokenizer, settings, device, edits=()):
@@ -72,8 +79,7 @@ def ranks_before_training(model, tokenizer, settings, device, edits=()):
     recorded = [edit for edit in edits if edit["method"] == "lora"]
     if recorded:
         return {(layer, matrix): rank for layer, matrix, rank in recorded[-1]["ranks"]}
-    raw = measure(model.to(device), tokenizer, settings, settings.task_names, device)
-    model.cpu()
+    raw = measure_before_training(model, tokenizer, settings, device)
     of_all = sum(values / values.nan_to_num().sum() for values in raw.values())
     return distributed.broadcast(
         ranks_by_importance(of_all, settings.lora_top, settings.lora,

@@ -8,6 +8,8 @@ The absolute value stands inside the sum, so every example needs a gradient of i
 not influence each other: if each has its own gates, one backward pass of the summed loss is enough.
 """
 
+from contextlib import contextmanager
+
 import torch
 
 from bert.errors import UserError, check_known
@@ -47,6 +49,7 @@ def gate_layer(layer, gates):
 
 
 GATES = {"heads": gate_heads, "neurons": gate_neurons, "layers": gate_layer}
+NORMS = ("global", "layer")
 
 
 def zero_importance(config, kind):
@@ -68,11 +71,24 @@ def feed_forward(bert, layer):
     return ffn
 
 
+@contextmanager
+def frozen(module):
+    """Within this context no parameter of the module requires a gradient."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
 def importance(bert, batches, loss, kind="heads"):
     """→ raw importance [layers, parts] in float64, NaN where a part is gone. Each batch has .layout
     and .labels [B]; an example may have several sequences (multitask.data.Batch). loss(batch) runs
-    `bert` and returns the *sum* of the examples' losses. Call it in eval mode: dropout would
-    add noise. UserError if the kind is unknown, or if there is no example."""
+    `bert` and returns the *sum* of the examples' losses. Call it in eval mode: dropout would be
+    noise. The weights of `bert` are frozen meanwhile, so they take no memory for gradients.
+    UserError if there is no such kind, or no example."""
     check_known(kind, GATES, "kind of part")
     raw, tokens = zero_importance(bert.config, kind), 0
     layers = {number: layer for number, layer, _ in bert.walk()}
@@ -86,11 +102,12 @@ def importance(bert, batches, loss, kind="heads"):
         hooks = [GATES[kind](layer, ones.repeat(segments, 1))
                  for layer, ones in zip(layers.values(), gates)]
         try:
-            summed = loss(batch)
+            with frozen(bert):
+                gradients = torch.autograd.grad(loss(batch), gates)
         finally:
             for hook in hooks:
                 hook.remove()
-        for total, gradient in zip(sums, torch.autograd.grad(summed, gates)):
+        for total, gradient in zip(sums, gradients):
             total += gradient.double().abs().sum(dim=0)
         tokens += len(batch.layout)
     if not tokens:
@@ -104,12 +121,14 @@ def normalize(raw, by="global"):
     """I' = I/(‖I‖₂ + ε), then (I' - min I')/(max I' - min I'): from 0 to 1 (Wang, Yang & Sun, eq. 1
     and 2). raw [layers, parts], NaN where a part is gone. by="global" takes the norm of all parts,
     which only changes the scale; by="layer" the norm of each layer's row, as the code of Michel,
-    Levy & Neubig does (benchmarks/importance.py compares the two)."""
-    check_known(by, ("global", "layer"), "norm")
+    Levy & Neubig does (benchmarks/importance.py compares the two). Rows of one part, a whole layer,
+    always have the global norm."""
+    check_known(by, NORMS, "norm")
     if raw.isnan().all():
         raise UserError("nothing is left whose importance could be compared")
     values = raw.nan_to_num()
-    norm = values.norm(dim=1, keepdim=True) if by == "layer" else values.norm()
+    rows = by == "layer" and raw.size(1) > 1
+    norm = values.norm(dim=1, keepdim=True) if rows else values.norm()
     scaled = raw / norm.add(1e-20)
     there = scaled[~scaled.isnan()]
     return (scaled - there.min()) / (there.max() - there.min()).clamp(min=1e-20)

@@ -22,20 +22,25 @@ def task_importance(model, task, split, loss, device, kind="heads"):
         return importance(model.encoder(task), batches, summed, kind)
 
 
-def measure(model, tokenizer, settings, tasks, device, kind="heads", examples=1000, seed=0):
-    """→ {task: raw importance [layers, parts]} over `examples` random training examples of each
-    task (0: all of them). The model is on `device`."""
-    raw = {}
+def training_sample(tokenizer, settings, tasks, examples=1000, seed=0):
+    """→ {task: Split} of `examples` random training examples of each task (0: all of them)."""
+    splits = {}
     for task in tasks:
         rows = read_split(task, "train", settings.data, settings.strict_rows)
         rows = rows[:settings.limit or None]
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-        split = tokenize([rows[i] for i in order[:examples or None]], tokenizer, settings.pairs)
-        raw[task] = task_importance(model, task, split, settings.loss_of(task), device, kind)
-    return raw
+        splits[task] = tokenize([rows[i] for i in order[:examples or None]], tokenizer,
+                                settings.pairs)
+    return splits
 
 
-def of_all_tasks(raw):
+def measure(model, splits, settings, device, kind="heads"):
+    """→ {task: raw importance [layers, parts]} over {task: Split}. The model is on `device`."""
+    return {task: task_importance(model, task, split, settings.loss_of(task), device, kind)
+            for task, split in splits.items()}
+
+
+def of_all_tasks(raw, norm="global"):
     """{task: raw importance} → importance from 0 to 1, of the one task or of the sum of several."""
-    scores = [normalize(values) for values in raw.values()]
+    scores = [normalize(values, norm) for values in raw.values()]
     return scores[0] if len(scores) == 1 else normalize(sum(scores))

@@ -17,7 +17,9 @@ from torch import nn
 
 from bert.errors import UserError, check_known
 from bert.matrices import get_linear
-from pruning.gates import feed_forward
+from pruning.gates import feed_forward, zero_importance
+
+CUT = {"heads": ("query", "key", "value", "attention_output"), "neurons": ("fc_in", "fc_out")}
 
 
 def keep_rows(linear, rows):
@@ -39,8 +41,7 @@ def remove_heads(bert, heads):
     """Remove these heads' rows of query, key and value and their columns of the output matrix. A
     layer may lose all heads: then its attention is the output matrix's bias."""
     heads = _check_parts(bert, heads, "head", bert.config.remaining_heads)
-    matrices = {layer: [get_linear(bert, layer, name) for name in
-                        ("query", "key", "value", "attention_output")] for layer in heads}
+    matrices = plain_matrices(bert, "heads", heads)
     gone = _union(bert.config.pruned_heads, heads)
     masked = {layer: [head for head in off if head not in gone.get(layer, ())]
               for layer, off in bert.config.masked_heads.items()}
@@ -66,12 +67,13 @@ def mask_heads(bert, heads):
 
 
 def remove_neurons(bert, neurons):
-    """Remove these rows of fc_in and columns of fc_out. The rows that stay move up."""
+    """Remove these rows of fc_in and columns of fc_out. The rows that stay move up.
+    UserError if one is named twice."""
+    for layer, rows in neurons.items():
+        if len(set(rows)) < len(rows):
+            raise UserError(f"a neuron of layer {layer} is named twice; name each once")
     neurons = _check_parts(bert, neurons, "neuron", lambda n: range(bert.config.ffn_size(n)))
-    for layer in neurons:
-        feed_forward(bert, layer)
-    matrices = {layer: [get_linear(bert, layer, name) for name in ("fc_in", "fc_out")]
-                for layer in neurons}
+    matrices = plain_matrices(bert, "neurons", neurons)
     for layer, (fc_in, fc_out) in matrices.items():
         rows = sorted(set(range(fc_in.out_features)) - set(neurons[layer]))
         keep_rows(fc_in, rows)
@@ -86,10 +88,7 @@ def remove_layers(bert, layers):
     """Remove these layers. Later layers are renumbered; refused if an edit of another method refers
     to layers by number."""
     layers = sorted(_check_parts(bert, dict.fromkeys(layers, [0]), "layer", lambda n: [0]))
-    others = [edit["kind"] for edit in bert.edits if edit["method"] != "pruning"]
-    if others:
-        raise UserError(f"layers cannot be removed after {', '.join(others)}, which names layers "
-                        f"by number; remove layers first, or merge adapters (python -m lora merge)")
+    _check_layers_have_no_other_edit(bert)
     left = [number for number in range(len(bert.layers)) if number not in layers]
     if not left:
         raise UserError(f"all of the {len(bert.layers)} layers would be removed; leave one")
@@ -101,6 +100,29 @@ def remove_layers(bert, layers):
     _check_head_left(config)
     bert.layers = nn.ModuleList(bert.layers[number] for number in left)
     _finish(bert, config, kind="remove_layers", layers=layers)
+
+
+def plain_matrices(bert, kind, layers):
+    """→ {layer: [the matrices that lose rows or columns]}. UserError if one is not a plain one."""
+    for layer in layers if kind == "neurons" else ():
+        feed_forward(bert, layer)
+    return {layer: [get_linear(bert, layer, name) for name in CUT[kind]] for layer in layers}
+
+
+def check_removable(bert, kind):
+    """UserError if parts of this kind cannot be removed from some layer that has any."""
+    if kind == "layers":
+        _check_layers_have_no_other_edit(bert)
+    else:
+        scores = zero_importance(bert.config, kind)
+        plain_matrices(bert, kind, [n for n, row in enumerate(scores) if not row.isnan().all()])
+
+
+def _check_layers_have_no_other_edit(bert):
+    others = [edit["kind"] for edit in bert.edits if edit["method"] != "pruning"]
+    if others:
+        raise UserError(f"layers cannot be removed after {', '.join(others)}, which names layers "
+                        f"by number; remove layers first, or merge adapters (python -m lora merge)")
 
 
 def _finish(bert, config, **edit):

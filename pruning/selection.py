@@ -1,4 +1,4 @@
-"""Choose the parts to remove by importance and a budget, and the ranks of adapters."""
+"""What to remove, by importance and a budget, and where adapters get a higher rank."""
 
 import torch
 
@@ -7,24 +7,42 @@ from bert.errors import UserError, check_known
 ORDERS = ("importance", "random", "inverse")
 
 
-def choose(scores, keep, order="importance", seed=0):
+def choose(scores, keep, order="importance", seed=0, per_layer=False):
     """scores [layers, parts], NaN where a part is gone → {layer: [part]} to remove, so that `keep`
     parts stay: the most important ones, random ones, or (inverse) the least important ones.
-    UserError if nothing would stay, or nothing would be removed."""
+    per_layer: the same number in every layer, or all of a layer that has fewer. UserError if
+    nothing would stay or nothing be removed, or if `keep` cannot be divided among the layers."""
     check_known(order, ORDERS, "order")
-    present = ~scores.isnan()
-    if not 0 < keep < present.sum():
-        raise UserError(f"{int(present.sum()):,} are there and {keep:,} are to be kept, so nothing "
-                        f"would be removed, or nothing left; keep fewer, and at least one")
+    if per_layer:
+        check_even(keep, len(scores))
+    there = ~scores.isnan()
     if order == "random":
         scores = torch.rand(scores.shape, generator=torch.Generator().manual_seed(seed))
     elif order == "inverse":
         scores = -scores
-    ordered = scores.masked_fill(~present, -torch.inf).flatten()
-    ranks = ordered.argsort(descending=True, stable=True).argsort().view(scores.shape)
-    removed = present & (ranks >= keep)
+    groups = scores.masked_fill(~there, -torch.inf).view(len(scores) if per_layer else 1, -1)
+    places = groups.argsort(dim=1, descending=True, stable=True).argsort(dim=1).view(scores.shape)
+    removed = there & (places >= keep // len(groups))
+    if keep < 1 or not removed.any():
+        raise UserError(f"{int(there.sum()):,} are there and {keep:,} are to be kept, so nothing "
+                        f"would be removed, or nothing left; keep fewer, and at least one")
     return {layer: row.nonzero().flatten().tolist()
             for layer, row in enumerate(removed) if row.any()}
+
+
+def check_even(keep, layers):
+    lower = keep - keep % layers
+    if lower != keep:
+        raise UserError(f"{keep:,} cannot be divided evenly among {layers} layers; "
+                        f"{f'{lower:,} or ' if lower else ''}{lower + layers:,} can")
+
+
+def left_after_rounds(there, keep, rounds, step=1):
+    """How many parts are left after each round, from `there` down to `keep`: multiples of `step`. A
+    round that would remove nothing is left out."""
+    left = (there - round((there - keep) * number / rounds) for number in range(1, rounds))
+    multiples = {number - number % step for number in left}
+    return sorted({keep, *(n for n in multiples if keep < n < there)}, reverse=True)
 
 
 def parse_heads(texts, flag):
@@ -57,8 +75,8 @@ def parse_budget(text, total, flag):
 
 def ranks_by_importance(raw, high=8, low=4, blocks=4,
                         matrices=("query", "key", "value", "attention_output")):
-    """LoRA ranks that follow importance (Wang, Yang & Sun 2023, section 2.3, which leaves open how
-    to measure a layer's). raw [layers, heads], not normalized, NaN where a head is gone → {(layer,
+    """LoRA ranks that follow importance (Wang, Yang & Sun 2023, section 2.3, which does not say how
+    a layer's is measured). raw [layers, heads], not normalized, NaN where a head is gone → {(layer,
     matrix): rank}: `high` in the `blocks` layers with the largest sums, else `low`."""
     order = raw.nan_to_num().sum(dim=1).argsort(descending=True, stable=True)
     best = order[:blocks].tolist()

@@ -64,6 +64,23 @@ def test_importance_leaves_the_model_as_it_was(bert):
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in bert.modules())
 
 
+def test_weights_take_no_gradients_while_importance_is_measured(bert):
+    def loss(batch):
+        assert not any(p.requires_grad for p in bert.parameters())
+        return losses(bert, batch).sum()
+
+    importance(bert, batches_of([7, 5]), loss)
+    assert all(p.requires_grad for p in bert.parameters())
+
+    def failing(batch):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        importance(bert, batches_of([12]), failing)
+    assert all(p.requires_grad for p in bert.parameters())
+    assert not any(m._forward_pre_hooks for m in bert.modules())
+
+
 def test_neuron_importance_is_brute_force(bert):
     """ξ of a neuron scales its column of fc_out: ∂L/∂ξ = Σᵢ Wᵢ · ∂L/∂Wᵢ."""
     bert = bert.double()
@@ -146,6 +163,8 @@ def test_normalized_importance_is_the_papers():
     gone = torch.tensor([[NAN, 4., 3.], [NAN, NAN, NAN]])
     torch.testing.assert_close(normalize(gone), torch.tensor([[NAN, 1., 0.], [NAN] * 3]),
                                equal_nan=True)
+    layers = torch.tensor([[1.], [3.], [2.]])                # one part a layer: the global norm
+    torch.testing.assert_close(normalize(layers, "layer"), torch.tensor([[0.], [1.], [.5]]))
 
 
 class Experts(torch.nn.Module):

@@ -164,6 +164,7 @@ MISTAKES = {
     "all heads": (lambda b: remove_heads(b, dict.fromkeys(range(3), range(4))), "all heads"),
     "all masked": (lambda b: mask_heads(b, dict.fromkeys(range(3), range(4))), "all heads"),
     "a neuron that is not there": (lambda b: remove_neurons(b, {0: [48]}), "no neuron 48"),
+    "a neuron twice": (lambda b: remove_neurons(b, {0: [1, 1]}), "twice"),
     "no neuron": (lambda b: remove_neurons(b, {0: []}), "no neuron"),
     "all layers": (lambda b: remove_layers(b, [0, 1, 2]), "all of the 3 layers"),
     "no layer": (lambda b: remove_layers(b, []), "no layer is named"),

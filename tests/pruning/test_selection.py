@@ -10,7 +10,7 @@ from bert import Bert, BertConfig, Layout, UserError
 from lora import LoRALinear, accounting
 from pruning import choose, multiply_adds, ranks_by_importance, remove_heads, remove_neurons
 from pruning.cost import matrix_cost
-from pruning.selection import parse_budget
+from pruning.selection import left_after_rounds, parse_budget
 
 NAN = torch.nan
 SCORES = torch.tensor([[.9, .1, .5], [.2, NAN, .8]])
@@ -24,6 +24,22 @@ def test_each_order_removes_what_its_name_says():
     assert len({str(d) for d in drawn}) > 5
     assert {sum(map(len, d.values())) for d in drawn} == {2}
     assert all(1 not in d.get(1, []) for d in drawn)         # it is gone already
+
+
+def test_a_budget_for_each_layer_keeps_as_many_in_each():
+    assert choose(SCORES, 2, per_layer=True) == {0: [1, 2], 1: [0]}
+    assert choose(SCORES, 4, per_layer=True) == {0: [1]}     # layer 1 has two
+    with pytest.raises(UserError, match="3 cannot be divided evenly among 2 layers; 2 or 4 can"):
+        choose(SCORES, 3, per_layer=True)
+    with pytest.raises(UserError, match="nothing would be removed"):
+        choose(SCORES, 6, per_layer=True)
+
+
+def test_rounds_remove_about_as_many_each():
+    assert left_after_rounds(144, 100, 1) == [100]
+    assert left_after_rounds(144, 100, 3) == [129, 115, 100]
+    assert left_after_rounds(144, 96, 3, step=12) == [120, 108, 96]
+    assert left_after_rounds(8, 6, 9) == [7, 6]              # a round that removes nothing is none
 
 
 def test_a_budget_is_a_number_or_a_fraction():
