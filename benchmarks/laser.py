@@ -26,10 +26,9 @@ from benchmarks.speed import evaluate_padded
 from laser import Intervention, apply
 from laser.interventions import format_stack
 from laser.output_cache import OutputCache
-from laser.report import parameters
-from laser.sweep import KEEPS, choose_layers, grid
-from multitask import runs
-from multitask.evaluation import load_split, run_split
+from laser.sweep import KEEPS, grid, parse_layers
+from multitask.evaluation import run_split
+from multitask.session import RunSession
 from multitask.tasks import TASKS
 
 CPU, EVERY, REPEATS, KEEP = torch.device("cpu"), 9, 5, 0.3
@@ -59,7 +58,7 @@ def compare(outputs, stack, whole):
     """→ the largest difference of outputs; fails where a clear prediction differs."""
     worst = 0.0
     for task, expected in whole.items():
-        found = outputs.tables[task][outputs.stacks[format_stack(stack)]]
+        found = outputs.tables[task][outputs.rows[format_stack(stack)]]
         difference, clear = float((found - expected).abs().max()), margin(task, expected) > 2e-4
         predict = TASKS[task].predict
         assert torch.equal(predict(found)[clear], predict(expected)[clear])
@@ -67,12 +66,13 @@ def compare(outputs, stack, whole):
     return worst
 
 
-def compare_sweep(run, model, splits):
-    layers = choose_layers("upper", len(model.bert.layers))
+def compare_sweep(session):
+    model, splits = session.model, session.first_splits
+    layers = parse_layers("upper", len(model.bert.layers))
     stacks = [(i,) for i in grid(model.bert, layers, ("fc_in", "fc_out"), KEEPS)]
     evaluate_whole(model, splits)                            # warm
     with tempfile.TemporaryDirectory() as folder:
-        outputs = OutputCache(model, splits, CPU, nullcontext, Path(folder) / "outputs.safetensors")
+        outputs = OutputCache(session, Path(folder) / "outputs.safetensors")
         _, sweep = timed(outputs.add, stacks)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
     ours, worst = [], 0.0
@@ -82,7 +82,7 @@ def compare_sweep(run, model, splits):
         undo()
         ours.append(seconds)
         worst = max(worst, compare(outputs, stack, whole))
-    peer = Peer(run / "model", model.heads)
+    peer = Peer(session.run / "model", model.heads)
     padded = [timed(evaluate_padded, peer, splits)[1] for _ in range(2)]
     whole, padded = (statistics.mean(times) * len(stacks) for times in (ours, padded))
     print(f"{len(stacks)} interventions on layers {layers}, {sum(map(len, splits.values())):,} dev "
@@ -94,17 +94,20 @@ def compare_sweep(run, model, splits):
 
 
 def compare_factored(model, splits):
+    def parameters():
+        return sum(p.numel() for p in model.bert.parameters())
+
     stack = [Intervention(layer, matrix, KEEP) for layer in range(len(model.bert.layers))
              for matrix in ("fc_in", "fc_out")]
     times, sizes = ([], []), []
     undo = apply(model.bert, stack)
-    sizes.append(parameters(model.bert))
+    sizes.append(parameters())
     undo()
     for _ in range(REPEATS):
         for factored, seconds in zip((False, True), times):
             undo = apply(model.bert, stack, factored)
             if factored:
-                sizes[1:] = [parameters(model.bert)]
+                sizes[1:] = [parameters()]
             seconds.append(timed(evaluate_whole, model, splits)[1])
             undo()
     ratios = [a / b for a, b in zip(*times)]
@@ -120,13 +123,12 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--limit", type=int, default=0)
+    parser.set_defaults(device="cpu", precision="fp32")
     args = parser.parse_args()
-    model, tokenizer, settings, _ = runs.open_run(args.run)
-    splits = {task: load_split(task, "dev", settings.data, tokenizer, settings, args.limit)
-              for task in model.heads}
+    session = RunSession(args)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads, fp32, {args.run}")
-    compare_sweep(args.run, model, splits)
-    compare_factored(model, splits)
+    compare_sweep(session)
+    compare_factored(session.model, session.first_splits)
 
 
 if __name__ == "__main__":

@@ -69,18 +69,14 @@ def fit_weighted(weight, byte_budget, importance=None):
     return stored | {"left": stored["left"] / scale}
 
 
-def kronecker_shape(n, m):
-    """The shape of A: of all factorizations of n·m the one with the fewest entries in A and B;
-    among equals the one whose A is closest to W in aspect ratio."""
-    divisors = [[d for d in range(1, size + 1) if size % d == 0] for size in (n, m)]
-    return min(((a, b) for a in divisors[0] for b in divisors[1]),
+def fit_kronecker(weight, byte_budget, importance=None):
+    """A [a, b] and B [c, d] have the shapes with the fewest entries in both; among equals those
+    whose A is closest to W in aspect ratio."""
+    n, m = weight.shape
+    a, b = min(((a, b) for a in range(1, n + 1) if n % a == 0
+                for b in range(1, m + 1) if m % b == 0),
                key=lambda s: (s[0] * s[1] + n * m // (s[0] * s[1]),
                               abs(math.log(s[0] * m / (s[1] * n)))))
-
-
-def fit_kronecker(weight, byte_budget, importance=None):
-    n, m = weight.shape
-    a, b = kronecker_shape(n, m)
     c, d = n // a, m // b
     terms = max_count(byte_budget, FLOAT * (a * b + c * d), "Kronecker term")
     blocks = weight.reshape(a, c, b, d).transpose(1, 2).reshape(a * b, c * d)    # rank 1 = one term

@@ -12,6 +12,7 @@ or with :magnitude after it a fraction of the entries.
 from pathlib import Path
 
 from bert import UserError
+from bert.errors import check_known
 from bert.matrices import MATRICES
 from common.cli import add_run_flags, run_command, run_script
 from common.flags import parse_numbers
@@ -46,9 +47,7 @@ def open_grid(args):
                           "fractions above 0 and up to 1, as in 0.9,0.5,0.1")
     interventions = grid(bert, parse_layers(args.layers, len(bert.layers)), matrices, keeps,
                          args.variant)
-    outputs = OutputCache(session.model, session.first_splits, session.device, session.autocast,
-                          folder / "outputs.safetensors", session.precision)
-    return outputs, interventions, folder
+    return OutputCache(session, folder / "outputs.safetensors"), interventions, folder
 
 
 def sweep_command(args):
@@ -88,7 +87,9 @@ def search_command(args):
         raise UserError(f"--splits is {args.splits}; it must be 1 or more")
     outputs, interventions, folder = open_grid(args)
     outputs.add([()])
-    metric = search.choose_metric(outputs.scores(()), args.metric)
+    scores = outputs.scores(())
+    check_known(args.metric or "mean", scores, "score", where="--metric")
+    metric = args.metric or ("overall" if "overall" in scores else "mean")
     print(search.paper_table(search.paper_protocol(outputs, interventions, metric)), flush=True)
     found = search.held_out(outputs, interventions, metric, args.splits)
     print(f"\n{search.held_out_table(found, metric)}\n\n{search.summary_table(found, metric)}")

@@ -56,11 +56,6 @@ def best_stack(effects, grid):
     return tuple(sorted(i for _, i in best.values()))
 
 
-def initial_design(grid, count):
-    """`count` stacks of one intervention, spread evenly over the grid."""
-    return [(grid[n],) for n in np.unique(np.linspace(0, len(grid) - 1, count).round().astype(int))]
-
-
 class EffectPosterior:
     """The distribution of the effects, given the gains of a StackScorer so far."""
 
@@ -98,7 +93,8 @@ class EffectPosterior:
 def additive(scorer, grid, budget, seed=0):
     """→ the stack to keep; the module's docstring describes the search"""
     rng = np.random.default_rng(seed)
-    scorer(initial_design(grid, max(1, budget // 3)))
+    spread = np.linspace(0, len(grid) - 1, max(1, budget // 3)).round().astype(int)
+    scorer([(grid[n],) for n in np.unique(spread)])
     effects = EffectPosterior(scorer, grid)
     for rounds_left in range(ROUNDS, 0, -1):
         effects.update()

@@ -16,6 +16,15 @@ import numpy as np
 from laser.output_cache import scores_of
 
 
+def halves(sizes, seed):
+    """{task: n} → two disjoint {task: indices} at random: one for choosing, one for reporting."""
+    choose, report = {}, {}
+    for task, n in sizes.items():
+        order = np.random.default_rng([seed, n]).permutation(n)
+        choose[task], report[task] = np.sort(order[:n // 2]), np.sort(order[n // 2:])
+    return choose, report
+
+
 class Gain(NamedTuple):
     """A gain, and its bootstrap interval of 95 %."""
 
@@ -31,36 +40,30 @@ class Gain(NamedTuple):
         return self.low > 0
 
 
-def halves(sizes, seed):
-    """{task: n} → two disjoint {task: indices} at random: one for choosing, one for reporting."""
-    choose, report = {}, {}
-    for task, n in sizes.items():
-        order = np.random.default_rng([seed, n]).permutation(n)
-        choose[task], report[task] = np.sort(order[:n // 2]), np.sort(order[n // 2:])
-    return choose, report
+class Comparison(NamedTuple):
+    """Predictions of an edited and the unedited model, and labels, {task: [n]} each; the metric in
+    which they are compared: a task, overall or mean."""
 
+    edited: dict
+    base: dict
+    labels: dict
+    metric: str
 
-def gain(indices, edited, base, labels, metric):
-    """The gain in `metric` (a task, overall or mean) on the examples `indices` {task: indices}.
-    edited, base: predictions {task: [n]} of both models; labels {task: [n]}."""
-    edited_score, base_score = (
-        scores_of({task: side[task][i] for task, i in indices.items()},
-                  {task: labels[task][i] for task, i in indices.items()})[metric]
-        for side in (edited, base))
-    return edited_score - base_score
+    def gain(self, indices):
+        """The gain on the examples {task: indices}."""
+        edited, base = (scores_of({task: side[task][i] for task, i in indices.items()},
+                                  {task: self.labels[task][i] for task, i in indices.items()})
+                        for side in (self.edited, self.base))
+        return edited[self.metric] - base[self.metric]
 
+    def bootstrap(self, indices, draws=1000):
+        """→ [draws] gains on samples of `indices` drawn with replacement"""
+        rng, found = np.random.default_rng(0), np.empty(draws)
+        for number in range(draws):
+            found[number] = self.gain({task: rng.choice(i, len(i)) for task, i in indices.items()})
+        return found
 
-def bootstrap(indices, edited, base, labels, metric, draws=1000, seed=0):
-    """→ [draws] gains on samples of `indices` drawn with replacement"""
-    rng, found = np.random.default_rng(seed), np.empty(draws)
-    for number in range(draws):
-        sample = {task: rng.choice(i, len(i)) for task, i in indices.items()}
-        found[number] = gain(sample, edited, base, labels, metric)
-    return found
-
-
-def gain_with_interval(indices, edited, base, labels, metric):
-    """→ the Gain on `indices`; arguments as in `gain`"""
-    drawn = bootstrap(indices, edited, base, labels, metric)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Gain(gain(indices, edited, base, labels, metric), float(low), float(high))
+    def gain_with_interval(self, indices):
+        """→ the Gain on `indices`"""
+        low, high = np.quantile(self.bootstrap(indices), [0.025, 0.975])
+        return Gain(self.gain(indices), float(low), float(high))

@@ -23,18 +23,19 @@ SAVE_SECONDS = 30
 
 
 class OutputCache:
-    """Outputs of `model` under stacks of interventions on `splits` {task: Split}. `path`: the file,
-    which is read if it exists. `tables` {task: [stacks, n, outputs]} hold NaN where nothing is
-    computed yet; `rows` {format_stack(stack): its row of a table}."""
+    """Outputs of a RunSession's model under stacks of interventions on its dev sets. `path`: the
+    file, which is read if it exists. `tables` {task: [stacks, n, outputs]} hold NaN where nothing
+    is computed yet; `rows` {format_stack(stack): its row of a table}."""
 
-    def __init__(self, model, splits, device, autocast, path, precision="fp32"):
-        self.splits, self.device, self.autocast = splits, device, autocast
+    def __init__(self, session, path):
+        self.splits, self.device, self.autocast = (session.first_splits, session.device,
+                                                   session.autocast)
         self.path, self.rows = Path(path), {}
-        self.fingerprint = model_fingerprint(model, splits, precision)
-        self.evaluator = SharedPrefixEvaluator(model)
-        self.batches = {task: split.by_length(TOKENS) for task, split in splits.items()}
+        self.fingerprint = model_fingerprint(session.model, self.splits, session.precision)
+        self.evaluator = SharedPrefixEvaluator(session.model)
+        self.batches = {task: split.by_length(TOKENS) for task, split in self.splits.items()}
         self.tables = {task: torch.empty(0, len(split), TASKS[task].outputs)
-                       for task, split in splits.items()}
+                       for task, split in self.splits.items()}
         if self.path.is_file():
             self._read()
 
@@ -43,7 +44,7 @@ class OutputCache:
             about = json.loads(read_metadata(self.path).get("about", ""))
         except ValueError as error:
             raise UserError(f"{self.path} is no file of outputs; move it away") from error
-        if about["fingerprint"] != self.fingerprint:
+        if about.get("fingerprint") != self.fingerprint:
             raise UserError(f"{self.path} holds outputs of another model, data or precision; give "
                             f"another --out, or remove the file")
         self.rows = {text: row for row, text in enumerate(about["stacks"])}

@@ -7,10 +7,9 @@ same dev set; paper_protocol does the same.
 
 import numpy as np
 
-from bert.errors import check_known
 from common.tables import format_number, text_table
 from laser.additive import additive
-from laser.heldout import bootstrap, gain, gain_with_interval, halves
+from laser.heldout import Comparison, halves
 from laser.interventions import format_stack
 
 
@@ -30,14 +29,17 @@ class StackScorer:
         self.outputs.add(stacks, "search")
         for stack in stacks:
             if stack not in self.gains:
-                self.gains[stack] = gain(self.indices, self.outputs.predictions(stack), self.base,
-                                         self.outputs.labels, self.metric)
+                self.gains[stack] = self.compare(stack).gain(self.indices)
         return [self.gains[stack] for stack in stacks]
+
+    def compare(self, stack):
+        """→ the Comparison of the stack with the unedited model"""
+        outputs = self.outputs
+        return Comparison(outputs.predictions(stack), self.base, outputs.labels, self.metric)
 
     def standard_error(self, stack):
         """The standard error of a stack's gain, by the bootstrap."""
-        return float(bootstrap(self.indices, self.outputs.predictions(stack), self.base,
-                               self.outputs.labels, self.metric, draws=50).std())
+        return float(self.compare(stack).bootstrap(self.indices, draws=50).std())
 
     @property
     def evaluations(self):
@@ -82,12 +84,6 @@ def forwards(scorer, grid, **_):
 SEARCHES = {"single": single, "backwards": backwards, "forwards": forwards, "additive": additive}
 
 
-def choose_metric(scores, metric=""):
-    """The score to raise: `metric`, or else overall if there is one, or else mean."""
-    check_known(metric or "mean", scores, "score", where="--metric")
-    return metric or ("overall" if "overall" in scores else "mean")
-
-
 def paper_protocol(outputs, grid, metric):
     """Choose and score on all of dev, as in Alappat's table 1: the best single intervention for
     each task, and the greedy stack → {name: (stack, scores)}."""
@@ -117,20 +113,20 @@ def held_out(outputs, grid, metric, splits):
         for name, search in SEARCHES.items():
             scorer = StackScorer(outputs, choose, metric)
             stack = tuple(sorted(search(scorer, grid, budget=budget, seed=seed)))
-            held_out_gain = gain_with_interval(report, outputs.predictions(stack), scorer.base,
-                                               outputs.labels, metric)
             found.append({"search": name, "split": seed, "laser": format_stack(stack),
-                          "gain": held_out_gain, "evaluations": scorer.evaluations,
+                          "gain": scorer.compare(stack).gain_with_interval(report),
+                          "evaluations": scorer.evaluations,
                           "selection_gain": scorer.gains[stack]})
     return found
 
 
 def held_out_table(found, metric):
     """The result of held_out as text."""
-    return text_table([["chosen on one half", "split", "tried", "gain there",
-                        f"gain in {metric} on the other half [95 %]", ""], *(
-        [row["search"], str(row["split"]), str(row["evaluations"]),
-         f"{row['selection_gain']:+.4f}", str(row["gain"]), row["laser"] or "none"]
+    header = ("chosen on one half", "split", "tried", "gain there",
+              f"gain in {metric} on the other half [95 %]", "")
+    return text_table([header, *(
+        (row["search"], str(row["split"]), str(row["evaluations"]),
+         f"{row['selection_gain']:+.4f}", str(row["gain"]), row["laser"] or "none")
         for row in found)])
 
 

@@ -16,21 +16,21 @@ KEEPS = (0.9, 0.8, 0.6, 0.5, 0.4, 0.2, 0.1, 0.05, 0.01)
 def parse_layers(text, depth):
     """"upper", "all" or "3,4,5" → layers. upper is the upper half: 6 to 11 of 12 in Alappat."""
     named = {"upper": range(depth // 2, depth), "all": range(depth)}
-    return named.get(text) or list(map(int, parse_numbers(
+    return list(named.get(text) or map(int, parse_numbers(
         "--layers", text, float.is_integer, "upper, all, or numbers as in 3,4,5")))
 
 
 def grid(bert, layers, matrices, keeps, variant="svd"):
     """→ [Intervention] for every combination; empty matrices are left out. UserError if an
     intervention is impossible, or if none is left."""
-    found = [Intervention(layer, matrix, keep, variant) for layer in layers
-             for matrix in matrices if not is_empty(bert, layer, matrix) for keep in keeps]
-    if not found:
+    targets = [(layer, matrix) for layer in layers for matrix in matrices
+               if not is_empty(bert, layer, matrix)]
+    if not targets:
         raise UserError("every matrix that --layers and --matrices name is empty, because all "
                         "heads or neurons of its layer were removed; choose others")
-    for intervention in found:
-        get_linear(bert, *intervention.target)
-    return found
+    for target in targets:
+        get_linear(bert, *target)
+    return [Intervention(*target, keep, variant) for target in targets for keep in keeps]
 
 
 def approximation_stats(evaluator, intervention):

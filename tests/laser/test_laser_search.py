@@ -11,7 +11,7 @@ import evaluate as evaluate_script
 import train_multitask
 from laser.__main__ import main
 from laser.additive import best_stack, posterior, prior_covariance
-from laser.heldout import bootstrap, gain_with_interval, halves
+from laser.heldout import Comparison, halves
 from laser.interventions import Intervention, format_stack, parse
 from laser.search import SEARCHES, StackScorer
 from multitask import runs
@@ -123,11 +123,12 @@ def test_the_bootstrap_interval_has_the_standard_error_of_a_proportion():
     labels = {"sst": np.ones(400)}
     base, edited = {"sst": np.zeros(400)}, {"sst": (rng.random(400) < 0.5).astype(float)}
     rows = {"sst": np.arange(400)}
-    assert bootstrap(rows, edited, base, labels, "sst", 500).std() == pytest.approx(0.025, rel=0.1)
-    found = gain_with_interval(rows, edited, base, labels, "sst")
+    comparison = Comparison(edited, base, labels, "sst")
+    assert comparison.bootstrap(rows, 500).std() == pytest.approx(0.025, rel=0.1)
+    found = comparison.gain_with_interval(rows)
     assert found.value == edited["sst"].mean() and found.survives
     assert found.high - found.low == pytest.approx(4 * 0.0245, rel=0.1)
-    assert not gain_with_interval(rows, base, base, labels, "sst").survives
+    assert not Comparison(base, base, labels, "sst").gain_with_interval(rows).survives
 
 
 # --------------------------------------------------------------------------------------- commands

@@ -6,6 +6,7 @@ import signal
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,11 +20,11 @@ from laser.edit import apply
 from laser.interventions import Intervention, parse
 from laser.output_cache import OutputCache
 from laser.shared_prefix import SharedPrefixEvaluator
-from multitask import runs
 from multitask.course import Example
 from multitask.data import tokenize
-from multitask.evaluation import load_split, model_fingerprint, run_split
+from multitask.evaluation import model_fingerprint, run_split
 from multitask.model import build_model
+from multitask.session import RunSession
 from multitask.settings import Settings
 from multitask.tasks import TASKS
 from pruning import mask_heads, remove_heads, remove_layers, remove_neurons
@@ -165,10 +166,7 @@ def test_other_layers_and_feed_forward_networks_are_refused_in_a_sentence(bert):
 
 
 def open_outputs(run, path):
-    model, tokenizer, settings, _ = runs.open_run(run)
-    splits = {task: load_split(task, "dev", settings.data, tokenizer, settings)
-              for task in model.heads}
-    return OutputCache(model, splits, CPU, nullcontext, path)
+    return OutputCache(RunSession(SimpleNamespace(run=run, device="cpu")), path)
 
 
 def test_a_stopped_pass_goes_on_where_it_was(run, tmp_path, monkeypatch):
@@ -198,13 +196,13 @@ def test_a_stopped_pass_goes_on_where_it_was(run, tmp_path, monkeypatch):
 
 
 def test_outputs_of_another_model_are_refused(run, tmp_path):
-    outputs = open_outputs(run, tmp_path / "o.safetensors")
-    outputs.add([()])
-    model = outputs.evaluator.model
+    session, path = RunSession(SimpleNamespace(run=run, device="cpu")), tmp_path / "o.safetensors"
+    OutputCache(session, path).add([()])
+    OutputCache(session, path)
     with torch.no_grad():
-        model.bert.layers[0].ffn.fc_in.weight[0, 0] += 1
+        session.model.bert.layers[0].ffn.fc_in.weight[0, 0] += 1
     with pytest.raises(UserError, match="another model"):
-        OutputCache(model, outputs.splits, CPU, nullcontext, tmp_path / "o.safetensors")
+        OutputCache(session, path)
 
 
 @pytest.mark.parametrize("change", [
