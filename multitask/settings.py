@@ -13,11 +13,7 @@ from multitask.model import READS, SHARED
 from multitask.sampling import SAMPLERS
 from multitask.tasks import TASKS
 
-
-def encoder_learns(settings):
-    return not settings.freeze
-
-
+UNFROZEN = ("an encoder that is trained (no --freeze)", lambda s: not s.freeze)
 NEEDS = {              # setting → what it has an effect with, (settings) → whether that is so
     "sampling": ("two tasks or more that are trained", lambda s: len(s.learnt) > 1),
     "annealing": ("--sampling annealed", lambda s: s.sampling == "annealed"),
@@ -27,11 +23,10 @@ NEEDS = {              # setting → what it has an effect with, (settings) → 
         s.head_kinds[task] for task in s.learnt} <= {"linear", "cosine", "relu-cosine"}),
     "loss": ("a graded task that is trained", lambda s: any(
         s.loss in TASKS[task].other_losses for task in s.learnt)),
-    "lr": ("an encoder that is trained (no --freeze) at no --task-lr of its own", lambda s:
-           encoder_learns(s) and not {tasks[0] for tasks in s.units.values()} <= set(
-               s.of_tasks("task_lr", float))),
-    "task_lr": ("an encoder that is trained (no --freeze)", encoder_learns),
-    "layer_decay": ("an encoder that is trained (no --freeze)", encoder_learns),
+    "lr": ("an encoder that is trained (no --freeze) at no --task-lr of its own", lambda s: not (
+        s.freeze or {tasks[0] for tasks in s.units.values()} <= set(s.of_tasks("task_lr", float)))),
+    "task_lr": UNFROZEN,
+    "layer_decay": UNFROZEN,
     "patience": ("more epochs than it waits for", lambda s: not 0 < s.epochs <= s.patience),
     "overwrite": ("--out", lambda s: s.out),
 }
