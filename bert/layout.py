@@ -148,8 +148,7 @@ class Layout:
             return self
         total = sum(count for _, count in adapters)
         if total != self.batch:
-            raise UserError(f"adapters {adapters} serve {total} sequences; the batch has "
-                            f"{self.batch}")
+            raise UserError(f"adapters {adapters} are for {total} of {self.batch} sequences")
         other = self._map(lambda tensor: tensor)
         other.adapters, other.adapter_rows = adapters, self._count_rows(adapters)
         return other
