@@ -32,9 +32,8 @@ def get_linear(bert, layer, matrix):
     adapter, two factors) or if pruning has emptied it."""
     found = bert.get_submodule(module_name(bert, layer, matrix))
     if not isinstance(found, PackedLinear):
-        raise UserError(f"{layer}:{matrix} is a {type(found).__name__}, not a plain matrix; choose "
-                        f"other matrices, merge adapters first (python -m lora merge), or take the "
-                        f"run from which this one was made")
+        raise UserError(f"{layer}:{matrix} is a {type(found).__name__}, not a plain matrix; merge "
+                        "adapters first (python -m lora merge), or take the run before the change")
     if is_empty(bert, layer, matrix):
         raise UserError(f"{layer}:{matrix} is empty, because all heads or neurons of its layer "
                         f"were removed; choose another matrix")
