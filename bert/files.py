@@ -82,7 +82,8 @@ def read_utf8(path):
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[:error.start].count(b"\n") + 1
-        raise UserError(f"{path} line {line} is not UTF-8; save the file in UTF-8") from error
+        raise UserError(f"{path} line {line} is not UTF-8 (byte 0x{content[error.start]:02x}); "
+                        f"save the file in UTF-8") from error
 
 
 def read_json(path):

@@ -38,8 +38,6 @@ def read_record(path, kind, version, fields):
         raise UserError(f"{path.parent} is not a {kind}: it has no {path.name}")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if not {"settings", "versions"} <= set(record):
-            raise ValueError("it has no settings")
         found, missing = record.get("version", 1), set(fields) - set(record)
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error!r}); restore it, or train the run again"

@@ -456,8 +456,8 @@ RECORDS = {
     "no record": (without("run.json"), "run.json"),
     "record of no JSON": (content("run.json", b"{"), "run.json", "damaged"),
     "record of a list": (content("run.json", b"[]"), "run.json", "damaged"),
-    "record of nothing": (content("run.json", b"{}"), "run.json", "damaged"),
-    "settings alone": (content("run.json", b'{"settings": {}}'), "run.json", "damaged"),
+    "record of nothing": (content("run.json", b"{}"), "run.json", "format 1"),
+    "settings alone": (content("run.json", b'{"settings": {}}'), "run.json", "format 1"),
     "a setting of text": (with_setting(epochs="3"), "run.json", "--epochs"),
 }
 
