@@ -39,7 +39,7 @@ def read_record(path, kind, version, fields):
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         found, missing = record.get("version", 1), set(fields) - set(record)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error!r}); restore it, or train the run again"
                         ) from error
     if found != version:
