@@ -81,8 +81,8 @@ def search_command(args):
 
     First, stacks are chosen and scored on all of dev, as in Alappat. Then each search (single,
     backwards, forwards, additive: see laser/search.py) chooses on one half of dev, and the gain is
-    measured on the other half with a bootstrap interval. Writes search.csv to RUN/laser, or --out.
-    A stopped search resumes with the same command."""
+    measured on the other half with a bootstrap interval. Writes search.csv and search.png to
+    RUN/laser, or --out. A stopped search resumes with the same command."""
     if args.splits < 1:
         raise UserError(f"--splits is {args.splits}; it must be 1 or more")
     outputs, interventions, folder = open_grid(args)
@@ -96,7 +96,8 @@ def search_command(args):
     write_csv(folder / "search.csv", [
         {**row, "gain": row["gain"].value, "low": row["gain"].low, "high": row["gain"].high}
         for row in found])
-    print(f"\n{folder}/: search.csv")
+    plots.draw_gains(found, f"gain in {metric}", folder / "search.png")
+    print(f"\n{folder}/: search.csv, search.png")
 
 
 def add_apply_flags(parser):

@@ -1,4 +1,4 @@
-"""Figures of a sweep."""
+"""Figures of a sweep and of a search."""
 
 import numpy as np
 
@@ -31,6 +31,24 @@ def draw_heat_maps(rows, path):
             axes.set_yticks(range(len(layers)), layers, fontsize=7)
             axes.set(xlabel="keep", ylabel="layer")
     figure.suptitle("gain in points when one matrix is reduced", fontsize=10)
+    save_figure(figure, path)
+
+
+def draw_gains(rows, title, path):
+    """Draw the rows of a search: for each search the Gain of every split on the half that it did
+    not choose on, with its interval, and the mean over the splits as a line."""
+    names = list(dict.fromkeys(row["search"] for row in rows))
+    figure = new_figure(1.5 + 1.3 * len(names), 4)
+    axes = figure.subplots()
+    for x, name in enumerate(names):
+        gains = np.array([row["gain"] for row in rows if row["search"] == name]) * 100
+        value, low, high = gains.T                           # in points
+        places = x + (np.linspace(-0.25, 0.25, len(value)) if len(value) > 1 else np.zeros(1))
+        axes.errorbar(places, value, np.abs([value - low, high - value]), fmt="o", markersize=4)
+        axes.plot([x - 0.3, x + 0.3], [value.mean()] * 2, color="black", linewidth=1)
+    axes.axhline(0, color="gray", linewidth=0.8)
+    axes.set_xticks(range(len(names)), names)
+    axes.set(ylabel="gain in points on the other half", title=title)
     save_figure(figure, path)
 
 

@@ -123,6 +123,11 @@ def model_from(saved, settings):
     else:
         model = with_heads({task: saved.encoders[task] for task in settings.task_names}, settings)
     for bert in model.encoders.values():
+        learned = [name for name, _ in bert.named_parameters() if "attention_function." in name]
+        if learned and bert.attention_name != settings.attention:
+            raise UserError(f"{settings.from_run} has learned parameters of --attention "
+                            f"{bert.attention_name}, which --attention {settings.attention} would "
+                            f"drop; add --attention {bert.attention_name}")
         bert.use_attention(settings.attention)
     old, new = _parts(saved), _parts(model)
     for part, tensors in new.items():

@@ -40,6 +40,7 @@ def test_search_reports_on_the_half_it_did_not_see(run, script, tmp_path):
     code, out, _ = script(main, *arguments)
     assert code == 0 and "survive" in out and "best for sst" in out
     rows = list(csv.DictReader((tmp_path / "s" / "search.csv").open()))
+    assert (tmp_path / "s" / "search.png").read_bytes().startswith(b"\x89PNG")
     assert {row["search"] for row in rows} == set(SEARCHES) and len(rows) == 8
     assert all(float(r["low"]) <= float(r["high"]) for r in rows)
     assert max(int(r["evaluations"]) for r in rows if r["search"] in ("backwards", "additive")) <= 4
