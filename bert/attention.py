@@ -17,7 +17,8 @@ def eager_attention(query, key, value, key_mask=None, dropout=0.0, layouts=None,
 
     query is [B, heads, Tq, d], key and value are [B, heads, Tk, d] → [B, heads, Tq, d]. `key_mask`,
     broadcast to [B, heads, Tq, Tk], is False at keys that a query must not attend to. `layouts` =
-    (layout of the queries, layout of the keys): layout.pad(layout.positions) is [B, T]."""
+    (layout of the queries, layout of the keys) is for functions that need positions:
+    layout.pad(layout.positions) is [B, T]."""
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.size(-1))   # [B, heads, Tq, Tk]
     if key_mask is not None:                  # not -inf: no NaN for a padding query without any key
         scores = scores.masked_fill(~key_mask, torch.finfo(scores.dtype).min)
@@ -25,7 +26,8 @@ def eager_attention(query, key, value, key_mask=None, dropout=0.0, layouts=None,
 
 
 def sdpa_attention(query, key, value, key_mask=None, dropout=0.0, layouts=None):
-    """The same in one kernel, which need not store the [Tq, Tk] scores."""
+    """The same in one fused kernel, the default: torch chooses it, and it need not store the
+    [Tq, Tk] scores."""
     return F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask, dropout_p=dropout)
 
 
@@ -74,13 +76,13 @@ class SelfAttention(nn.Module):
                 return
             weight, function = next(self.parameters()), function(config).train(self.training)
             function = function if weight.is_meta else function.to(weight)
-        del self.attention_function                          # a module's place takes no function
+        del self.attention_function          # nn.Module refuses a plain function in a module's place
         self.attention_function = function
 
     def set_masked_heads(self, config, heads):
         """Mask these heads in every pass: `head_mask` [num_attention_heads] is 0 for each of them,
         or None if there are none."""
-        weight = next(self.parameters())                     # on meta: about to be loaded
+        weight = next(self.parameters())     # on meta they are loaded later; the mask is needed now
         mask = torch.ones(config.num_attention_heads, dtype=weight.dtype,
                           device="cpu" if weight.is_meta else weight.device)
         mask[list(heads)] = 0

@@ -127,9 +127,10 @@ def check_names_and_shapes(path, expected, found):
 
 def load_bert(cls, name, attention, rebuild=None):
     """→ a `cls` (Bert) with the weights of the checkpoint `name`: a folder, "tiny" or a hub id.
-    `rebuild(bert)` changes the modules as those of the saved model had been changed."""
+    `rebuild(bert)` repeats structural edits of the saved model, such as factored matrices, before
+    its weights are loaded."""
     config, path, encoder, heads = read_checkpoint(name)
-    with torch.device("meta"):                               # shapes only: the weights are at hand
+    with torch.device("meta"):                               # no memory: weights are assigned below
         bert = cls(config)
         if rebuild is not None:
             rebuild(bert)

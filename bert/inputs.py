@@ -1,4 +1,5 @@
-"""Checks of the encoder's arguments: a wrong one raises UserError, not an error of torch."""
+"""Checks of the encoder's arguments: a wrong one raises UserError. Values of ids are checked on the
+CPU only."""
 
 import torch
 

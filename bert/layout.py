@@ -80,7 +80,7 @@ class Layout:
         sorted_lengths = lengths[order].tolist()
         for place, length in enumerate(sorted_lengths):
             longest = sorted_lengths[cuts[-1]]
-            if length < 0.7 * longest and longest > 16:                        # 0.7² is about half
+            if length < 0.7 * longest and longest > 16:      # attention then costs 0.7², about half
                 cuts.append(place)
         return [] if cuts == [0] else list(map(self._of_sequences, order.tensor_split(cuts[1:])))
 
