@@ -76,7 +76,7 @@ class SelfAttention(nn.Module):
                 return
             weight, function = next(self.parameters()), function(config).train(self.training)
             function = function if weight.is_meta else function.to(weight)
-        del self.attention_function          # nn.Module refuses a plain function in a module's place
+        del self.attention_function          # nn.Module refuses a function in a module's place
         self.attention_function = function
 
     def set_masked_heads(self, config, heads):
