@@ -76,7 +76,7 @@ class AdapterLayer(nn.Module):
                             f"cannot act; unmerge first")
         return None
 
-    def serving(self, rows, layout):
+    def adapters_for(self, rows, layout):
         """→ the adapter_module of each group of consecutive rows [N, …], and the groups' sizes."""
         served = None if layout is None else layout.adapter_rows
         adapters, sizes = zip(*(served or [(self.active, rows.size(0))]))
@@ -114,7 +114,7 @@ class LoRALinear(AdapterLayer):
     def forward(self, rows, layout=None):
         """rows [N, in] → [N, out]"""
         out = self.base(rows, layout)
-        modules, sizes = self.serving(rows, layout)
+        modules, sizes = self.adapters_for(rows, layout)
         if len(modules) == 1:
             return out if modules[0] is None else modules[0](rows, out)
         groups = zip(modules, rows.split(sizes), out.split(sizes))
@@ -126,6 +126,6 @@ class AdaptedLayerNorm(AdapterLayer):
 
     def forward(self, rows, layout=None):
         """rows [N, hidden] → [N, hidden]"""
-        modules, sizes = self.serving(rows, layout)
+        modules, sizes = self.adapters_for(rows, layout)
         norms = [self.base if module is None else module for module in modules]
         return torch.cat([norm(x) for norm, x in zip(norms, rows.split(sizes))])

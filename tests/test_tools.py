@@ -80,7 +80,7 @@ KINDS = FREE | {         # of these LASER and compression refuse fc_in, and say 
     "encoders": (None, train_multitask.main, (*TRAIN, "--encoders", "separate")),
 }
 SAYS = {"lora-everywhere": "merge adapters",
-        "lora-factored": "the run from which this one was made",
+        "lora-factored": "the run before the change",
         "encoders": "an encoder for each task"}
 
 
