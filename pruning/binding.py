@@ -47,7 +47,7 @@ def prepare(model, tokenizer, settings, device, edits=()):
 def keep_heads(model, tokenizer, settings, device, edits):
     """Remove the heads that matter least to all tasks together. When resuming, `edits` supplies the
     recorded choice, so nothing is measured again."""
-    bert, recorded = model.bert, [edit for edit in edits if edit["kind"] == "remove_heads"]
+    bert, recorded = model.bert, [edit for edit in edits if edit.get("kind") == "remove_heads"]
     if recorded:
         remove_heads(bert, {int(layer): heads for layer, heads in recorded[-1]["heads"].items()})
         return

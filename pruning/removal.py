@@ -119,7 +119,7 @@ def check_removable(bert, kind):
 
 
 def _check_layers_have_no_other_edit(bert):
-    others = [edit["kind"] for edit in bert.edits if edit["method"] != "pruning"]
+    others = [edit["method"] for edit in bert.edits if edit["method"] != "pruning"]
     if others:
         raise UserError(f"layers cannot be removed after {', '.join(others)}, which names layers "
                         f"by number; remove layers first, or merge adapters (python -m lora merge)")

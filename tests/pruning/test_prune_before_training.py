@@ -2,15 +2,19 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import evaluate
 import train_multitask
+from bert import UserError
 from lora import LoRALinear
 from multitask import runs
 from multitask.preparation import load_model
+from pruning import remove_layers
+from pruning.binding import prepare
 
 
 def test_heads_go_and_ranks_vary_before_training(checkpoint, data, script, tmp_path):
@@ -88,3 +92,20 @@ def test_a_run_that_chose_heads_goes_on_to_the_same_bytes(checkpoint, data, scri
     assert code == 0, err
     for file in ("metrics.json", "heads.safetensors", "model/model.safetensors"):
         assert (tmp_path / "part" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_a_resumed_run_finds_its_heads_among_the_edits_of_other_methods(bert):
+    """LASER's edit has no kind: a run that was made of a reduced one and removes heads resumes."""
+    edits = [{"method": "laser", "interventions": "0:fc_in:0.5", "ranks": {}},
+             {"method": "pruning", "kind": "remove_heads", "heads": {"0": [1]}}]
+    model = SimpleNamespace(bert=bert, encoders={"shared": bert})
+    settings = SimpleNamespace(mask_heads="", keep_heads="0.9")
+    prepare(model, None, settings, torch.device("cpu"), edits)
+    assert bert.config.pruned_heads == {0: [1]}
+
+
+def test_layers_of_a_reduced_encoder_stay(bert):
+    """Layers would be renumbered, and LASER's edit refers to them by number."""
+    bert.edits = [{"method": "laser", "interventions": "0:fc_in:0.5", "ranks": {}}]
+    with pytest.raises(UserError, match="laser"):
+        remove_layers(bert, [1])

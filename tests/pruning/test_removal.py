@@ -212,7 +212,7 @@ def test_what_is_no_plain_matrix_is_not_cut(bert):
 
 def test_layers_stay_if_another_edit_refers_to_them_by_number(bert):
     bert.edits = [{"method": "laser", "kind": "factor"}]
-    with pytest.raises(UserError, match="after factor"):
+    with pytest.raises(UserError, match="after laser"):
         remove_layers(bert, [0])
 
 
