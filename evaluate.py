@@ -17,7 +17,6 @@ from bert import UserError
 from common.cli import Parser, add_run_flags, run_script
 from common.device import pick_device
 from multitask import runs
-from multitask.compare import compare
 from multitask.course import Example
 from multitask.data import tokenize
 from multitask.evaluation import (
@@ -28,15 +27,13 @@ from multitask.evaluation import (
     write_predictions,
 )
 from multitask.model import chosen_tasks
-from multitask.report import score_table
+from multitask.report import compare, score_table
 from multitask.tasks import TASKS
 
 
 def score(args, model, tokenizer, settings, device, autocast):
     """Score the split of every task in a data folder → scores; prediction files are written."""
     folder = Path(args.data or settings.data)
-    if not folder.is_dir():
-        raise UserError(f"--data {folder} is not a folder; it must hold the data files")
     as_trained = args.limit is None and not args.data and args.split == "dev"
     limit = settings.limit if as_trained else args.limit
     splits = {}

@@ -22,16 +22,15 @@ from common.cli import Parser, StopSignal, UserStop, run_script
 from common.device import peak_memory
 from common.flags import add_flags, command, with_absolute_paths
 from common.log import progress_bar
-from common.train_state import read_state, rng_state, save_state
+from common.run_folder import read_state, rng_state, save_state
 from multitask import distributed, methods, runs
 from multitask.evaluation import evaluate
 from multitask.losses import further_losses
 from multitask.metrics import choose_by, summary
 from multitask.pcgrad import SURGERY, log_conflicts, pop_grads, set_grads
 from multitask.preparation import prepare
-from multitask.recipes import RECIPES, listing
+from multitask.recipes import RECIPES
 from multitask.report import draw_training, final_report, score_line
-from multitask.schedule import set_learning_rates
 
 STATE_FILE = Path("last", "state.pt")                        # in the run: the state to resume from
 SAMPLE = Path(__file__).resolve().parent / "data"            # the default of --data
@@ -51,13 +50,12 @@ def train(settings, folder, recipe="", record=None, state=None):
     with StopSignal() as stop, bar:
         for step in steps:
             model.train()
-            set_learning_rates(optimizer, step, settings)
-            tasks, gradients = schedule.tasks_of(step, progress.running, settings), []
+            schedule.set_learning_rates(optimizer, step)
+            tasks, gradients = schedule.tasks_of(step, progress.running), []
             for task in tasks:
                 for indices, weight in distributed.shard_batch(next(schedule.batches[task]),
                                                                settings.accumulate):
-                    batch = run.data[task]["train"].batch(indices).to(run.device)
-                    add_gradients(run, task, batch, weight)
+                    add_gradients(run, task, run.train[task].batch(indices), weight)
                 if settings.surgery != "none":               # each task's gradients by themselves
                     gradients.append(pop_grads(shared))
                     distributed.all_reduce(gradients[-1])
@@ -96,16 +94,15 @@ def train(settings, folder, recipe="", record=None, state=None):
 
 def add_gradients(run, task, batch, weight):
     """Add to the gradients those of one batch of a task; `weight` is its part of the step."""
+    batch = batch.to(run.device)
     with run.autocast():
         vectors = run.model.vectors(task, batch)
         outputs = run.model.apply_head(task, vectors)
         further = further_losses(run.settings, run.model, task, batch, vectors, outputs)
-    loss = run.settings.loss_of(task)(outputs, batch.labels) * weight
-    run.log.add("loss", task, loss, weight)
-    for name, term in further.items():
+    terms = {"loss": run.settings.loss_of(task)(outputs, batch.labels)} | further
+    for name, term in terms.items():
         run.log.add(name, task, term * weight, weight)
-        loss = loss + term * weight
-    loss.backward()
+    sum(term * weight for term in terms.values()).backward()
 
 
 def add_l2(parameters, strength):
@@ -121,17 +118,13 @@ def evaluate_and_keep_best(run, bar):
     groups whose patience is exhausted or whose steps are done."""
     progress, groups = run.progress, run.schedule.groups
     if distributed.rank() == 0:
-        dev = {task: {name: split for name, split in splits.items() if name != "train"}
-               for task, splits in run.data.items()}
-        scores, predictions = evaluate(run.model, dev, run.device, run.autocast)
+        scores, predictions = evaluate(run.model, run.dev, run.device, run.autocast)
         run.log.write(step=progress.step, dev=scores, seconds=round(progress.seconds, 1))
-        improved = improved_tasks(progress, groups, scores, list(run.data))
+        improved = improved_tasks(progress, groups, scores, list(run.dev))
         if improved:
-            kept = {task: value for task, value in progress.scores.items()
-                    if isinstance(value, dict)}
-            progress.scores = summary({task: scores[task] if task in improved or task not in kept
-                                       else kept[task] for task in run.data})
-            runs.save_best(run.folder, run.model, run.tokenizer, improved, progress.scores, dev,
+            progress.scores = summary({task: (scores if task in improved else progress.scores)[task]
+                                       for task in run.dev})
+            runs.save_best(run.folder, run.model, run.tokenizer, improved, progress.scores, run.dev,
                            predictions)
         bar.write(score_line(progress.step / run.schedule.epoch_steps, scores, improved))
     progress.best, progress.best_step = distributed.broadcast((progress.best, progress.best_step))
@@ -171,7 +164,7 @@ def save_progress(run):
 
 def finish(run):
     """Complete run.json, draw the curves, print the table."""
-    draw_training(run.log.lines, run.folder / "curves.png")
+    draw_training(run.log, run.folder / "curves.png")
     run.record |= {"complete": True, "best_step": run.progress.best_step,
                    "peak_bytes": peak_memory(run.device)}
     run.record["times"] |= {"train_seconds": round(run.progress.seconds, 3),
@@ -217,7 +210,8 @@ def main(arguments=None):
     given = parse(arguments)
     resumed, recipe, listed = (given.pop(name) for name in ("resume", "recipe", "recipes"))
     if listed:
-        return print(listing())
+        return print("\n".join(f"{name:21} {recipe.row or 'ours':25} {recipe.description}"
+                               for name, recipe in RECIPES.items()))
     if resumed is not None:
         return resume(Path(resumed), given, recipe)
     settings = new_settings(given, recipe)

@@ -1,8 +1,7 @@
 """What every script shares.
 
-cli.py           sentences for errors, sub-commands, Ctrl-C    flags.py        settings as flags
-device.py        --device and --precision, peak memory         log.py          log.jsonl, the bar
-tables.py        text, Markdown, CSV                           plots.py        figures, curves
-optimization.py  learning rates, optimizers                    train_state.py  to resume from
-run_folder.py    the folder of a new run, a run's record
+cli.py           sentences for errors, sub-commands, Ctrl-C    flags.py  settings as flags
+run_folder.py    a run's folder, record, state to resume from  log.py    log.jsonl, the bar
+device.py        --device and --precision, peak memory         plots.py  figures, curves
+optimization.py  learning rates, optimizers                    tables.py text, Markdown, CSV
 """

@@ -15,8 +15,8 @@ class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one sentence, with the nearest flag there is."""
 
     def __init__(self, **options):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-                         **options)
+        options |= {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(**options)
 
     def error(self, message):
         raise UserError(f"{message}; see --help")
@@ -73,10 +73,8 @@ def run_script(main):
         sys.exit(_say(f"error: {error}", 2))
     except torch.OutOfMemoryError:
         sys.exit(_say("error: the GPU's memory is full; lower --batch-size, or --device cpu", 2))
-    except UserStop as stop:
-        sys.exit(_say(str(stop), 130))
-    except KeyboardInterrupt:
-        sys.exit(_say("stopped", 130))
+    except (UserStop, KeyboardInterrupt) as stop:
+        sys.exit(_say(str(stop) or "stopped", 130))
     except BrokenPipeError:                                  # as in: evaluate.py … | head
         sys.stderr.close()
         sys.exit(1)

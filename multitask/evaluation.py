@@ -24,7 +24,8 @@ def read_split(task, split, folder, strict_rows=False):
         raise UserError(f"{path} does not exist; " + (
             f"{other} is of CMU's course (label ||| sentence), whose files are not read: README "
             f"has a line that makes one of the other" if other.is_file() else
-            "--data must be the folder with this file, and --tasks may leave a task out"))
+            "--data must be the folder with this file, and --tasks may leave a task out"
+            + ("" if Path(folder).is_dir() else f"; {folder} is not a folder")))
     examples = TASKS[task].read_examples(path, TASKS[task], strict_rows)
     if not split.startswith("test") and examples[0].label is None:
         raise UserError(f"{path} has no column {TASKS[task].label}, the label that {split} data "
@@ -100,11 +101,10 @@ def describe_prediction(task, outputs):
     a regression."""
     row = TASKS[task]
     if row.is_regression:
-        value = outputs.item()
-        nearest = round(min(max(value, 0), row.max_label))
-        return {"label": row.label_names[nearest], "similarity": value}
+        nearest = round(min(max(outputs.item(), 0), row.max_label))
+        return {"label": row.label_names[nearest], "similarity": outputs.item()}
     probabilities = (outputs.softmax(dim=0) if row.outputs > 1
-                     else torch.stack([(-outputs).sigmoid(), outputs.sigmoid()]).squeeze(1))
+                     else torch.cat([(-outputs).sigmoid(), outputs.sigmoid()]))
     return {"label": row.label_names[probabilities.argmax()],
             "probability": probabilities.max().item()}
 

@@ -12,12 +12,11 @@ from bert.files import fingerprint
 from common.device import pick_device
 from common.log import Log
 from common.optimization import OPTIMIZERS, parameter_groups
-from common.train_state import restore
+from common.run_folder import restore
 from multitask import distributed, methods, runs
-from multitask.evaluation import load_split
+from multitask.evaluation import load_dev, load_split
 from multitask.model import build_model, model_from
-from multitask.schedule import default_lr, make_schedule, trained_modules
-from multitask.tasks import TASKS
+from multitask.schedule import Schedule, default_lr, trained_modules
 
 
 @dataclass
@@ -41,8 +40,9 @@ class Training:
     record: dict
     model: nn.Module
     tokenizer: Tokenizer
-    data: dict                                           # task → {"train": Split, "dev": Split, …}
-    schedule: object
+    train: dict                                          # task → Split
+    dev: dict                                            # task → {"dev": Split, …}
+    schedule: Schedule
     optimizer: torch.optim.Optimizer
     device: torch.device
     autocast: object
@@ -55,16 +55,20 @@ def prepare(settings, folder, recipe, record, state):
     settings, data and checkpoints raise UserError here, before a file is written."""
     device, autocast = pick_device(settings.device, settings.precision)
     model, tokenizer = load_model(settings, device, record["edits"] if record else ())
-    data, checksums = load_data(settings, tokenizer)
+    train = {task: load_split(task, "train", settings.data, tokenizer, settings, settings.limit)
+             for task in settings.task_names}
+    dev = load_dev(settings.task_names, settings, tokenizer)
+    checksums = {"tokenizer": fingerprint(tokenizer.backend.to_str())} | runs.checksums(
+        settings.data, {task: ("train", *dev[task]) for task in dev})
     model.to(device)
-    sizes = {task: len(data[task]["train"]) for task in settings.trained_tasks}
-    schedule = make_schedule(settings, sizes, distributed.world())
+    sizes = {task: len(train[task]) for task in settings.trained_tasks}
+    schedule = Schedule(settings, sizes, distributed.world())
     lr = settings.lr or default_lr(model, settings)
     optimizer = OPTIMIZERS[settings.optimizer](parameter_groups(
         trained_modules(model, settings, schedule, lr), settings.weight_decay))
     for group in optimizer.param_groups:
         schedule.groups[group["group"]].parameters += group["params"]
-    runs.check_nothing_lost(model, [p for group in optimizer.param_groups for p in group["params"]])
+    runs.check_nothing_lost(model, optimizer)
     torch.manual_seed(settings.seed + distributed.rank())    # of dropout
     record = prepare_folder(folder, settings, recipe, checksums, record, model)
     record["resolved"] = {"lr": lr, "steps": schedule.steps, "device": str(device)}
@@ -77,22 +81,8 @@ def prepare(settings, folder, recipe, record, state):
         for task, sampler in schedule.batches.items():
             sampler.load_state_dict(state["batches"][task])
     log = Log(folder / "log.jsonl" if distributed.rank() == 0 else None, progress.step)
-    return Training(settings, folder, record, model, tokenizer, data, schedule, optimizer, device,
-                    autocast, progress, log)
-
-
-def load_data(settings, tokenizer):
-    """→ {task: {"train": Split, "dev": Split, …}}, {file: checksum}"""
-    if not Path(settings.data).is_dir():
-        raise UserError(f"--data {settings.data} is not a folder; it must hold the data files, "
-                        f"{TASKS[settings.task_names[0]].files['train']} for one")
-    splits, checksums = {}, {"tokenizer": fingerprint(tokenizer.backend.to_str())}
-    for task in settings.task_names:
-        names = ("train", *TASKS[task].dev_sets)
-        splits[task] = {name: load_split(task, name, settings.data, tokenizer, settings,
-                                         settings.limit) for name in names}
-        checksums |= runs.checksums(settings.data, [TASKS[task].files[name] for name in names])
-    return splits, checksums
+    return Training(settings, folder, record, model, tokenizer, train, dev, schedule, optimizer,
+                    device, autocast, progress, log)
 
 
 def load_model(settings, device, edits=()):

@@ -104,9 +104,3 @@ RECIPES = {
     "lora-xs": Recipe("LoRA-XS: r × r numbers a matrix", "", {},
                       LORA_BEST | dict(lora=24, lora_kind="xs-out")),
 }
-
-
-def listing():
-    """A line for each recipe: its name, the paper's row, what it is."""
-    return "\n".join(f"{name:21} {recipe.row or 'ours':25} {recipe.description}"
-                     for name, recipe in RECIPES.items())

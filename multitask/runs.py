@@ -21,12 +21,13 @@ import torch
 from bert import Bert, Tokenizer, UserError
 from bert.checkpoint import check_names_and_shapes, load_bert, save_bert
 from bert.files import fingerprint, read_metadata, read_tensors, write_json, write_tensors
-from common.run_folder import check_new_folder, read_record, versions
+from common.run_folder import check_new_folder, damaged, read_record, versions
 from multitask import distributed, methods
 from multitask.course import find_file
 from multitask.evaluation import write_predictions
 from multitask.model import with_heads
 from multitask.settings import SHARED
+from multitask.tasks import TASKS
 
 VERSION = 2                                                  # of the format of run.json
 FIELDS = ("settings", "methods", "recipe", "edits", "complete", "data", "times", "versions",
@@ -51,13 +52,13 @@ def choose_folder(settings):
 def init_run_folder(folder, record):
     """Make the folder, or clear the run that was in it, and write run.json. Delete last/ before
     rewriting run.json: a crash never pairs old state with new settings."""
-    for name in CONTENT:
-        if name == "run.json":
-            write_json(folder / name, record)
-        elif (folder / name).is_dir():
-            shutil.rmtree(folder / name)
+    for path in (folder / name for name in CONTENT):
+        if path.name == "run.json":
+            write_json(path, record)
+        elif path.is_dir():
+            shutil.rmtree(path)
         else:
-            (folder / name).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def new_record(settings, recipe, checksums, model):
@@ -79,14 +80,15 @@ def new_record(settings, recipe, checksums, model):
     }
 
 
-def checksums(folder, files):
-    """{file: the fingerprint of its bytes}: what a run has read."""
+def checksums(folder, splits):
+    """{file: the fingerprint of its bytes}: what a run has read of `splits` {task: split names}."""
+    files = [TASKS[task].files[name] for task, names in splits.items() for name in names]
     return {file: fingerprint(find_file(folder, file).read_bytes()) for file in files}
 
 
 def encoder_folder(folder, name):
     """Where the encoder that all tasks share lies, or a task's own."""
-    return folder / "model" if name == SHARED else folder / "model" / name
+    return folder / "model" / ("" if name == SHARED else name)
 
 
 def weights_fingerprint(folder, names, edits):
@@ -96,10 +98,10 @@ def weights_fingerprint(folder, names, edits):
     return fingerprint(*(file.read_bytes() for file in files + methods.weight_files(edits, folder)))
 
 
-def check_nothing_lost(model, trained):
-    """Raise UserError that names parameters with requires_grad that are not among `trained` (those
-    of the optimizer), and tensors of the encoders that no saved file would hold."""
-    trained = {id(parameter) for parameter in trained}
+def check_nothing_lost(model, optimizer):
+    """Raise UserError that names parameters with requires_grad that the optimizer lacks, and
+    tensors of the encoders that no saved file would hold."""
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     lost = [name for name, parameter in model.named_parameters()
             if parameter.requires_grad and id(parameter) not in trained]
     for key, bert in model.encoders.items():
@@ -118,7 +120,7 @@ def check_nothing_lost(model, trained):
 
 def save_best(folder, model, tokenizer, tasks, scores, splits, predictions):
     """Write the model of these tasks and its scores; what is there of other tasks stays."""
-    for name in {task if task in model.encoders else SHARED: None for task in tasks}:
+    for name in dict.fromkeys(task if task in model.encoders else SHARED for task in tasks):
         bert, place = model.encoders[name], encoder_folder(folder, name)
         if model.adapters and (place / "model.safetensors").is_file():
             continue                                         # it is frozen, only adapters change
@@ -146,11 +148,10 @@ def read_fields(folder, needed=FIELDS):
     return read_record(Path(folder) / "run.json", "saved run", VERSION, needed)
 
 
-def read_settings(folder, record=None):
+def read_settings(folder):
     """→ run.json's fields; the Settings, without those that this version does not know; the names
     of these."""
-    record = record or read_fields(folder)
-    path = Path(folder) / "run.json"
+    record, path = read_fields(folder), Path(folder) / "run.json"
     try:
         class_ = methods.settings_class(tuple(record["methods"]))
         known = {f.name for f in fields(class_)}
@@ -159,8 +160,7 @@ def read_settings(folder, record=None):
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); restore it, or train the run again"
-                        ) from error
+        raise damaged(path, repr(error)) from error
     if unknown:
         warnings.warn(f"{path} has settings that this version does not know, and does without: "
                       f"{', '.join(unknown)}", stacklevel=2)

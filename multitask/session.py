@@ -8,13 +8,11 @@ from pathlib import Path
 from bert import UserError
 from common.device import pick_device
 from common.flags import with_absolute_paths
-from common.run_folder import weight_bytes
 from common.tables import comparison_table
 from multitask import runs
 from multitask.evaluation import evaluate, load_dev
 from multitask.metrics import main_scores
 from multitask.settings import SHARED
-from multitask.tasks import TASKS
 
 
 class RunSession:
@@ -30,10 +28,8 @@ class RunSession:
         limit = getattr(args, "limit", None)
         if limit is not None and limit < 0:
             raise UserError(f"--limit is {limit}; it must be 0 (all rows) or more")
-        data = Path(getattr(args, "data", None) or settings.data)
-        if not data.is_dir():
-            raise UserError(f"--data {data} is not a folder; it must hold the data files")
-        self.settings = replace(settings, precision=self.precision, data=str(data.resolve()),
+        data = Path(getattr(args, "data", None) or settings.data).resolve()
+        self.settings = replace(settings, precision=self.precision, data=str(data),
                                 limit=settings.limit if limit is None else limit)
 
     @cached_property
@@ -63,12 +59,11 @@ class RunSession:
         self.__dict__.pop("splits", None)                    # the tasks may be others now
         self.model.to(self.device)
         scores, predictions, _ = self.evaluate()
-        files = [TASKS[task].files[name] for task, named in self.splits.items() for name in named]
         settings = with_absolute_paths(replace(self.settings, out=str(folder), overwrite=overwrite,
                                                from_run=source), "data")
         self.model.requires_grad_(False)                     # nothing was trained
         record = runs.new_record(settings, self.record["recipe"],
-                                 runs.checksums(settings.data, files), self.model)
+                                 runs.checksums(settings.data, self.splits), self.model)
         record |= {"complete": True, "best_step": {SHARED: 0}}
         record["times"]["train_seconds"] = 0.0
         runs.init_run_folder(folder, record)
@@ -81,8 +76,9 @@ class RunSession:
         columns = {}
 
         def measure(title, folder, scores):
+            files = (folder / "model").glob("*.safetensors")
             columns[title] = {"parameters": sum(p.numel() for p in self.model.bert.parameters()),
-                              "bytes of the encoder": weight_bytes(Path(folder) / "model"),
+                              "bytes of the encoder": sum(file.stat().st_size for file in files),
                               **main_scores(scores)}
 
         def measure_and_edit(session):

@@ -10,10 +10,9 @@ from bert.errors import check_known
 from bert.model import ATTENTIONS
 from common.flags import check, setting
 from common.optimization import OPTIMIZERS
-from multitask.heads import HEADS
+from multitask.heads import HEADS, POOLINGS
 from multitask.pcgrad import SURGERY
-from multitask.poolings import POOLINGS
-from multitask.sampling import SAMPLERS
+from multitask.schedule import SAMPLERS
 from multitask.tasks import TASKS
 
 SHARED = "shared"                # the name of the one encoder, or adapter, that all tasks share
@@ -30,26 +29,26 @@ class Settings:
     tasks: str = setting("sst,para,sts", f"tasks to learn together, of {', '.join(TASKS)}")
     epochs: int = setting(0, "passes over the longest task, the others being cycled, or with "
                              "--sampling proportional or annealed over all of them (0: 3, or on "
-                             "small data as many as make 500 steps)", min=0)
+                             "small data as many as make 500 steps)")
     batch_size: int = setting(32, "examples of each task in a step", min=1)
     lr: float = setting(0, "highest learning rate of the encoder (0: (3.84 / hidden size)², "
                            "which is 2.5e-5 for bert-base and 1e-4 for half its width; for "
-                           "adapters times the factor of their kind)", min=0)
-    head_lr: float = setting(1e-3, "highest learning rate of the heads", min=0)
+                           "adapters times the factor of their kind)")
+    head_lr: float = setting(1e-3, "highest learning rate of the heads")
     pairs: str = setting("joint", "two sentences in one sequence, or each in its own",
                          ("joint", "separate"))
     pooling: str = setting("cls", "the encoder's vector of a sequence, which heads read", POOLINGS)
     head: str = setting("linear", f"kind of head ({', '.join(HEADS)}) of all tasks, or of some, "
                                   f"as in sts=cosine,sst=mlp (the others: linear)")
-    limit: int = setting(0, "use only the first N examples of each file (0: all)", min=0)
-    seed: int = setting(0, "of heads, dropout and the order of examples", min=0, max=2 ** 32)
+    limit: int = setting(0, "use only the first N examples of each file (0: all)")
+    seed: int = setting(0, "of heads, dropout and the order of examples", max=2 ** 32)
     device: str = setting("auto", "auto takes CUDA where there is one", ("auto", "cuda", "cpu"))
     precision: str = setting("auto", "auto: bf16 on CUDA, else fp32; weights stay fp32",
                              ("auto", "fp32", "bf16"))
     overwrite: bool = setting(False, "replace the run that is in --out")
     from_run: str = setting("", "start from a saved run instead of --bert", flag="--from")
 
-    head_dropout: float = setting(0.3, "dropout in mlp heads (task-level dropout)", min=0, max=1,
+    head_dropout: float = setting(0.3, "dropout in mlp heads (task-level dropout)", max=1,
                                   group=MODEL)
     loss: str = setting("mse", "of similarity tasks: squared error of the label, or cosine: "
                                "(cos - y/5)²", ("mse", "cosine"), group=MODEL)
@@ -65,7 +64,7 @@ class Settings:
                                    "to size, or annealed from proportional towards uniform",
                             SAMPLERS, group=TASK_MIX)
     annealing: float = setting(0.8, "c of annealed sampling, p ~ N^(1 - c·(epoch - 1)/(epochs - "
-                                    "1))", min=0, group=TASK_MIX)
+                                    "1))", group=TASK_MIX)
     surgery: str = setting("none", "PCGrad: remove from each task's gradient its component against "
                                    "another's; over the whole gradient, or tensor by tensor",
                            ("none", *SURGERY), group=TASK_MIX)
@@ -74,28 +73,24 @@ class Settings:
     task_epochs: str = setting("", "epochs after which a task with an encoder or adapter of its "
                                    "own stops, as in sst=1", group=TASK_MIX)
 
-    steps: int = setting(0, "stop after this many steps instead (0: go by --epochs)", min=0,
-                         group=STEPS)
+    steps: int = setting(0, "stop after this many steps instead (0: go by --epochs)", group=STEPS)
     patience: int = setting(0, "stop after so many epochs without a better dev score, each task "
-                               "for itself if they share nothing (0: never)", min=0, group=STEPS)
+                               "for itself if they share nothing (0: never)", group=STEPS)
     accumulate: int = setting(1, "batches of a task whose gradients add up to one step's", min=1,
                               group=STEPS)
-    optimizer: str = setting("adamw", "of the table in common/optimization.py", OPTIMIZERS,
-                             group=STEPS)
-    warmup: float = setting(0.1, "fraction of the steps in which the learning rate rises", min=0,
-                            group=STEPS)
-    decay: bool = setting(True, "after it the learning rate falls in a line to nothing",
-                          group=STEPS)
-    layer_decay: float = setting(1.0, "factor on the learning rate from a layer to the one below",
-                                 min=0, group=STEPS)
-    weight_decay: float = setting(0.01, "AdamW's, on matrices only", min=0, group=STEPS)
+    optimizer: str = setting("adamw", "of common/optimization.py", OPTIMIZERS, group=STEPS)
+    warmup: float = setting(0.1, "fraction of the steps in which the rate rises", group=STEPS)
+    decay: bool = setting(True, "after it the rate falls in a line to nothing", group=STEPS)
+    layer_decay: float = setting(1.0, "factor on the rate from a layer to the one below",
+                                 group=STEPS)
+    weight_decay: float = setting(0.01, "AdamW's, on matrices only", group=STEPS)
     l2: float = setting(0, "L2 regularization: this times the weight is added to its gradient",
-                        min=0, group=STEPS)
-    clip: float = setting(1.0, "largest norm of the gradient (0: any)", min=0, group=STEPS)
+                        group=STEPS)
+    clip: float = setting(1.0, "largest norm of the gradient (0: any)", group=STEPS)
 
     log_every: int = setting(10, "steps between two lines of log.jsonl", min=1, group=RUN)
     save_every: int = setting(0, "save what --resume needs after so many steps too (0: only after "
-                                 "each epoch)", min=0, group=RUN)
+                                 "each epoch)", group=RUN)
     strict_rows: bool = setting(False, "rows that a task may leave out are errors", group=RUN)
 
     methods: ClassVar = ()                       # whose flags are among these settings
@@ -122,26 +117,22 @@ class Settings:
 
     def __post_init__(self):
         check(self)
-        for name in ("warmup", "layer_decay"):
-            if getattr(self, name) > 1:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it is a "
-                                f"fraction, at most 1")
+        for flag, value in (("--warmup", self.warmup), ("--layer-decay", self.layer_decay)):
+            if value > 1:
+                raise UserError(f"{flag} is {value}; it is a fraction, at most 1")
         self.head_kinds, self.trained_tasks  # noqa: B018  raise where a task or kind is unknown
         for check_method in self.checks:
             check_method(self)
+        most = max(map(len, self.training_groups.values()))
         for name, kind in (("task_lr", float), ("task_epochs", int)):
-            if self.parse_per_task(name, kind) and max(map(len, self.training_groups.values())) > 1:
+            if self.parse_per_task(name, kind) and most > 1:
                 raise UserError(f"--{name.replace('_', '-')} is for tasks that share nothing; add "
                                 f"--encoders separate, or --lora with separate adapters")
-        if self.surgery != "none":
-            self._check_surgery()
-
-    def _check_surgery(self):
-        if max(map(len, self.training_groups.values())) < 2 or self.freeze:
+        if self.surgery != "none" and (most < 2 or self.freeze):
             raise UserError("--surgery compares tasks' gradients on weights that they share: it "
                             "needs two tasks or more with one encoder, or with one adapter, and "
                             "no --freeze")
-        if self.sampling != "all":
+        if self.surgery != "none" and self.sampling != "all":
             raise UserError(f"--surgery compares the gradients of one step's tasks, and --sampling "
                             f"{self.sampling} has one task a step; use --sampling all")
 
@@ -166,10 +157,12 @@ class Settings:
     def training_groups(self):
         """{name: its tasks}. A training group has its own schedule, early stopping and best
         checkpoint: the encoder that all tasks share, a task's own encoder, or an adapter."""
-        group_of = (dict.fromkeys(self.trained_tasks, SHARED) | self.adapter_by_task
-                    if self.encoders == "shared" else {task: task for task in self.trained_tasks})
-        return {name: [task for task in self.trained_tasks if group_of[task] == name]
-                for name in dict.fromkeys(group_of[task] for task in self.trained_tasks)}
+        groups = {}
+        for task in self.trained_tasks:
+            name = (task if self.encoders == "separate" else
+                    self.adapter_by_task.get(task, SHARED))
+            groups.setdefault(name, []).append(task)
+        return groups
 
     def _known(self, name, known):
         names = [task.strip() for task in getattr(self, name).split(",")]

@@ -23,8 +23,7 @@ from common.cli import Parser, StopSignal, UserStop, run_script
 from common.flags import add_flags, with_absolute_paths
 from common.log import Log, progress_bar
 from common.optimization import adamw, parameter_groups, warmup_then_decay
-from common.run_folder import check_new_folder
-from common.train_state import read_state, restore, rng_state, save_state
+from common.run_folder import check_new_folder, read_state, restore, rng_state, save_state
 from pretraining import run
 from pretraining.distillation import compute_targets, sentence_vectors, teacher_loss
 from pretraining.masking import masked_batch
@@ -47,7 +46,7 @@ def compute_losses(model, batch, targets, autocast):
 
 
 def train(settings, folder, parts, state):
-    """The training loop, from the first step, or from the one after `state` (of train_state).
+    """The training loop, from the first step, or from the one after `state` (of save_state).
     Evaluates and saves as often as the settings say → the log, the seconds taken."""
     targets = parts.teacher and compute_targets(*parts.teacher, parts.corpus.lines, parts.device)
     model, batches = parts.model.to(parts.device), parts.batches

@@ -26,7 +26,7 @@ from multitask.evaluation import load_dev, run_split
 from multitask.methods import settings_class
 from multitask.model import MultitaskModel, build_model
 from multitask.preparation import load_model
-from multitask.schedule import default_lr, make_schedule, trained_modules
+from multitask.schedule import Schedule, default_lr, trained_modules
 from pruning.__main__ import main as prune_main
 
 Settings = settings_class()
@@ -353,7 +353,7 @@ def test_learning_rates_of_adapters_and_heads_differ_and_r_does_not_decay(checkp
         settings = Settings(lora=4, lora_kind=kind, head_lr=0.5)
         model = build_model(Bert.from_pretrained(checkpoint), settings)
         prepare(model, None, settings, None)
-        schedule = make_schedule(settings, dict.fromkeys(settings.trained_tasks, 40), 1)
+        schedule = Schedule(settings, dict.fromkeys(settings.trained_tasks, 40), 1)
         parts = trained_modules(model, settings, schedule, default_lr(model, settings))
         groups = adamw(parameter_groups(parts, 0.01)).param_groups
         assert {group["max_lr"] for group in groups} == {0.5, default_lr(model, settings)}

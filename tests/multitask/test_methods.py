@@ -18,8 +18,14 @@ from multitask.heads import ReLUCosine
 from multitask.methods import settings_class
 from multitask.model import build_head, build_model
 from multitask.recipes import RECIPES
-from multitask.sampling import SAMPLERS, annealing_exponent, draw, steps_in_epoch
-from multitask.schedule import make_schedule, trained_modules
+from multitask.schedule import (
+    SAMPLERS,
+    Schedule,
+    annealing_exponent,
+    draw,
+    steps_in_epoch,
+    trained_modules,
+)
 from multitask.tasks import TASKS
 
 Settings = settings_class()
@@ -113,7 +119,7 @@ def bert(checkpoint):
 def groups_of(bert, **more):
     settings = Settings(**more)
     model = build_model(bert, settings)
-    schedule = make_schedule(settings, {task: 64 for task in settings.trained_tasks}, 1)
+    schedule = Schedule(settings, {task: 64 for task in settings.trained_tasks}, 1)
     modules = trained_modules(model, settings, schedule, 1e-3)
     return model, adamw(parameter_groups(modules, 0.01)).param_groups
 
@@ -150,7 +156,7 @@ def test_rates_and_lengths_are_of_the_task_whatever_its_adapter_is_called(bert):
                         task_epochs="sts=1", epochs=3)
     model = build_model(bert, settings)
     adapters.prepare(model, None, settings, None)
-    schedule = make_schedule(settings, dict.fromkeys(settings.trained_tasks, 64), 1)
+    schedule = Schedule(settings, dict.fromkeys(settings.trained_tasks, 64), 1)
     steps = {name: group.steps for name, group in schedule.groups.items()}
     assert steps == {"a": 6, "b": 6, "c": 2}
     modules = trained_modules(model, settings, schedule, 1e-3)
@@ -162,7 +168,7 @@ def test_rates_and_lengths_are_of_the_task_whatever_its_adapter_is_called(bert):
 
 def test_steps_go_before_epochs():
     for more, expected in (({}, 6), ({"steps": 100}, 100), ({"steps": 4}, 4)):
-        schedule = make_schedule(Settings(epochs=3, **more), {"sst": 64, "para": 64, "sts": 40}, 1)
+        schedule = Schedule(Settings(epochs=3, **more), {"sst": 64, "para": 64, "sts": 40}, 1)
         assert (schedule.steps, schedule.epochs) == (expected, -(-expected // 2))
 
 

@@ -23,7 +23,7 @@ from multitask.heads import Cosine
 from multitask.methods import settings_class
 from multitask.metrics import accuracy, pearson, summary
 from multitask.model import MultitaskModel, build_head, build_model
-from multitask.sampling import BatchSampler
+from multitask.schedule import BatchSampler
 from multitask.tasks import TASKS
 from pruning import mask_heads
 
