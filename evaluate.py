@@ -11,6 +11,7 @@ text.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from bert import UserError
@@ -19,15 +20,9 @@ from common.device import pick_device
 from multitask import runs
 from multitask.course import Example
 from multitask.data import tokenize
-from multitask.evaluation import (
-    describe_prediction,
-    evaluate,
-    load_split,
-    run_split,
-    write_predictions,
-)
+from multitask.evaluation import evaluate, load_sets, run_split, write_predictions
 from multitask.model import chosen_tasks
-from multitask.report import compare, score_table
+from multitask.report import compare, describe_prediction, score_table
 from multitask.tasks import TASKS
 
 
@@ -35,28 +30,23 @@ def score(args, model, tokenizer, settings, device, autocast):
     """Score the split of every task in a data folder → scores; prediction files are written."""
     folder = Path(args.data or settings.data)
     as_trained = args.limit is None and not args.data and args.split == "dev"
-    limit = settings.limit if as_trained else args.limit
-    splits = {}
-    for task in chosen_tasks(model, args.tasks):
-        names = TASKS[task].dev_sets if args.split == "dev" else TASKS[task].test_sets
-        splits[task] = {name: load_split(task, name, folder, tokenizer, settings, limit or 0)
-                        for name in names}
+    limit = settings.limit if as_trained else args.limit or 0
+    splits = load_sets(chosen_tasks(model, args.tasks), replace(
+        settings, data=str(folder), limit=limit), tokenizer, args.split)
     scores, predictions = evaluate(model, splits, device, autocast)
     own = not args.adapter and not args.limit and folder.resolve() == Path(settings.data).resolve()
     to = args.predictions or own and Path(args.run, "laser" if args.laser else "", "predictions")
     if to:
-        write_predictions(Path(to), splits, predictions)
+        write_predictions(to, splits, predictions)
     if args.json:
         return scores
     counts = ", ".join(f"{task} {len(split):,}" for task, named in splits.items()
                        for split in named.values())
-    print(f"{args.split} of {folder}: {counts}" + (
-        f" (the first {limit:,} rows, as in training; --limit 0 takes all)"
-        if limit and as_trained else ""))
+    as_then = f" (the first {limit:,} rows, as in training; --limit 0 takes all)"
+    print(f"{args.split} of {folder}: {counts}" + (as_then if limit and as_trained else ""))
     print(score_table(scores, args.split) if scores else "these files hold no labels, so no scores")
-    print(f"predictions: {to}" if to else
-          "another adapter, other data or not all rows: predictions go only to a --predictions "
-          "FOLDER")
+    print(f"predictions: {to}" if to else "another adapter, other data or not all rows: "
+          "predictions go only to a --predictions FOLDER")
     return scores
 
 
@@ -104,8 +94,6 @@ def parse(arguments):
         raise UserError("name one run to open, or --compare two or more")
     if args.pair is not None and args.text is None:
         raise UserError("--pair needs the --text that it is compared with")
-    if args.limit is not None and args.limit < 0:
-        raise UserError(f"--limit is {args.limit}; it must be 0 (all rows) or more")
     return args
 
 

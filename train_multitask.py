@@ -27,7 +27,7 @@ from multitask import distributed, methods, runs
 from multitask.evaluation import evaluate
 from multitask.losses import further_losses
 from multitask.metrics import choose_by, summary
-from multitask.pcgrad import SURGERY, log_conflicts, pop_grads, set_grads
+from multitask.pcgrad import SURGERY, cosines, pop_grads, set_grads
 from multitask.preparation import prepare
 from multitask.recipes import RECIPES
 from multitask.report import draw_training, final_report, score_line
@@ -45,8 +45,8 @@ def train(settings, folder, recipe="", record=None, state=None):
               if p.requires_grad and model.part(name)[1] is None]
     began = time.perf_counter() - progress.seconds
     steps = range(progress.step + 1, schedule.steps + 1) if progress.running else ()
-    bar = progress_bar("train", schedule.steps, "step", progress.step,
-                       silent=distributed.rank() > 0)
+    first = distributed.rank() == 0
+    bar = progress_bar("train", schedule.steps, "step", progress.step, silent=not first)
     with StopSignal() as stop, bar:
         for step in steps:
             model.train()
@@ -63,7 +63,9 @@ def train(settings, folder, recipe="", record=None, state=None):
             if gradients:
                 combined, products = SURGERY[settings.surgery](gradients, settings.seed, step)
                 set_grads(shared, combined)
-                log_conflicts(run.log, products, tasks)
+                for pair, cosine in cosines(products, tasks).items():
+                    run.log.add("cosine", pair, cosine)
+                    run.log.add("conflict", pair, float(cosine < 0))
             if settings.clip:                                # groups share no parameters
                 for group in schedule.groups.values():
                     nn.utils.clip_grad_norm_(group.parameters, settings.clip)
@@ -88,7 +90,7 @@ def train(settings, folder, recipe="", record=None, state=None):
             if stopping and step < schedule.steps:
                 raise UserStop(f"stopped after step {step} of {schedule.steps}; go on with: "
                                f"python train_multitask.py --resume {folder}")
-    if distributed.rank() == 0:
+    if first:
         finish(run)
 
 
@@ -102,7 +104,7 @@ def add_gradients(run, task, batch, weight):
     terms = {"loss": run.settings.loss_of(task)(outputs, batch.labels)} | further
     for name, term in terms.items():
         run.log.add(name, task, term * weight, weight)
-    sum(term * weight for term in terms.values()).backward()
+    (sum(terms.values()) * weight).backward()
 
 
 def add_l2(parameters, strength):
@@ -114,8 +116,8 @@ def add_l2(parameters, strength):
 
 
 def evaluate_and_keep_best(run, bar):
-    """Evaluate in the first process and broadcast; save each training group that improved; stop the
-    groups whose patience is exhausted or whose steps are done."""
+    """Evaluate in the first process; save each training group that improved; stop the groups whose
+    patience is exhausted or whose steps are done."""
     progress, groups = run.progress, run.schedule.groups
     if distributed.rank() == 0:
         scores, predictions = evaluate(run.model, run.dev, run.device, run.autocast)
@@ -136,7 +138,7 @@ def evaluate_and_keep_best(run, bar):
 
 def improved_tasks(progress, groups, scores, tasks):
     """→ the tasks whose model is to be saved: those of each running group with a new best dev
-    score, which is recorded in `progress`; tasks that are not trained, at the first save."""
+    score, which is recorded in `progress`; all, at the first save or if there is one group."""
     improved = []
     for name in progress.running:
         value = choose_by(summary({task: scores[task] for task in groups[name].tasks}))
@@ -144,36 +146,29 @@ def improved_tasks(progress, groups, scores, tasks):
             raise UserError(f"a dev score of step {progress.step} is not finite; lower --lr")
         if value > progress.best.get(name, -float("inf")):
             progress.best[name], progress.best_step[name] = value, progress.step
-            improved += groups[name].tasks if len(groups) > 1 else tasks
-    trained = {task for group in groups.values() for task in group.tasks}
-    if improved:
-        improved += [task for task in tasks
-                     if task not in (*progress.scores, *trained, *improved)]
-    return improved
+            improved += groups[name].tasks
+    whole = len(groups) == 1 or not progress.scores
+    return tasks if improved and whole else improved
 
 
 def save_progress(run):
     """Save the state that --resume goes on from."""
     rng_states = distributed.gather(rng_state(run.device))
+    batches = {task: sampler.state_dict() for task, sampler in run.schedule.batches.items()}
     if distributed.rank() == 0:
         save_state(run.folder / STATE_FILE, run.model, run.optimizer, rng_states,
-                   progress=vars(run.progress),
-                   batches={task: sampler.state_dict()
-                            for task, sampler in run.schedule.batches.items()})
+                   progress=vars(run.progress), batches=batches)
 
 
 def finish(run):
     """Complete run.json, draw the curves, print the table."""
     draw_training(run.log, run.folder / "curves.png")
-    run.record |= {"complete": True, "best_step": run.progress.best_step,
-                   "peak_bytes": peak_memory(run.device)}
-    run.record["times"] |= {"train_seconds": round(run.progress.seconds, 3),
-                            "steps": run.progress.step}
-    write_json(run.folder / "run.json", run.record)
-    print(final_report(run.folder, run.record))
-
-
-# ------------------------------------------------------------------------------ the command line
+    record, progress = run.record, run.progress
+    record |= {"complete": True, "best_step": progress.best_step,
+               "peak_bytes": peak_memory(run.device)}
+    record["times"] |= {"train_seconds": round(progress.seconds, 3), "steps": progress.step}
+    write_json(run.folder / "run.json", record)
+    print(final_report(run.folder, record))
 
 
 def parse(arguments):
@@ -236,12 +231,10 @@ def resume(folder, given, recipe):
         raise UserError(f"{folder} was begun with {', '.join(unknown)}, which this version does "
                         f"not know, so it cannot go on as it was set; resume it with the version "
                         f"that began it")
-    state = read_state(folder / STATE_FILE)
+    state = read_state(folder / STATE_FILE)               # None: killed before the first save
     settings = replace(settings, **given)
     with distributed.processes(settings.device):
-        if state is None:                                 # killed before the first save: begin anew
-            return train(settings, folder, record["recipe"])
-        return train(settings, folder, record["recipe"], record, state)
+        train(settings, folder, record["recipe"], record if state else None, state)
 
 
 if __name__ == "__main__":

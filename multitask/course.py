@@ -1,9 +1,7 @@
 """The files of the course (CS224N's default project): tab-separated despite their name, with a
-header whose first column has no name.
-
-A defect is an error that names file and line. Only rows in which nothing but the task's nullable
-columns is empty (Quora's label or second sentence) are left out, with a warning.
-"""
+header whose first column has no name. A defect is an error that names file and line. Only rows in
+which nothing but the task's nullable columns is empty (Quora's label or second sentence) are left
+out, with a warning."""
 
 import csv
 import io
@@ -54,7 +52,7 @@ def parse_examples(path, rows, task, strict_rows, number, complete=False):
     if header is None:
         raise UserError(f"{path} is empty; it must start with a header line")
     names = [name.strip() for name in header]
-    needed = (*[number] * (number is not None), *task.columns)
+    needed = [name for name in (number, *task.columns) if name]
     missing = [name for name in needed if name not in names]
     if missing:
         raise UserError(f"{path} line {header_line} lacks the column {', '.join(missing)}; the "
@@ -68,13 +66,12 @@ def parse_examples(path, rows, task, strict_rows, number, complete=False):
                             f"{len(names)}; mend the row (cells are separated by tabs)")
         cells = dict(zip(names, (" ".join(cell.split()) for cell in row)))
         empty = [name for name in (*needed, *[task.label] * labeled) if not cells[name]]
-        excused = not strict_rows and set(empty) <= set(task.nullable_columns)
-        if empty and excused and not complete:
-            left_out.append(line)
-            continue
-        if empty and not excused:
+        if empty and (strict_rows or not set(empty) <= set(task.nullable_columns)):
             raise UserError(f"{path} line {line} has nothing under {', '.join(empty)}; "
                             f"fill the cell or remove the row")
+        if empty and not complete:
+            left_out.append(line)
+            continue
         name = str(place) if number is None else cells[number].lower()
         if name in lines:
             raise UserError(f"{path} line {line} has the id {name} of line {lines[name]}; "
@@ -84,9 +81,9 @@ def parse_examples(path, rows, task, strict_rows, number, complete=False):
         examples.append(Example(name, tuple(cells[column] for column in task.columns), label))
     if left_out:
         shown = ", ".join(map(str, left_out[:10])) + (", …" if len(left_out) > 10 else "")
-        rows = f"{len(left_out)} row{'s' * (len(left_out) > 1)}"
-        warnings.warn(f"{path}: left out {rows} with an empty {' or '.join(task.nullable_columns)} "
-                      f"(line {shown}); --strict-rows makes this an error", stacklevel=2)
+        warnings.warn(f"{path}: left out {len(left_out)} row{'s' * (len(left_out) > 1)} with an "
+                      f"empty {' or '.join(task.nullable_columns)} (line {shown}); --strict-rows "
+                      f"makes this an error", stacklevel=2)
     if not examples:
         raise UserError(f"{path} holds a header and no rows that can be used; nothing can be "
                         f"learned or scored")
@@ -95,13 +92,11 @@ def parse_examples(path, rows, task, strict_rows, number, complete=False):
 
 def _rows(path):
     """(line number, cells) of every row; a quoted cell may go over several lines."""
-    text = read_utf8(path)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
+    reader = csv.reader(io.StringIO(read_utf8(path), newline=""), delimiter="\t", strict=True)
     start = 1
     try:
         for row in reader:
-            swallowed = next((cell for cell in row if "\n" in cell and "\t" in cell), None)
-            if swallowed is not None:
+            if any("\n" in cell and "\t" in cell for cell in row):
                 raise csv.Error("a quoted cell runs over tabs into the next lines")
             if row:                                          # blank lines are no rows
                 yield start, row
@@ -112,19 +107,14 @@ def _rows(path):
 
 
 def _label(text, task, path, line):
-    if task.string_labels:
-        if text not in task.label_names:
-            raise UserError(f"{path} line {line}: {task.label} is {text!r}; it must be one of "
-                            f"{', '.join(task.label_names)}")
-        return float(task.label_names.index(text))
+    must = (f"one of {', '.join(task.label_names)}" if task.string_labels else
+            f"a {'' if task.is_regression else 'whole '}number from 0 to {task.max_label}")
     try:
-        label = float(text)
+        label = float(task.label_names.index(text) if task.string_labels else text)
     except ValueError:
         label = math.nan
     if not 0 <= label <= task.max_label or not (task.is_regression or label == int(label)):
-        kind = "number" if task.is_regression else "whole number"
-        raise UserError(f"{path} line {line}: {task.label} is {text!r}; "
-                        f"it must be a {kind} from 0 to {task.max_label}")
+        raise UserError(f"{path} line {line}: {task.label} is {text!r}; it must be {must}")
     return label
 
 

@@ -39,10 +39,11 @@ def load_split(task, split, folder, tokenizer, settings, limit=0):
     return tokenize(examples[:limit or None], tokenizer, settings.pairs)
 
 
-def load_dev(tasks, settings, tokenizer):
-    """→ {task: {name: Split}}: the dev sets that training scores, by the settings of a run."""
+def load_sets(tasks, settings, tokenizer, kind="dev"):
+    """→ {task: {name: Split}}: the dev sets that training scores, or the "test" sets, from the
+    data folder of the settings."""
     return {task: {name: load_split(task, name, settings.data, tokenizer, settings, settings.limit)
-                   for name in TASKS[task].dev_sets} for task in tasks}
+                   for name in getattr(TASKS[task], f"{kind}_sets")} for task in tasks}
 
 
 @torch.inference_mode()
@@ -94,19 +95,6 @@ def model_fingerprint(model, splits, precision):
         labels = None if split.labels is None else split.labels.tolist()
         parts.append(json.dumps([task, split.ids, split.segments, labels]))
     return fingerprint(*parts)
-
-
-def describe_prediction(task, outputs):
-    """outputs [outputs] of one example → {"label": its name, "probability": …}, or "similarity" of
-    a regression."""
-    row = TASKS[task]
-    if row.is_regression:
-        nearest = round(min(max(outputs.item(), 0), row.max_label))
-        return {"label": row.label_names[nearest], "similarity": outputs.item()}
-    probabilities = (outputs.softmax(dim=0) if row.outputs > 1
-                     else torch.cat([(-outputs).sigmoid(), outputs.sigmoid()]))
-    return {"label": row.label_names[probabilities.argmax()],
-            "probability": probabilities.max().item()}
 
 
 def write_predictions(folder, splits, predictions):

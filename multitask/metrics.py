@@ -20,6 +20,9 @@ def pearson(predictions, labels):
     return float(stats.pearsonr(predictions, labels).statistic)
 
 
+matthews = pearson           # Matthews' correlation of two classes: Pearson's of the zeros and ones
+
+
 def spearman(predictions, labels):
     """Spearman's rank correlation, -1 to 1; 0 where it is undefined."""
     return pearson(stats.rankdata(predictions), stats.rankdata(labels))
@@ -31,12 +34,6 @@ def f1(predictions, labels):
     predictions, labels = np.asarray(predictions) == 1, np.asarray(labels) == 1
     named = predictions.sum() + labels.sum()
     return float(2 * (predictions & labels).sum() / named) if named else 0.0
-
-
-def matthews(predictions, labels):
-    """Matthews' correlation of two classes: Pearson's of the zeros and ones; 0 where one side has
-    a single class."""
-    return pearson(predictions, labels)
 
 
 def main_scores(scores):

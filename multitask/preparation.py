@@ -1,11 +1,9 @@
 """What happens before the first step of training: data, model, schedule, optimizer, run folder."""
 
 import warnings
-from dataclasses import dataclass, field
-from pathlib import Path
+from types import SimpleNamespace
 
 import torch
-from torch import nn
 
 from bert import Bert, Tokenizer, UserError
 from bert.files import fingerprint
@@ -14,50 +12,20 @@ from common.log import Log
 from common.optimization import OPTIMIZERS, parameter_groups
 from common.run_folder import restore
 from multitask import distributed, methods, runs
-from multitask.evaluation import load_dev, load_split
+from multitask.evaluation import load_sets, load_split
 from multitask.model import build_model, model_from
 from multitask.schedule import Schedule, default_lr, trained_modules
 
 
-@dataclass
-class Progress:
-    """How far the run is: its state beside weights, optimizer and random numbers."""
-
-    step: int = 0
-    seconds: float = 0.0
-    running: list = field(default_factory=list)          # names of the training groups that go on
-    scores: dict = field(default_factory=dict)           # dev scores of what is kept
-    best: dict = field(default_factory=dict)             # {training group: its highest score}
-    best_step: dict = field(default_factory=dict)        # {training group: the step of that score}
-
-
-@dataclass
-class Training:
-    """All that the loop uses."""
-
-    settings: object
-    folder: Path
-    record: dict
-    model: nn.Module
-    tokenizer: Tokenizer
-    train: dict                                          # task → Split
-    dev: dict                                            # task → {"dev": Split, …}
-    schedule: Schedule
-    optimizer: torch.optim.Optimizer
-    device: torch.device
-    autocast: object
-    progress: Progress
-    log: Log
-
-
 def prepare(settings, folder, recipe, record, state):
-    """→ Training: everything that the loop uses, from the start, or on from `state`. Invalid
-    settings, data and checkpoints raise UserError here, before a file is written."""
+    """→ a namespace of all that the loop uses, from the start, or on from `state`; `train` is
+    {task: Split}, `dev` {task: {name: Split}}. Invalid settings, data and checkpoints raise
+    UserError here, before a file is written."""
     device, autocast = pick_device(settings.device, settings.precision)
     model, tokenizer = load_model(settings, device, record["edits"] if record else ())
     train = {task: load_split(task, "train", settings.data, tokenizer, settings, settings.limit)
              for task in settings.task_names}
-    dev = load_dev(settings.task_names, settings, tokenizer)
+    dev = load_sets(settings.task_names, settings, tokenizer)
     checksums = {"tokenizer": fingerprint(tokenizer.backend.to_str())} | runs.checksums(
         settings.data, {task: ("train", *dev[task]) for task in dev})
     model.to(device)
@@ -74,15 +42,19 @@ def prepare(settings, folder, recipe, record, state):
     record["resolved"] = {"lr": lr, "steps": schedule.steps, "device": str(device)}
     print(f"{record['parameters']['trained']:,} trainable parameters, {schedule.steps:,} steps, "
           f"{schedule.epoch_steps:,} an epoch; learning rate {lr:g}; on {device}\n")
-    progress = Progress(running=list(schedule.groups))
+    progress = SimpleNamespace(
+        step=0, seconds=0.0, running=list(schedule.groups),  # training groups that go on
+        scores={}, best={}, best_step={})    # dev scores of what is kept; of each group the highest
     if state is not None:
         restore(state, model, optimizer, device, distributed.rank())
-        progress = Progress(**state["progress"])
+        vars(progress).update(state["progress"])
         for task, sampler in schedule.batches.items():
             sampler.load_state_dict(state["batches"][task])
     log = Log(folder / "log.jsonl" if distributed.rank() == 0 else None, progress.step)
-    return Training(settings, folder, record, model, tokenizer, train, dev, schedule, optimizer,
-                    device, autocast, progress, log)
+    return SimpleNamespace(
+        settings=settings, folder=folder, record=record, model=model, tokenizer=tokenizer,
+        train=train, dev=dev, schedule=schedule, optimizer=optimizer, device=device,
+        autocast=autocast, progress=progress, log=log)
 
 
 def load_model(settings, device, edits=()):

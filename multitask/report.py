@@ -4,6 +4,8 @@ side, beside what the papers printed: a table as text and as Markdown, and a pic
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from bert import UserError
 from bert.files import atomic_write
 from common.plots import draw_curves, new_figure, save_figure
@@ -40,6 +42,19 @@ def final_report(folder, record):
             f"{record['times']['train_seconds'] / 60:.1f} minutes in all\n"
             f"run: {folder}   curves: {folder / 'curves.png'}\n"
             f"next: python evaluate.py {folder} --split test")
+
+
+def describe_prediction(task, outputs):
+    """outputs [outputs] of one example → {"label": its name, "probability": …}, or "similarity" of
+    a regression."""
+    row = TASKS[task]
+    if row.is_regression:
+        nearest = round(min(max(outputs.item(), 0), row.max_label))
+        return {"label": row.label_names[nearest], "similarity": outputs.item()}
+    probabilities = (outputs.softmax(dim=0) if row.outputs > 1
+                     else torch.cat([(-outputs).sigmoid(), outputs.sigmoid()]))
+    return {"label": row.label_names[probabilities.argmax()],
+            "probability": probabilities.max().item()}
 
 
 def draw_training(log, path):

@@ -5,12 +5,11 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from bert import UserError
 from common.device import pick_device
 from common.flags import with_absolute_paths
 from common.tables import comparison_table
 from multitask import runs
-from multitask.evaluation import evaluate, load_dev
+from multitask.evaluation import evaluate, load_sets
 from multitask.metrics import main_scores
 from multitask.settings import SHARED
 
@@ -25,17 +24,15 @@ class RunSession:
         self.precision = getattr(args, "precision", None) or settings.precision
         self.device, self.autocast = pick_device(args.device, self.precision)
         self.model.to(self.device)
-        limit = getattr(args, "limit", None)
-        if limit is not None and limit < 0:
-            raise UserError(f"--limit is {limit}; it must be 0 (all rows) or more")
         data = Path(getattr(args, "data", None) or settings.data).resolve()
+        limit = getattr(args, "limit", None)
         self.settings = replace(settings, precision=self.precision, data=str(data),
                                 limit=settings.limit if limit is None else limit)
 
     @cached_property
     def splits(self):
         """{task: {name: Split}}: the dev sets that training scores."""
-        return load_dev(self.model.heads, self.settings, self.tokenizer)
+        return load_sets(self.model.heads, self.settings, self.tokenizer)
 
     @property
     def first_splits(self):

@@ -22,7 +22,7 @@ from lora.binding import prepare
 from multitask import runs
 from multitask.course import Example
 from multitask.data import tokenize
-from multitask.evaluation import load_dev, run_split
+from multitask.evaluation import load_sets, run_split
 from multitask.methods import settings_class
 from multitask.model import MultitaskModel, build_model
 from multitask.preparation import load_model
@@ -116,7 +116,7 @@ def test_a_merged_run_computes_the_same_and_can_be_pruned(checkpoint, data, scri
     before, tokenizer, settings, _ = runs.open_run(run)
     after, _, _, record = runs.open_run(merged)
     assert record["edits"] == [] and list(after.heads) == ["para", "sts"]     # b served both
-    for task, splits in load_dev(after.heads, settings, tokenizer).items():
+    for task, splits in load_sets(after.heads, settings, tokenizer).items():
         close(run_split(after, task, splits["dev"], torch.device("cpu"), nullcontext),
               run_split(before, task, splits["dev"], torch.device("cpu"), nullcontext))
     code, _, err = script(prune_main, "prune", merged, "--remove", "0:1", "--out", pruned)
