@@ -49,15 +49,14 @@ def add_run_flags(parser, *names):
 def run_command(package, doc, commands, arguments=None):
     """Run `python -m package COMMAND …`. commands: {name: (function, add_flags)}; add_flags(parser)
     declares the flags, the function takes what was parsed, and its docstring is the help."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
         return print(doc)
-    check_known(arguments[0], commands, "command")
-    function, add_flags = commands[arguments[0]]
-    parser = Parser(prog=f"python -m {package} {arguments[0]}",
-                    description=inspect.getdoc(function))
+    check_known(name, commands, "command")
+    function, add_flags = commands[name]
+    parser = Parser(prog=f"python -m {package} {name}", description=inspect.getdoc(function))
     add_flags(parser)
-    return function(parser.parse_args(arguments[1:]))
+    return function(parser.parse_args(rest))
 
 
 class UserStop(Exception):

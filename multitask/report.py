@@ -96,7 +96,7 @@ def read_rows(folders):
     count too."""
     groups = {}
     for folder in map(Path, folders):
-        record = read_fields(folder, ("settings", "recipe", "complete", "times", "parameters"))
+        record = read_fields(folder)
         if not record["complete"]:
             raise UserError(f"{folder} is not complete; {RESUME} {folder} goes on with it")
         same = repr(sorted((name, value) for name, value in record["settings"].items()
@@ -120,11 +120,8 @@ def mean_and_spread(values):
 
 
 def score_names(rows):
-    """Of the columns: tasks in the order of their table, then those that it has not, and the
-    course's overall score."""
-    found = {name: None for row in rows for s in row.scores for name in s if name != "mean"}
-    order = [*TASKS, *(name for name in found if name not in TASKS and name != "overall")]
-    return [name for name in (*order, "overall") if name in found]
+    """Of the columns: tasks in the order of their table, and the course's overall score."""
+    return [name for name in (*TASKS, "overall") if any(name in s for r in rows for s in r.scores)]
 
 
 def cells(rows):

@@ -6,8 +6,7 @@
     last/              the state to resume from                       curves.png    the log drawn
     run.json           format version, settings, methods, data, edits, versions, times
 
-Where each task has an encoder of its own, it lies in model/<task>/.
-"""
+Where each task has an encoder of its own, it lies in model/<task>/."""
 
 import json
 import shutil
@@ -38,8 +37,7 @@ RESUME = "python train_multitask.py --resume"
 
 
 def choose_folder(settings):
-    """The folder a new run will have. Nothing is written yet: a mistake found later leaves no
-    trace."""
+    """The folder that a new run will have; nothing is written yet."""
     if settings.out:
         return check_new_folder(settings.out, "run.json", "saved run", settings.overwrite, RESUME, {
             "--bert": settings.bert, "--data": settings.data, "--from": settings.from_run})
@@ -114,8 +112,8 @@ def check_nothing_lost(model, optimizer):
                      if shapes.get(name) != tensor.shape]
     if lost:
         raise UserError(f"{', '.join(dict.fromkeys(lost))} would not be trained and saved: the "
-                        f"encoder holds a Bert's own weights only; make a further module in "
-                        f"MultitaskModel's __init__, beside the heads")
+                        "encoder holds a Bert's own weights only; make a further module in "
+                        "MultitaskModel's __init__, beside the heads")
 
 
 def save_best(folder, model, tokenizer, tasks, scores, splits, predictions):
@@ -143,9 +141,9 @@ def is_saved_run(folder):
     return (Path(folder) / "run.json").is_file()
 
 
-def read_fields(folder, needed=FIELDS):
-    """The fields of a run's run.json; UserError unless those that are needed are among them."""
-    return read_record(Path(folder) / "run.json", "saved run", VERSION, needed)
+def read_fields(folder):
+    """The fields of a run's run.json."""
+    return read_record(Path(folder) / "run.json", "saved run", VERSION, FIELDS)
 
 
 def read_settings(folder):

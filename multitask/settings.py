@@ -16,7 +16,7 @@ from multitask.schedule import SAMPLERS
 from multitask.tasks import TASKS
 
 SHARED = "shared"                # the name of the one encoder, or adapter, that all tasks share
-MODEL, STEPS, TASK_MIX, RUN = ("the model", "optimization", "several tasks", "the run")
+MODEL, STEPS, MIX, RUN = ("the model", "optimization", "several tasks", "the run")
 UNFROZEN = ("an encoder that is trained (no --freeze)", lambda s: not s.freeze)
 
 
@@ -27,70 +27,58 @@ class Settings:
                                 "default is the sample beside the code")
     out: str = setting("", "folder of this run (default: runs/<checkpoint>-<number>)")
     tasks: str = setting("sst,para,sts", f"tasks to learn together, of {', '.join(TASKS)}")
-    epochs: int = setting(0, "passes over the longest task, the others being cycled, or with "
-                             "--sampling proportional or annealed over all of them (0: 3, or on "
-                             "small data as many as make 500 steps)")
+    epochs: int = setting(0, "passes over the longest task, or with --sampling proportional or "
+                             "annealed over all (0: 3, or on small data as many as make 500 steps)")
     batch_size: int = setting(32, "examples of each task in a step", min=1)
-    lr: float = setting(0, "highest learning rate of the encoder (0: (3.84 / hidden size)², "
-                           "which is 2.5e-5 for bert-base and 1e-4 for half its width; for "
-                           "adapters times the factor of their kind)")
+    lr: float = setting(0, "highest learning rate of the encoder (0: (3.84 / hidden size)², as "
+                           "2.5e-5 for bert-base; for adapters times the factor of their kind)")
     head_lr: float = setting(1e-3, "highest learning rate of the heads")
-    pairs: str = setting("joint", "two sentences in one sequence, or each in its own",
-                         ("joint", "separate"))
+    pairs: str = setting("joint", "a pair in one sequence, or each alone", ("joint", "separate"))
     pooling: str = setting("cls", "the encoder's vector of a sequence, which heads read", POOLINGS)
     head: str = setting("linear", f"kind of head ({', '.join(HEADS)}) of all tasks, or of some, "
                                   f"as in sts=cosine,sst=mlp (the others: linear)")
     limit: int = setting(0, "use only the first N examples of each file (0: all)")
     seed: int = setting(0, "of heads, dropout and the order of examples", max=2 ** 32)
     device: str = setting("auto", "auto takes CUDA where there is one", ("auto", "cuda", "cpu"))
-    precision: str = setting("auto", "auto: bf16 on CUDA, else fp32; weights stay fp32",
-                             ("auto", "fp32", "bf16"))
+    precision: str = setting("auto", "auto: bf16 on CUDA", ("auto", "fp32", "bf16"))
     overwrite: bool = setting(False, "replace the run that is in --out")
     from_run: str = setting("", "start from a saved run instead of --bert", flag="--from")
 
-    head_dropout: float = setting(0.3, "dropout in mlp heads (task-level dropout)", max=1,
-                                  group=MODEL)
+    head_dropout: float = setting(0.3, "dropout in mlp heads", max=1, group=MODEL)
     loss: str = setting("mse", "of similarity tasks: squared error of the label, or cosine: "
                                "(cos - y/5)²", ("mse", "cosine"), group=MODEL)
-    attention: str = setting("sdpa", "the fused kernel or the equation as written (eager); same "
-                                     "numbers", ATTENTIONS, group=MODEL)
+    attention: str = setting("sdpa", "fused kernel, or as written (eager)", ATTENTIONS, group=MODEL)
     encoders: str = setting("shared", "one encoder for all tasks, or one for each",
                             ("shared", "separate"), group=MODEL)
     freeze: bool = setting(False, "train the heads only, the encoder stays as it is", group=MODEL)
 
-    train_tasks: str = setting("", "train only these of --tasks; the others are only scored",
-                               group=TASK_MIX)
+    train_tasks: str = setting("", "train only these of --tasks, score all of them", group=MIX)
     sampling: str = setting("all", "tasks of a step: all, or one: in turn, at random in proportion "
                                    "to size, or annealed from proportional towards uniform",
-                            SAMPLERS, group=TASK_MIX)
+                            SAMPLERS, group=MIX)
     annealing: float = setting(0.8, "c of annealed sampling, p ~ N^(1 - c·(epoch - 1)/(epochs - "
-                                    "1))", group=TASK_MIX)
+                                    "1))", group=MIX)
     surgery: str = setting("none", "PCGrad: remove from each task's gradient its component against "
                                    "another's; over the whole gradient, or tensor by tensor",
-                           ("none", *SURGERY), group=TASK_MIX)
-    task_lr: str = setting("", "of a task's own encoder or adapter, as in sst=2e-5,sts=1e-4",
-                           group=TASK_MIX)
+                           ("none", *SURGERY), group=MIX)
+    task_lr: str = setting("", "of a task's own encoder or adapter: sst=2e-5,sts=1e-4", group=MIX)
     task_epochs: str = setting("", "epochs after which a task with an encoder or adapter of its "
-                                   "own stops, as in sst=1", group=TASK_MIX)
+                                   "own stops, as in sst=1", group=MIX)
 
     steps: int = setting(0, "stop after this many steps instead (0: go by --epochs)", group=STEPS)
     patience: int = setting(0, "stop after so many epochs without a better dev score, each task "
                                "for itself if they share nothing (0: never)", group=STEPS)
-    accumulate: int = setting(1, "batches of a task whose gradients add up to one step's", min=1,
-                              group=STEPS)
+    accumulate: int = setting(1, "batches of a task that add up to one step's", min=1, group=STEPS)
     optimizer: str = setting("adamw", "of common/optimization.py", OPTIMIZERS, group=STEPS)
     warmup: float = setting(0.1, "fraction of the steps in which the rate rises", group=STEPS)
     decay: bool = setting(True, "after it the rate falls in a line to nothing", group=STEPS)
-    layer_decay: float = setting(1.0, "factor on the rate from a layer to the one below",
-                                 group=STEPS)
+    layer_decay: float = setting(1.0, "factor on the rate for each layer below", group=STEPS)
     weight_decay: float = setting(0.01, "AdamW's, on matrices only", group=STEPS)
-    l2: float = setting(0, "L2 regularization: this times the weight is added to its gradient",
-                        group=STEPS)
+    l2: float = setting(0, "L2 regularization: this times a weight joins its gradient", group=STEPS)
     clip: float = setting(1.0, "largest norm of the gradient (0: any)", group=STEPS)
 
     log_every: int = setting(10, "steps between two lines of log.jsonl", min=1, group=RUN)
-    save_every: int = setting(0, "save what --resume needs after so many steps too (0: only after "
-                                 "each epoch)", group=RUN)
+    save_every: int = setting(0, "steps between saves for --resume (0: an epoch)", group=RUN)
     strict_rows: bool = setting(False, "rows that a task may leave out are errors", group=RUN)
 
     methods: ClassVar = ()                       # whose flags are among these settings
