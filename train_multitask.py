@@ -40,7 +40,7 @@ def train(settings, folder, recipe="", record=None, state=None):
     """Train from the start, or on from `state`, and leave a whole run in `folder`."""
     run = prepare(settings, folder, recipe, record, state)
     model, optimizer, schedule, progress = run.model, run.optimizer, run.schedule, run.progress
-    trained = [p for group in schedule.groups.values() for p in group.parameters]
+    trained = [p for parameters in run.trained.values() for p in parameters]
     shared = [p for name, p in model.named_parameters()
               if p.requires_grad and model.part(name)[1] is None]
     began = time.perf_counter() - progress.seconds
@@ -67,8 +67,8 @@ def train(settings, folder, recipe="", record=None, state=None):
                     run.log.add("cosine", pair, cosine)
                     run.log.add("conflict", pair, float(cosine < 0))
             if settings.clip:                                # groups share no parameters
-                for group in schedule.groups.values():
-                    nn.utils.clip_grad_norm_(group.parameters, settings.clip)
+                for parameters in run.trained.values():
+                    nn.utils.clip_grad_norm_(parameters, settings.clip)
             if settings.l2:
                 add_l2(trained, settings.l2)
             optimizer.step()
@@ -116,8 +116,7 @@ def add_l2(parameters, strength):
 
 
 def evaluate_and_keep_best(run, bar):
-    """Evaluate in the first process; save each training group that improved; stop the groups whose
-    patience is exhausted or whose steps are done."""
+    """Evaluate; save each training group that improved; stop those that are done."""
     progress, groups = run.progress, run.schedule.groups
     if distributed.rank() == 0:
         scores, predictions = evaluate(run.model, run.dev, run.device, run.autocast)
@@ -130,10 +129,9 @@ def evaluate_and_keep_best(run, bar):
                            predictions)
         bar.write(score_line(progress.step / run.schedule.epoch_steps, scores, improved))
     progress.best, progress.best_step = distributed.broadcast((progress.best, progress.best_step))
-    patience = run.settings.patience * run.schedule.epoch_steps
-    progress.running = [name for name in progress.running
-                        if progress.step < groups[name].steps and not (
-                            patience and progress.step - progress.best_step[name] >= patience)]
+    patience = run.settings.patience * run.schedule.epoch_steps or float("inf")
+    progress.running = [name for name in progress.running if progress.step < run.schedule.steps
+                        and progress.step - progress.best_step[name] < patience]
 
 
 def improved_tasks(progress, groups, scores, tasks):
@@ -141,12 +139,12 @@ def improved_tasks(progress, groups, scores, tasks):
     score, which is recorded in `progress`; all, at the first save or if there is one group."""
     improved = []
     for name in progress.running:
-        value = choose_by(summary({task: scores[task] for task in groups[name].tasks}))
+        value = choose_by(summary({task: scores[task] for task in groups[name]}))
         if not abs(value) < float("inf"):
             raise UserError(f"a dev score of step {progress.step} is not finite; lower --lr")
         if value > progress.best.get(name, -float("inf")):
             progress.best[name], progress.best_step[name] = value, progress.step
-            improved += groups[name].tasks
+            improved += groups[name]
     whole = len(groups) == 1 or not progress.scores
     return tasks if improved and whole else improved
 

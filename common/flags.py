@@ -3,9 +3,7 @@
     @dataclass
     class Settings:
         lr: float = setting(1e-3, "highest learning rate")
-
-        def __post_init__(self):
-            check(self)
+        __post_init__ = check
 """
 
 import argparse
@@ -18,8 +16,7 @@ from bert.errors import UserError
 
 
 def setting(default, help, choices=None, min=0, max=math.inf, group="", flag=None):
-    """A field. Of a number, min ≤ value < max. `group` is the heading in --help; `flag` overrides
-    the flag's name."""
+    """A field. Of a number, min ≤ value < max. `group`: its heading in --help; `flag`: its name."""
     return field(default=default, metadata=dict(help=help, choices=choices, min=min, max=max,
                                                 group=group, flag=flag))
 
@@ -46,8 +43,7 @@ def check(settings):
 
 
 def add_flags(parser, settings_class):
-    """Add one flag for each field, below the heading of its group. The parsed namespace holds only
-    flags that were given."""
+    """Add a flag for each field. The parsed namespace holds only flags that were given."""
     groups = {"": parser}
     for f in fields(settings_class):
         choices, shown = f.metadata["choices"], f.metadata["help"]
@@ -79,8 +75,7 @@ def command(settings):
 
 
 def parse_numbers(flag, text, valid, hint):
-    """"0.9,0.5" → [0.9, 0.5]. UserError unless valid(number) holds for all; `hint` says what to
-    write."""
+    """"0.9,0.5" → [0.9, 0.5]. UserError unless valid(number) for all; `hint`: what to write."""
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
@@ -91,8 +86,7 @@ def parse_numbers(flag, text, valid, hint):
 
 
 def with_absolute_paths(settings, *names):
-    """The same settings with these paths absolute, so that a run opens from any working directory.
-    What is no path here (a name on the hub) stays as it is."""
+    """The same settings with these paths absolute; what is no path (a name on the hub) stays."""
     paths = {name: Path(getattr(settings, name)).expanduser() for name in names
              if getattr(settings, name) not in ("", "tiny")}   # tiny comes with the code
     return replace(settings, **{n: str(p.resolve()) for n, p in paths.items() if p.exists()})

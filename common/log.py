@@ -17,8 +17,7 @@ class Log:
     path nothing is written."""
 
     def __init__(self, path, step):
-        """Begin the file, or go on with it after `step`: later lines are of steps to be done
-        again."""
+        """Begin the file, or go on with it after `step`; later lines are dropped."""
         self.path, self.sums, self.lines = path, {}, []
         if path is None:
             return
@@ -32,15 +31,13 @@ class Log:
             file.write("".join(json.dumps(line) + "\n" for line in self.lines).encode())
 
     def add(self, what, name, value, weight=1.0):
-        """Add a value (a number or a scalar tensor) of this step, such as the "loss" of a task; it
-        is multiplied by its weight already."""
+        """Add a number or scalar tensor, such as the "loss" of a task, already times its weight."""
         value = value.detach() if isinstance(value, torch.Tensor) else value
         total, weights = self.sums.get((what, name), (0.0, 0.0))
         self.sums[what, name] = total + value, weights + weight
 
     def write_means(self, step, seconds, total=float):
-        """Write the means since the last line → {name: mean loss}. `total` makes a number of a sum;
-        making it makes a GPU finish its work."""
+        """Write the means since the last line → {name: mean loss}. `total` waits for a GPU."""
         means = {}
         for (what, name), (value, weight) in self.sums.items():
             means.setdefault(what, {})[name] = total(value) / total(weight)

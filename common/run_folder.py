@@ -12,9 +12,9 @@ from bert.files import atomic_write
 
 
 def check_new_folder(out, record_file, kind, overwrite, resume, sources):
-    """→ the Path of a new run's folder. Nothing is written yet: a mistake found later leaves no
-    trace. kind: what such a run is called. resume: the command that goes on with it. sources {flag:
-    path}: what the run reads, which must not lie in the folder that it replaces."""
+    """→ the Path of a new run's folder; nothing is written yet. kind: what such a run is called.
+    resume: the command that goes on with it. sources {flag: path}: what the run reads, which must
+    not lie in the folder that it replaces."""
     folder = Path(out).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; a run is a folder")
@@ -67,13 +67,11 @@ def rng_state(device):
 
 
 def save_state(path, model, optimizer, rng_states, **more):
-    """Write the state to resume from, one dictionary. `rng_states` has the rng_state of each
-    process."""
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-             "rng_states": rng_states, **more}
+    """Write the state to resume from. `rng_states` has the rng_state of each process."""
     with atomic_write(path) as file:
         try:
-            torch.save(state, file)
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                        "rng_states": rng_states, **more}, file)
         except RuntimeError as error:                        # what torch raises if the disk is full
             raise OSError(0, " ".join(str(error).split())[:150]) from error
 

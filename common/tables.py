@@ -7,8 +7,7 @@ from bert.files import atomic_write
 
 
 def text_table(rows, left=1):
-    """Rows of texts, the header first → aligned lines. The first `left` columns are flush left, the
-    others flush right."""
+    """Rows of texts, the header first → aligned lines; the first `left` columns are flush left."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(cell.ljust(width) if n < left else cell.rjust(width)
                                for n, (cell, width) in enumerate(zip(row, widths))).rstrip()

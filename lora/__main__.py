@@ -39,7 +39,7 @@ def merge_adapter(session, task):
     model.bert.edits = [edit for edit in model.bert.edits if edit["method"] != "lora"]
     heads = ",".join(f"{task}={settings.head_kinds[task]}" for task in tasks)
     settings = replace(settings, tasks=",".join(tasks), head=heads, train_tasks="", surgery="none",
-                       task_lr="", task_epochs="", **{f.name: f.default for f in fields(Flags)})
+                       **{f.name: f.default for f in fields(Flags)})
     session.model = with_heads({SHARED: model.bert}, settings)
     new, old = session.model.own_state(), model.own_state()
     check_names_and_shapes(f"the merged model of {session.run}", new,

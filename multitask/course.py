@@ -23,9 +23,8 @@ class Example(NamedTuple):
 
 
 def find_file(folder, file):
-    """The path of a task's file in `folder`. A file with a folder of its own, such as
-    RTE/train.tsv, may also lie in a folder with another spelling (rte, SST2 for SST-2), or `folder`
-    may be that folder itself."""
+    """The path of a task's file in `folder`. Of a file such as RTE/train.tsv the folder may have
+    another spelling (rte, SST2 for SST-2), or `folder` may be it."""
     folder, file = Path(folder), Path(file)
 
     def spelled(path):
@@ -46,8 +45,7 @@ def read_course_file(path, task, strict_rows=False):
 
 def parse_examples(path, rows, task, strict_rows, number, complete=False):
     """rows: (line number, cells), the header first → [Example]. `number` is the column with the ids
-    (None: the examples are numbered). complete: rows with an empty text are kept, where the task
-    allows empty texts."""
+    (None: they are numbered). complete: rows with empty texts are kept where the task allows it."""
     header_line, header = next(rows, (1, None))
     if header is None:
         raise UserError(f"{path} is empty; it must start with a header line")

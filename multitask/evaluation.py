@@ -28,8 +28,7 @@ def read_split(task, split, folder, strict_rows=False):
             + ("" if Path(folder).is_dir() else f"; {folder} is not a folder")))
     examples = TASKS[task].read_examples(path, TASKS[task], strict_rows)
     if not split.startswith("test") and examples[0].label is None:
-        raise UserError(f"{path} has no column {TASKS[task].label}, the label that {split} data "
-                        "needs")
+        raise UserError(f"{path} has no column {TASKS[task].label}, the label of {split} data")
     return examples
 
 
@@ -40,8 +39,7 @@ def load_split(task, split, folder, tokenizer, settings, limit=0):
 
 
 def load_sets(tasks, settings, tokenizer, kind="dev"):
-    """→ {task: {name: Split}}: the dev sets that training scores, or the "test" sets, from the
-    data folder of the settings."""
+    """→ {task: {name: Split}}: the "dev" sets, which training scores, or the "test" sets."""
     return {task: {name: load_split(task, name, settings.data, tokenizer, settings, settings.limit)
                    for name in getattr(TASKS[task], f"{kind}_sets")} for task in tasks}
 
@@ -61,9 +59,8 @@ def run_split(model, task, split, device, autocast, bar=None):
 
 
 def evaluate(model, splits, device, autocast):
-    """splits {task: {split name: Split}} → scores as in metrics.json (of the labeled splits), and
-    predictions {(task, split name): [prediction, …]}. A task's further splits get their name in
-    brackets."""
+    """splits {task: {split name: Split}} → scores as in metrics.json (of labeled splits; a task's
+    further ones get their name in brackets), predictions {(task, split name): [prediction, …]}."""
     scores, predictions = {}, {}
     total = sum(len(split) for named in splits.values() for split in named.values())
     with progress_bar("evaluate", total, "example", leave=False) as bar:
@@ -71,9 +68,8 @@ def evaluate(model, splits, device, autocast):
             for number, (name, split) in enumerate(named.items()):
                 outputs = run_split(model, task, split, device, autocast, bar)
                 predictions[task, name] = predicted = TASKS[task].predict(outputs).tolist()
-                if split.labels is None:
-                    continue
-                for metric, function in TASKS[task].metrics.items():
+                labeled = split.labels is not None
+                for metric, function in TASKS[task].metrics.items() if labeled else ():
                     key = metric if number == 0 else f"{metric} ({name})"
                     scores.setdefault(task, {})[key] = function(predicted, split.labels.tolist())
     return summary(scores) if scores else {}, predictions
@@ -100,7 +96,7 @@ def model_fingerprint(model, splits, precision):
 def write_predictions(folder, splits, predictions):
     """Write a prediction file for each split, in the form that the task's graders read."""
     for (task, name), predicted in predictions.items():
-        file_name, text = TASKS[task].write(TASKS[task], task, name, splits[task][name].ids,
-                                            predicted)
+        row, ids = TASKS[task], splits[task][name].ids
+        file_name, text = row.write(row, task, name, ids, predicted)
         with atomic_write(Path(folder) / file_name) as file:
             file.write(text.encode())

@@ -63,8 +63,7 @@ def rebuild(bert, edits):
 
 
 def restore(bert, edits, folder):
-    """After the weights are loaded: attach what the methods saved beside them in the run's
-    folder."""
+    """After the weights are loaded, attach what the methods saved beside them in `folder`."""
     for edit in sorted(edits, key=lambda edit: METHODS.index(edit["method"])):
         for change in parts([edit["method"]], "restore"):
             change(bert, edit, Path(folder))

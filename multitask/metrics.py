@@ -12,8 +12,7 @@ def accuracy(predictions, labels):
 
 
 def pearson(predictions, labels):
-    """Pearson's correlation, -1 to 1; 0 where it is undefined (a constant, or fewer than two
-    values)."""
+    """Pearson's correlation, -1 to 1; 0 where it is undefined (a constant, or one value)."""
     predictions, labels = np.asarray(predictions, float), np.asarray(labels, float)
     if len(labels) < 2 or np.ptp(predictions) == 0 or np.ptp(labels) == 0:
         return 0.0
@@ -29,8 +28,7 @@ def spearman(predictions, labels):
 
 
 def f1(predictions, labels):
-    """2·precision·recall/(precision + recall) of class 1; 0 if neither predictions nor labels
-    have it."""
+    """2·precision·recall/(precision + recall) of class 1; 0 if neither side has it."""
     predictions, labels = np.asarray(predictions) == 1, np.asarray(labels) == 1
     named = predictions.sum() + labels.sum()
     return float(2 * (predictions & labels).sum() / named) if named else 0.0

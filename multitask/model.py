@@ -17,7 +17,7 @@ class MultitaskModel(nn.Module):
     POOLINGS, `adapters` {task: the adapter that serves it}, or empty. A pair is one vector if
     encoded jointly, or two.
 
-    Another module made in __init__ is trained at the heads' learning rate, saved, and opened with
+    A further module made in __init__ is trained at the heads' learning rate, saved and opened with
     them. An nn.ModuleDict by task, as `heads` is, has one module for each task."""
 
     def __init__(self, encoders, heads, pairs="joint", pooling="cls", adapters=()):
@@ -42,15 +42,13 @@ class MultitaskModel(nn.Module):
         return self.encoders[task if task in self.encoders else SHARED]
 
     def part(self, name):
-        """A tensor's name in state_dict() → the part of the model that it belongs to, and the task
-        that alone uses that part (None: all do), as "heads.sst.out.weight" → ("heads.sst",
-        "sst")."""
+        """A tensor's name in state_dict() → its part of the model, and the task that alone uses
+        this part (None: all do), as "heads.sst.out.weight" → ("heads.sst", "sst")."""
         first, second = (name.split(".") + [""])[:2]
         return (f"{first}.{second}", second) if second in self.heads else (first, None)
 
     def own_state(self, tasks=None):
-        """{name: tensor} of all but the encoders, or of what these tasks alone use. A head's names
-        begin with its task."""
+        """{name: tensor} of all but the encoders, or of what these tasks alone use."""
         return {name.removeprefix("heads."): tensor for name, tensor in self.state_dict().items()
                 if not name.startswith("encoders.") and (not tasks or self.part(name)[1] in tasks)}
 
@@ -61,13 +59,11 @@ class MultitaskModel(nn.Module):
         return batch.with_adapters([(self.adapters.get(task), batch.layout.batch)])
 
     def forward(self, task, batch, inputs_embeds=None):
-        """→ the task's outputs [B, outputs], in float32. inputs_embeds [sequences, tokens, H]
-        replaces the batch's word embeddings."""
+        """→ the task's outputs [B, outputs]. inputs_embeds: [sequences, tokens, H], not words"""
         return self.apply_head(task, self.vectors(task, batch, inputs_embeds))
 
     def vectors(self, task, batch, inputs_embeds=None):
-        """→ [sequences, H], one vector a sequence. The last layer computes only the rows that the
-        task's pooling needs."""
+        """→ [sequences, H], one vector a sequence."""
         bert, batch = self.encoder(task), self.with_adapter(task, batch)
         input_ids = batch.input_ids if inputs_embeds is None else None
         hidden, layout = bert.embed(input_ids, batch.layout, batch.token_type_ids, inputs_embeds)
@@ -160,8 +156,8 @@ def with_heads(encoders, settings):
 
 def build_head(task, kind, width, pairs, dropout):
     """A new head of this kind for a task; UserError where they do not fit. The bias of a regression
-    starts in the middle of the labels: otherwise the first steps, which only move it there, have by
-    far the largest gradients of all tasks."""
+    starts in the middle of the labels: the first steps would only move it there, with by far the
+    largest gradients of all tasks."""
     if kind not in TASKS[task].heads:
         raise UserError(f"{task} has no {kind!r} head; it may have {', '.join(TASKS[task].heads)}")
     vectors = 2 if TASKS[task].pair and pairs == "separate" else 1

@@ -32,8 +32,7 @@ def draw_orders(tasks, seed, step):
 def pcgrad(gradients, orders, per_tensor=False, reuse=False):
     """gradients[task][tensor] (None where a task does not reach a tensor) → the combined gradient
     of each tensor (None where no task reaches it), and the products [tensors, T, T]. A task's
-    gradient is one vector, or with `per_tensor` one vector for each tensor. With `reuse` the result
-    overwrites the given gradients."""
+    gradient is one vector, or with `per_tensor` one for each tensor. `reuse` overwrites them."""
     grams = gram_matrices(gradients)
     whole = coefficients(grams.sum(dim=0).tolist(), orders)
     combined = [combine(own, coefficients(gram.tolist(), orders) if per_tensor else whole, reuse)

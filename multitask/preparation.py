@@ -19,8 +19,8 @@ from multitask.schedule import Schedule, default_lr, trained_modules
 
 def prepare(settings, folder, recipe, record, state):
     """→ a namespace of all that the loop uses, from the start, or on from `state`; `train` is
-    {task: Split}, `dev` {task: {name: Split}}. Invalid settings, data and checkpoints raise
-    UserError here, before a file is written."""
+    {task: Split}, `dev` {task: {name: Split}}, `trained` {training group: parameters}.
+    Mistakes raise UserError before a file is written."""
     device, autocast = pick_device(settings.device, settings.precision)
     model, tokenizer = load_model(settings, device, record["edits"] if record else ())
     train = {task: load_split(task, "train", settings.data, tokenizer, settings, settings.limit)
@@ -34,8 +34,9 @@ def prepare(settings, folder, recipe, record, state):
     lr = settings.lr or default_lr(model, settings)
     optimizer = OPTIMIZERS[settings.optimizer](parameter_groups(
         trained_modules(model, settings, schedule, lr), settings.weight_decay))
+    trained = {}
     for group in optimizer.param_groups:
-        schedule.groups[group["group"]].parameters += group["params"]
+        trained.setdefault(group["group"], []).extend(group["params"])
     runs.check_nothing_lost(model, optimizer)
     torch.manual_seed(settings.seed + distributed.rank())    # of dropout
     record = prepare_folder(folder, settings, recipe, checksums, record, model)
@@ -53,8 +54,8 @@ def prepare(settings, folder, recipe, record, state):
     log = Log(folder / "log.jsonl" if distributed.rank() == 0 else None, progress.step)
     return SimpleNamespace(
         settings=settings, folder=folder, record=record, model=model, tokenizer=tokenizer,
-        train=train, dev=dev, schedule=schedule, optimizer=optimizer, device=device,
-        autocast=autocast, progress=progress, log=log)
+        train=train, dev=dev, schedule=schedule, optimizer=optimizer, trained=trained,
+        device=device, autocast=autocast, progress=progress, log=log)
 
 
 def load_model(settings, device, edits=()):

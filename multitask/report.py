@@ -45,8 +45,7 @@ def final_report(folder, record):
 
 
 def describe_prediction(task, outputs):
-    """outputs [outputs] of one example → {"label": its name, "probability": …}, or "similarity" of
-    a regression."""
+    """outputs [outputs] of one example → {"label": its name, "probability" or "similarity": …}"""
     row = TASKS[task]
     if row.is_regression:
         nearest = round(min(max(outputs.item(), 0), row.max_label))
@@ -92,8 +91,7 @@ class Row(NamedTuple):
 
 
 def read_rows(folders):
-    """→ [Row]. Runs of equal settings but for the seed make one row; settings of other versions
-    count too."""
+    """→ [Row]. Runs of equal settings but for the seed make one row."""
     groups = {}
     for folder in map(Path, folders):
         record = read_fields(folder)

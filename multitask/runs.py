@@ -147,8 +147,7 @@ def read_fields(folder):
 
 
 def read_settings(folder):
-    """→ run.json's fields; the Settings, without those that this version does not know; the names
-    of these."""
+    """→ run.json's fields, the Settings, and the names of settings that this version lacks."""
     record, path = read_fields(folder), Path(folder) / "run.json"
     try:
         class_ = methods.settings_class(tuple(record["methods"]))

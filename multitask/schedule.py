@@ -1,8 +1,6 @@
 """Which tasks a step trains, on which of their examples, and at which learning rates. All follows
 from the seed and the number of the step or pass alone, so that a resumed run draws the same."""
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import nn
 
@@ -84,47 +82,31 @@ def steps_in_epoch(batches, sampling):
     return sum(batches.values())
 
 
-@dataclass
-class TrainingGroup:
-    """What is trained, stopped and kept by itself: the encoder that all tasks share with their
-    heads, a task's own encoder with its head, or an adapter with the heads of its tasks."""
-
-    tasks: list
-    steps: int
-    parameters: list = field(default_factory=list)
-
-
 class Schedule:
-    """`groups` {name: TrainingGroup} and `batches` {task that is trained: BatchSampler}. A step has
-    batch_size examples of a task, times the batches that accumulate, times the processes."""
+    """`groups` {training group: its tasks} and `batches` {task that is trained: BatchSampler}. A
+    step has batch_size examples of a task, times the batches that accumulate, times processes."""
 
     def __init__(self, settings, sizes, processes):
         """sizes: {task that is trained: examples}"""
         size = settings.batch_size * settings.accumulate * processes
-        self.settings = settings
+        self.settings, self.groups = settings, settings.training_groups
         self.batches = {task: BatchSampler(n, size, settings.seed) for task, n in sizes.items()}
         passes = {task: len(batches) for task, batches in self.batches.items()}
         self.epoch_steps = steps_in_epoch(passes, settings.sampling)
         epochs = settings.epochs or max(3, round(500 / self.epoch_steps))
-        steps = settings.steps or epochs * self.epoch_steps
-        self.epochs = -(-steps // self.epoch_steps)
-        own = settings.parse_per_task("task_epochs", int)
-        self.groups = {name: TrainingGroup(tasks, min(
-            own.get(tasks[0], self.epochs) * self.epoch_steps, steps))
-            for name, tasks in settings.training_groups.items()}
-        self.steps = max(group.steps for group in self.groups.values())
+        self.steps = settings.steps or epochs * self.epoch_steps
+        self.epochs = -(-self.steps // self.epoch_steps)
 
     def tasks_of(self, step, running):
         """The tasks of this step, of the training groups `running` (names)."""
-        sizes = {task: self.batches[task].n for name in running
-                 for task in self.groups[name].tasks}
+        sizes = {task: self.batches[task].n for name in running for task in self.groups[name]}
         epoch = -(-step // self.epoch_steps)
         return SAMPLERS[self.settings.sampling](sizes, step, epoch, self.epochs, self.settings)
 
     def set_learning_rates(self, optimizer, step):
+        factor = warmup_then_decay(step, self.steps, self.settings.warmup, self.settings.decay)
         for group in optimizer.param_groups:
-            group["lr"] = group["max_lr"] * warmup_then_decay(
-                step, group["steps"], self.settings.warmup, self.settings.decay)
+            group["lr"] = group["max_lr"] * factor
 
 
 def default_lr(model, settings):
@@ -134,29 +116,27 @@ def default_lr(model, settings):
 
 
 def trained_modules(model, settings, schedule, lr):
-    """→ [(module, {"group": its training group, "max_lr": its highest learning rate, "steps": of
-    its group})]. Each layer learns slower than the one above it by the factor --layer-decay."""
+    """→ [(module, {"group": its training group, "max_lr": its highest learning rate})]. Each layer
+    learns slower than the one above it by the factor --layer-decay."""
     found, more = [], {} if settings.adapters_decay else {"weight_decay": 0.0}
     others = other_parameters(model, schedule)
-    for name, group in schedule.groups.items():
+    for name, tasks in schedule.groups.items():
         bert = model.encoder(name)
-        max_lr = settings.parse_per_task("task_lr", float).get(group.tasks[0], lr)
         embeddings = nn.ModuleList([bert.word_embeddings, bert.position_embeddings,
                                     bert.token_type_embeddings, bert.embedding_norm])
         for depth, level in enumerate([bert.pooler, *reversed(bert.layers), embeddings]):
             if model.adapters:
                 level = nn.ParameterList(parameter for key, parameter in level.named_parameters()
                                          if f"adapters.{name}." in key)
-            found.append((level, {"max_lr": max_lr * settings.layer_decay ** max(depth - 1, 0),
-                                  "steps": group.steps, "group": name} | more))
-        found += [(module, {"max_lr": settings.head_lr, "steps": group.steps, "group": name})
-                  for task in (*group.tasks, None) for module in others.get(task, {}).values()]
+            max_lr = lr * settings.layer_decay ** max(depth - 1, 0)
+            found.append((level, {"max_lr": max_lr, "group": name} | more))
+        found += [(module, {"max_lr": settings.head_lr, "group": name})
+                  for task in (*tasks, None) for module in others.get(task, {}).values()]
     return found
 
 
 def other_parameters(model, schedule):
-    """→ {task, or None for all tasks: {part of the model: its parameters}}: what is trained of
-    heads, poolings and further modules."""
+    """→ {task (None: all tasks): {part of the model beside the encoders: what is trained}}"""
     found = {}
     for name, parameter in model.named_parameters():
         part, task = model.part(name)

@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 
 from common.device import pick_device
-from common.flags import with_absolute_paths
 from common.tables import comparison_table
 from multitask import runs
 from multitask.evaluation import evaluate, load_sets
@@ -49,15 +48,13 @@ class RunSession:
         """Make a run of this run in the folder `out`, by edits and without training → folder,
         scores. edit(session) changes session.model in place and may return other settings. The new
         run is scored on its dev sets. UserError where `out` is taken, before anything is done."""
-        source = str(self.run.resolve())
-        folder = runs.choose_folder(replace(self.settings, out=str(out), overwrite=overwrite,
-                                            from_run=source))
+        changes = {"overwrite": overwrite, "from_run": str(self.run.resolve())}
+        folder = runs.choose_folder(replace(self.settings, out=str(out), **changes))
         self.settings = edit(self) or self.settings
         self.__dict__.pop("splits", None)                    # the tasks may be others now
         self.model.to(self.device)
         scores, predictions, _ = self.evaluate()
-        settings = with_absolute_paths(replace(self.settings, out=str(folder), overwrite=overwrite,
-                                               from_run=source), "data")
+        settings = replace(self.settings, out=str(folder), **changes)
         self.model.requires_grad_(False)                     # nothing was trained
         record = runs.new_record(settings, self.record["recipe"],
                                  runs.checksums(settings.data, self.splits), self.model)

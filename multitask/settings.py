@@ -1,7 +1,6 @@
 """Every setting of a training run, once: the dataclass is the default, the flag and the help text.
 The methods add their own (multitask/methods.py)."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -61,9 +60,6 @@ class Settings:
     surgery: str = setting("none", "PCGrad: remove from each task's gradient its component against "
                                    "another's; over the whole gradient, or tensor by tensor",
                            ("none", *SURGERY), group=MIX)
-    task_lr: str = setting("", "of a task's own encoder or adapter: sst=2e-5,sts=1e-4", group=MIX)
-    task_epochs: str = setting("", "epochs after which a task with an encoder or adapter of its "
-                                   "own stops, as in sst=1", group=MIX)
 
     steps: int = setting(0, "stop after this many steps instead (0: go by --epochs)", group=STEPS)
     patience: int = setting(0, "stop after so many epochs without a better dev score, each task "
@@ -94,10 +90,7 @@ class Settings:
             s.head_kinds[task] for task in s.trained_tasks} <= {"linear", "cosine", "relu-cosine"}),
         "loss": ("a similarity task that is trained", lambda s: any(
             s.loss in TASKS[task].other_losses for task in s.trained_tasks)),
-        "lr": ("an encoder that is trained (no --freeze) at no --task-lr of its own", lambda s: not
-               (s.freeze or {tasks[0] for tasks in s.training_groups.values()} <= set(
-                   s.parse_per_task("task_lr", float)))),
-        "task_lr": UNFROZEN,
+        "lr": UNFROZEN,
         "layer_decay": UNFROZEN,
         "patience": ("more epochs than it waits for", lambda s: not 0 < s.epochs <= s.patience),
         "overwrite": ("--out", lambda s: s.out),
@@ -111,12 +104,8 @@ class Settings:
         self.head_kinds, self.trained_tasks  # noqa: B018  raise where a task or kind is unknown
         for check_method in self.checks:
             check_method(self)
-        most = max(map(len, self.training_groups.values()))
-        for name, kind in (("task_lr", float), ("task_epochs", int)):
-            if self.parse_per_task(name, kind) and most > 1:
-                raise UserError(f"--{name.replace('_', '-')} is for tasks that share nothing; add "
-                                f"--encoders separate, or --lora with separate adapters")
-        if self.surgery != "none" and (most < 2 or self.freeze):
+        alone = max(map(len, self.training_groups.values())) == 1
+        if self.surgery != "none" and (alone or self.freeze):
             raise UserError("--surgery compares tasks' gradients on weights that they share: it "
                             "needs two tasks or more with one encoder, or with one adapter, and "
                             "no --freeze")
@@ -159,21 +148,6 @@ class Settings:
         if len(set(names)) < len(names):
             raise UserError(f"--{name} {getattr(self, name)} names a task twice")
         return names
-
-    def parse_per_task(self, name, kind):
-        """{task: number} of a setting like sst=1,sts=3"""
-        values = {}
-        for part in filter(None, getattr(self, name).split(",")):
-            task, _, text = part.strip().partition("=")
-            try:
-                values[task] = kind(text)
-            except ValueError:
-                values[task] = -1
-            if task not in self.trained_tasks or not 0 < values[task] < math.inf:
-                raise UserError(f"--{name.replace('_', '-')} {part!r} is not understood; write "
-                                f"task=number, a number above 0 and a task that is trained "
-                                f"({', '.join(self.trained_tasks)})")
-        return values
 
     @property
     def head_kinds(self):

@@ -242,7 +242,6 @@ def test_an_interrupted_save_is_noticed(run, tmp_path):
     (("--lora", "2", "--lora-targets", "query,kye"), "no matrix 'kye' (did you mean key?)"),
     (("--lora", "2", "--surgery", "pcgrad"), "with one encoder, or with one adapter"),
     (("--lora", "33", "--lora-kind", "xs"), "rank 33 is more than a matrix of [32, 32] has"),
-    (("--lora", "2", "--adapters", "shared", "--task-lr", "sst=1"), "share nothing"),
 ])
 def test_settings_that_cannot_work_are_refused(checkpoint, data, script, tmp_path, flags, says):
     code, _, err = script(train_multitask.main, "--bert", checkpoint, "--data", data, "--steps", 1,
