@@ -219,16 +219,14 @@ def main(arguments=None):
 def resume(folder, given, recipe):
     """Go on with a run that was stopped."""
     if recipe or set(given) - {"device", "save_every"}:
-        raise UserError("--resume goes on by the run's own settings; only --device and "
-                        "--save-every may stand beside it. To start from a run with others, use "
-                        "--from")
+        raise UserError("--resume goes on by the run's own settings, beside which only --device "
+                        "and --save-every may stand; --from starts from a run with others")
     record, settings, unknown = runs.read_settings(folder)
     if record["complete"]:
         return print(f"{folder} is complete: nothing is left to do\n{final_report(folder, record)}")
     if unknown:
         raise UserError(f"{folder} was begun with {', '.join(unknown)}, which this version does "
-                        f"not know, so it cannot go on as it was set; resume it with the version "
-                        f"that began it")
+                        f"not know; resume it with the version that began it")
     state = read_state(folder / STATE_FILE)               # None: killed before the first save
     settings = replace(settings, **given)
     with distributed.processes(settings.device):

@@ -69,22 +69,19 @@ def run_script(main):
     try:
         sys.exit(main())
     except UserError as error:
-        sys.exit(_say(f"error: {error}", 2))
+        code, text = 2, f"error: {error}"
     except torch.OutOfMemoryError:
-        sys.exit(_say("error: the GPU's memory is full; lower --batch-size, or --device cpu", 2))
+        code, text = 2, "error: the GPU's memory is full; lower --batch-size, or --device cpu"
     except (UserStop, KeyboardInterrupt) as stop:
-        sys.exit(_say(str(stop) or "stopped", 130))
+        code, text = 130, str(stop) or "stopped"
     except BrokenPipeError:                                  # as in: evaluate.py … | head
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
         place = error.filename or "a file"
-        sys.exit(_say(f"error: {place} cannot be read or written: {error.strerror or error}", 2))
-
-
-def _say(text, code):
+        code, text = 2, f"error: {place} cannot be read or written: {error.strerror or error}"
     print(text, file=sys.stderr)
-    return code
+    sys.exit(code)
 
 
 class StopSignal:

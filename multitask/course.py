@@ -53,9 +53,8 @@ def parse_examples(path, rows, task, strict_rows, number, complete=False):
     needed = [name for name in (number, *task.columns) if name]
     missing = [name for name in needed if name not in names]
     if missing:
-        raise UserError(f"{path} line {header_line} lacks the column {', '.join(missing)}; the "
-                        f"header has {', '.join(filter(None, names))} (columns are separated by "
-                        "tabs)")
+        raise UserError(f"{path} line {header_line} lacks the column {', '.join(missing)}; it has "
+                        f"{', '.join(filter(None, names))} (columns are separated by tabs)")
     labeled = task.label in names
     examples, lines, left_out = [], {}, []
     for place, (line, row) in enumerate(rows):
@@ -83,8 +82,7 @@ def parse_examples(path, rows, task, strict_rows, number, complete=False):
                       f"empty {' or '.join(task.nullable_columns)} (line {shown}); --strict-rows "
                       f"makes this an error", stacklevel=2)
     if not examples:
-        raise UserError(f"{path} holds a header and no rows that can be used; nothing can be "
-                        f"learned or scored")
+        raise UserError(f"{path} holds a header and no rows that can be used")
     return examples
 
 

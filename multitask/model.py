@@ -105,9 +105,9 @@ def model_from(saved, settings):
     and every head and further module of it that reads the same vectors and has the same shapes."""
     encoders, lacking = saved.encoders, set(settings.task_names) - set(saved.encoders)
     if SHARED not in encoders and settings.encoders == "shared":
-        raise UserError(f"{settings.from_run} has an encoder for each task, and this run is to "
-                        f"have one for all; add --encoders separate, or start from one of them: "
-                        f"--bert {settings.from_run}/model/{next(iter(encoders))}")
+        raise UserError(f"{settings.from_run} has an encoder for each task; add --encoders "
+                        f"separate, or start from one: --bert {settings.from_run}/model/"
+                        f"{next(iter(encoders))}")
     if SHARED not in encoders and lacking:
         raise UserError(f"{settings.from_run} has encoders for {', '.join(encoders)} and none for "
                         f"{', '.join(sorted(lacking))}; leave that out of --tasks")
@@ -116,9 +116,8 @@ def model_from(saved, settings):
     for bert in model.encoders.values():
         learned = [name for name, _ in bert.named_parameters() if "attention_function." in name]
         if learned and bert.attention_name != settings.attention:
-            raise UserError(f"{settings.from_run} has learned parameters of --attention "
-                            f"{bert.attention_name}, which --attention {settings.attention} would "
-                            f"drop; add --attention {bert.attention_name}")
+            raise UserError(f"{settings.from_run} has learned parameters of its attention; add "
+                            f"--attention {bert.attention_name}")
         bert.use_attention(settings.attention)
     old = _parts(saved)
     for (part, task), tensors in _parts(model).items():

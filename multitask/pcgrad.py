@@ -104,9 +104,8 @@ def cosines(grams, names):
 
 
 def in_a_step(gradients, seed, step, per_tensor=False):
-    """PCGrad on each task's whole gradient, or on each tensor by itself."""
+    """gradients[task][tensor] → the combined gradient of each tensor, and the products."""
     return pcgrad(gradients, draw_orders(len(gradients), seed, step), per_tensor, reuse=True)
 
 
-# name → (gradients[task][tensor], seed, step) → the combined gradient of each tensor, the products
 SURGERY = {"pcgrad": in_a_step, "pcgrad-tensor": partial(in_a_step, per_tensor=True)}

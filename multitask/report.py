@@ -2,7 +2,7 @@
 side, beside what the papers printed: a table as text and as Markdown, and a picture."""
 
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import torch
 
@@ -80,18 +80,9 @@ def draw_training(log, path):
     draw_curves(panels, path)
 
 
-class Row(NamedTuple):
-    """Runs that differ in nothing but their seed."""
-
-    name: str
-    scores: list                                     # {task or "overall": score} of each run
-    parameters: dict                                 # {"trained", "stored"}
-    minutes: list
-    published: dict                                  # {task: score}
-
-
 def read_rows(folders):
-    """→ [Row]. Runs of equal settings but for the seed make one row."""
+    """→ rows of runs that differ in nothing but their seed: name, `scores` {task or "overall":
+    score} and `minutes` of each run, parameters, `published` {task: score}."""
     groups = {}
     for folder in map(Path, folders):
         record = read_fields(folder)
@@ -101,9 +92,9 @@ def read_rows(folders):
                            if name not in ("seed", "out", "overwrite", "device")
                            and value != getattr(Settings, name, None)))
         recipe = record["recipe"]
-        published = RECIPES[recipe].published if recipe in RECIPES else {}
-        row = groups.setdefault((recipe, same), Row(recipe or folder.name, [],
-                                                    record["parameters"], [], published))
+        row = groups.setdefault((recipe, same), SimpleNamespace(
+            name=recipe or folder.name, scores=[], minutes=[], parameters=record["parameters"],
+            published=RECIPES[recipe].published if recipe in RECIPES else {}))
         row.scores.append(main_scores(read_scores(folder)))
         row.minutes.append(record["times"]["train_seconds"] / 60)
     return list(groups.values())

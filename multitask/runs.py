@@ -111,9 +111,8 @@ def check_nothing_lost(model, optimizer):
             lost += [f"encoders.{key}.{name}" for name, tensor in bert.state_dict().items()
                      if shapes.get(name) != tensor.shape]
     if lost:
-        raise UserError(f"{', '.join(dict.fromkeys(lost))} would not be trained and saved: the "
-                        "encoder holds a Bert's own weights only; make a further module in "
-                        "MultitaskModel's __init__, beside the heads")
+        raise UserError(f"{', '.join(dict.fromkeys(lost))} would not be trained and saved; make a "
+                        "further module in MultitaskModel's __init__, beside the heads")
 
 
 def save_best(folder, model, tokenizer, tasks, scores, splits, predictions):
@@ -175,9 +174,8 @@ def open_run(folder):
     found = weights_fingerprint(folder, names, record["edits"])
     if read_metadata(heads_file).get("encoder") != found:
         model_file = encoder_folder(folder, names[-1]) / "model.safetensors"
-        raise UserError(f"{heads_file} belongs to another encoder than {model_file}: the run was "
-                        f"stopped while it was saved ({RESUME} {folder} mends that), or a file was "
-                        f"replaced")
+        raise UserError(f"{heads_file} belongs to another encoder than {model_file}: a file was "
+                        f"replaced, or saving was stopped ({RESUME} {folder} mends that)")
     encoders = {}
     for name in names:
         encoders[name] = load_bert(Bert, encoder_folder(folder, name), settings.attention,

@@ -36,42 +36,29 @@ class BatchSampler:
         self.order = torch.randperm(self.n, generator=generator).tolist()
 
 
-# A sampler: (sizes {task: examples}, step from 1, epoch from 1, epochs, settings) → [task, …]
-
-def every_task(sizes, step, epoch, epochs, settings):
-    """One batch of every task; the shorter data sets are cycled ("stretched")."""
-    return list(sizes)
-
-
-def round_robin(sizes, step, epoch, epochs, settings):
-    """One task after the other."""
-    return [list(sizes)[(step - 1) % len(sizes)]]
-
-
-def proportional(sizes, step, epoch, epochs, settings):
-    """One task, p ∝ N, its number of examples."""
-    return draw(sizes, 1.0, settings.seed, step)
-
-
-def annealed(sizes, step, epoch, epochs, settings):
-    """One task, p ∝ N^α with α = 1 − c·(e − 1)/(E − 1) in epoch e of E: by size at first, more
-    evenly towards the end (Stickland & Murray 2019, section 4.1)."""
-    return draw(sizes, annealing_exponent(epoch, epochs, settings.annealing), settings.seed, step)
-
-
 def annealing_exponent(epoch, epochs, c):
-    """α of this epoch, 1 … epochs; 1 where there is only one."""
+    """α = 1 − c·(e − 1)/(E − 1) of epoch e, 1 … E; 1 where there is only one."""
     return 1.0 if epochs == 1 else 1.0 - c * (epoch - 1) / (epochs - 1)
 
 
 def draw(sizes, alpha, seed, step):
+    """One task, p ∝ N^α, N its number of examples."""
     weights = torch.tensor(list(sizes.values()), dtype=torch.float64) ** alpha
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     return [list(sizes)[torch.multinomial(weights, 1, generator=generator).item()]]
 
 
-SAMPLERS = {"all": every_task, "round-robin": round_robin, "proportional": proportional,
-            "annealed": annealed}
+# name → (sizes {task: examples}, step from 1, epoch from 1, epochs, settings) → [task, …]: a batch
+# of every task, the shorter data sets being cycled ("stretched"); one task after the other; one by
+# size; by size at first, more evenly towards the end (Stickland & Murray 2019, section 4.1)
+SAMPLERS = {
+    "all": lambda sizes, *_: list(sizes),
+    "round-robin": lambda sizes, step, *_: [list(sizes)[(step - 1) % len(sizes)]],
+    "proportional": lambda sizes, step, epoch, epochs, settings: draw(
+        sizes, 1.0, settings.seed, step),
+    "annealed": lambda sizes, step, epoch, epochs, settings: draw(
+        sizes, annealing_exponent(epoch, epochs, settings.annealing), settings.seed, step),
+}
 
 
 def steps_in_epoch(batches, sampling):
@@ -144,7 +131,6 @@ def other_parameters(model, schedule):
             found.setdefault(task, {}).setdefault(part, nn.ParameterList()).append(parameter)
     if len(schedule.groups) > 1 and None in found:
         raise UserError(f"all tasks use {', '.join(found[None])}, but {', '.join(schedule.groups)} "
-                        f"are trained and kept apart, each at its own best step; make one for each "
-                        f"task (an nn.ModuleDict by task), or let the tasks share one encoder or "
-                        f"adapter")
+                        f"are trained and kept apart; make one for each task (an nn.ModuleDict by "
+                        f"task), or let the tasks share one encoder or adapter")
     return found

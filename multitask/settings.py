@@ -106,9 +106,8 @@ class Settings:
             check_method(self)
         alone = max(map(len, self.training_groups.values())) == 1
         if self.surgery != "none" and (alone or self.freeze):
-            raise UserError("--surgery compares tasks' gradients on weights that they share: it "
-                            "needs two tasks or more with one encoder, or with one adapter, and "
-                            "no --freeze")
+            raise UserError("--surgery compares gradients on shared weights: it needs two tasks or "
+                            "more with one encoder, or with one adapter, and no --freeze")
         if self.surgery != "none" and self.sampling != "all":
             raise UserError(f"--surgery compares the gradients of one step's tasks, and --sampling "
                             f"{self.sampling} has one task a step; use --sampling all")
