@@ -121,7 +121,16 @@ def evaluate_and_keep_best(run, bar):
     if distributed.rank() == 0:
         scores, predictions = evaluate(run.model, run.dev, run.device, run.autocast)
         run.log.write(step=progress.step, dev=scores, seconds=round(progress.seconds, 1))
-        improved = improved_tasks(progress, groups, scores, list(run.dev))
+        improved = []                                        # tasks whose model is to be saved
+        for name in progress.running:
+            value = choose_by(summary({task: scores[task] for task in groups[name]}))
+            if not abs(value) < float("inf"):
+                raise UserError(f"a dev score of step {progress.step} is not finite; lower --lr")
+            if value > progress.best.get(name, -float("inf")):
+                progress.best[name], progress.best_step[name] = value, progress.step
+                improved += groups[name]
+        if improved and (len(groups) == 1 or not progress.scores):
+            improved = list(run.dev)                         # those that are not trained too
         if improved:
             progress.scores = summary({task: (scores if task in improved else progress.scores)[task]
                                        for task in run.dev})
@@ -132,21 +141,6 @@ def evaluate_and_keep_best(run, bar):
     patience = run.settings.patience * run.schedule.epoch_steps or float("inf")
     progress.running = [name for name in progress.running if progress.step < run.schedule.steps
                         and progress.step - progress.best_step[name] < patience]
-
-
-def improved_tasks(progress, groups, scores, tasks):
-    """→ the tasks whose model is to be saved: those of each running group with a new best dev
-    score, which is recorded in `progress`; all, at the first save or if there is one group."""
-    improved = []
-    for name in progress.running:
-        value = choose_by(summary({task: scores[task] for task in groups[name]}))
-        if not abs(value) < float("inf"):
-            raise UserError(f"a dev score of step {progress.step} is not finite; lower --lr")
-        if value > progress.best.get(name, -float("inf")):
-            progress.best[name], progress.best_step[name] = value, progress.step
-            improved += groups[name]
-    whole = len(groups) == 1 or not progress.scores
-    return tasks if improved and whole else improved
 
 
 def save_progress(run):

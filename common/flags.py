@@ -1,10 +1,5 @@
-"""Settings of a script, once: the fields of a dataclass are the defaults, the flags and the help.
-
-    @dataclass
-    class Settings:
-        lr: float = setting(1e-3, "highest learning rate")
-        __post_init__ = check
-"""
+"""Settings of a script, once: the fields of a dataclass are the defaults, the flags and the help,
+as in `lr: float = setting(1e-3, "highest learning rate")`."""
 
 import argparse
 import math

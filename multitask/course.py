@@ -25,17 +25,12 @@ class Example(NamedTuple):
 def find_file(folder, file):
     """The path of a task's file in `folder`. Of a file such as RTE/train.tsv the folder may have
     another spelling (rte, SST2 for SST-2), or `folder` may be it."""
-    folder, file = Path(folder), Path(file)
-
-    def spelled(path):
-        return path.name.lower().replace("-", "").replace("_", "")
-
-    if (folder / file).exists() or file.parent == Path(".") or not folder.is_dir():
-        return folder / file
-    places = [folder.resolve(), *sorted(folder.iterdir())]
-    return next((place / file.name for place in places
-                 if spelled(place) == spelled(file.parent) and (place / file.name).exists()),
-                folder / file)
+    folder, file, dashes = Path(folder), Path(file), str.maketrans("", "", "-_")
+    own = file.parent.name.lower().translate(dashes)         # "": a file of the folder itself
+    for place in (folder / file.parent, folder.resolve(), *sorted(folder.glob("*"))) if own else ():
+        if place.name.lower().translate(dashes) == own and (place / file.name).exists():
+            return place / file.name
+    return folder / file
 
 
 def read_course_file(path, task, strict_rows=False):

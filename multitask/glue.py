@@ -8,8 +8,7 @@ The files are tab-separated without any quoting, and each has columns of its own
 header. Predictions for test files are written as the benchmark takes them in: `index`, a tab,
 `prediction`, in words where the labels are words; those for dev files in the same form.
 
-Left out: the diagnostic set AX, and scores for test files, whose labels are not public.
-"""
+Left out: the diagnostic set AX, and scores for test files, whose labels are not public."""
 
 from functools import partial
 

@@ -10,8 +10,7 @@ tasks). The projections are done on the coefficients c; the gradients, millions 
 read twice: once for their products and once for the sum.
 
 Only weights that all tasks share can conflict. A head's gradient must be excluded: it would enlarge
-‖gⱼ‖, so that conflicts are removed only in part, and its projection would change other heads.
-"""
+‖gⱼ‖, so that conflicts are removed only in part, and its projection would change other heads."""
 
 import math
 from functools import partial

@@ -71,9 +71,8 @@ def load_model(settings, device, edits=()):
         model = build_model(Bert.from_pretrained(settings.bert, settings.attention), settings)
     config = next(iter(model.encoders.values())).config
     if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(f"{settings.from_run or settings.bert}: the tokenizer knows "
-                        f"{tokenizer.vocab_size:,} tokens but the encoder embeds only "
-                        f"{config.vocab_size:,}; they are of different checkpoints")
+        raise UserError(f"{settings.from_run or settings.bert}: the tokenizer knows more tokens "
+                        f"({tokenizer.vocab_size:,}) than the encoder ({config.vocab_size:,})")
     model.encoders.requires_grad_(not settings.freeze)
     if settings.pooling != "pooler":                         # then nothing reads the pooler
         for bert in model.encoders.values():

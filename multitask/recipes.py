@@ -3,12 +3,9 @@
     python train_multitask.py --recipes                  # the list
     python train_multitask.py --recipe mb-comb-gs --epochs 1        # a flag overrides its recipe
 
-    Alappat         A. Alappat, Extending Applications of Layer Selecting Rank Reduction (report of
-                    CS224N)
-    Wang et al.     G. Wang, J. Yang, Y. Sun, Task-oriented Memory-efficient Pruning-Adapter, 2023
-                    (arXiv 2303.14704)
-    Fuest & Tacke   J. Fuest, M. Tacke, Low Rank Adaptation for Multitask BERT (report of CS224N)
-"""
+Alappat: Extending Applications of Layer Selecting Rank Reduction; Fuest & Tacke: Low Rank
+Adaptation for Multitask BERT (reports of CS224N). Wang et al. 2023: Task-oriented Memory-efficient
+Pruning-Adapter (arXiv 2303.14704)."""
 
 from typing import NamedTuple
 

@@ -1,8 +1,7 @@
 """The table of tasks. To add a task, add a row.
 
 A row says where the examples are, what goes in, what comes out and how it is scored. Outputs of a
-task's head are [B, outputs]; labels are floats from 0 to `max_label`.
-"""
+task's head are [B, outputs]; labels are floats from 0 to `max_label`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
