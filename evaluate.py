@@ -77,7 +77,6 @@ def parse(arguments):
     parser.add_argument("--out", metavar="FOLDER", default="runs", help="of --compare's files")
     parser.add_argument("--split", default="dev", choices=("dev", "test"), help="default: dev")
     parser.add_argument("--tasks", help="only these of the run's tasks, as in sst,sts")
-    parser.add_argument("--limit", type=int, help="only the first N rows of each file")
     parser.add_argument("--predictions", metavar="FOLDER", help="default: RUN/predictions, if "
                         "model, data and rows are the run's; with --laser RUN/laser/predictions")
     parser.add_argument("--adapter", metavar="TASK=FOLDER", action="append", default=[],
@@ -86,7 +85,7 @@ def parse(arguments):
     parser.add_argument("--pair", help="the text that --text is compared with")
     parser.add_argument("--laser", help="reduce layer:matrix:keep[,…] first: python -m laser")
     parser.add_argument("--json", action="store_true", help="print a JSON object, nothing else")
-    add_run_flags(parser, "--data", "--device", "--precision")
+    add_run_flags(parser, "--data", "--limit", "--device", "--precision")
     args = parser.parse_args(arguments)
     if (args.run is None) == (args.compare is None):
         raise UserError("name one run to open, or --compare two or more")

@@ -32,8 +32,7 @@ class Parser(argparse.ArgumentParser):
 RUN_FLAGS = {                                                # of commands that work on a saved run
     "run": dict(metavar="RUN", help="folder of a saved run"),
     "--data": dict(metavar="FOLDER", help="folder with the data files (default: the run's own)"),
-    "--limit": dict(type=int, metavar="N", help="only the first N rows of each dev file (0: all; "
-                                                "default: as in training)"),
+    "--limit": dict(type=int, metavar="N", help="only the first N rows of each file (0: all)"),
     "--device": dict(default="auto", choices=("auto", "cuda", "cpu")),
     "--precision": dict(choices=("auto", "fp32", "bf16"), help="default: the run's"),
     "--overwrite": dict(action="store_true", help="replace the run that is in --out"),

@@ -71,8 +71,9 @@ def load_model(settings, device, edits=()):
         model = build_model(Bert.from_pretrained(settings.bert, settings.attention), settings)
     config = next(iter(model.encoders.values())).config
     if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(f"{settings.from_run or settings.bert}: the tokenizer knows more tokens "
-                        f"({tokenizer.vocab_size:,}) than the encoder ({config.vocab_size:,})")
+        raise UserError(f"{settings.from_run or settings.bert}: a tokenizer of "
+                        f"{tokenizer.vocab_size:,} tokens and an encoder of "
+                        f"{config.vocab_size:,} are of different checkpoints")
     model.encoders.requires_grad_(not settings.freeze)
     if settings.pooling != "pooler":                         # then nothing reads the pooler
         for bert in model.encoders.values():

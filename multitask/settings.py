@@ -22,8 +22,7 @@ UNFROZEN = ("an encoder that is trained (no --freeze)", lambda s: not s.freeze)
 @dataclass
 class Settings:
     bert: str = setting("tiny", "checkpoint to start from: a folder, a name on the hub, or tiny")
-    data: str = setting("data", "folder with the course's files (ids-sst-train.csv, …); the "
-                                "default is the sample beside the code")
+    data: str = setting("data", "folder with the course's files; data: the sample with the code")
     out: str = setting("", "folder of this run (default: runs/<checkpoint>-<number>)")
     tasks: str = setting("sst,para,sts", f"tasks to learn together, of {', '.join(TASKS)}")
     epochs: int = setting(0, "passes over the longest task, or with --sampling proportional or "
@@ -34,8 +33,7 @@ class Settings:
     head_lr: float = setting(1e-3, "highest learning rate of the heads")
     pairs: str = setting("joint", "a pair in one sequence, or each alone", ("joint", "separate"))
     pooling: str = setting("cls", "the encoder's vector of a sequence, which heads read", POOLINGS)
-    head: str = setting("linear", f"kind of head ({', '.join(HEADS)}) of all tasks, or of some, "
-                                  f"as in sts=cosine,sst=mlp (the others: linear)")
+    head: str = setting("linear", f"{', '.join(HEADS)}; or of some tasks: sts=cosine,sst=mlp")
     limit: int = setting(0, "use only the first N examples of each file (0: all)")
     seed: int = setting(0, "of heads, dropout and the order of examples", max=2 ** 32)
     device: str = setting("auto", "auto takes CUDA where there is one", ("auto", "cuda", "cpu"))
@@ -52,18 +50,14 @@ class Settings:
     freeze: bool = setting(False, "train the heads only, the encoder stays as it is", group=MODEL)
 
     train_tasks: str = setting("", "train only these of --tasks, score all of them", group=MIX)
-    sampling: str = setting("all", "tasks of a step: all, or one: in turn, at random in proportion "
-                                   "to size, or annealed from proportional towards uniform",
-                            SAMPLERS, group=MIX)
-    annealing: float = setting(0.8, "c of annealed sampling, p ~ N^(1 - c·(epoch - 1)/(epochs - "
-                                    "1))", group=MIX)
-    surgery: str = setting("none", "PCGrad: remove from each task's gradient its component against "
-                                   "another's; over the whole gradient, or tensor by tensor",
-                           ("none", *SURGERY), group=MIX)
+    sampling: str = setting("all", "tasks of a step: all, or one: in turn, by size, or annealed "
+                                   "from proportional to uniform", SAMPLERS, group=MIX)
+    annealing: float = setting(0.8, "c of p ~ N^(1 - c·(epoch - 1)/(epochs - 1))", group=MIX)
+    surgery: str = setting("none", "PCGrad removes conflicts of the tasks' gradients: whole ones, or "
+                                   "tensor by tensor", ("none", *SURGERY), group=MIX)
 
     steps: int = setting(0, "stop after this many steps instead (0: go by --epochs)", group=STEPS)
-    patience: int = setting(0, "stop after so many epochs without a better dev score, each task "
-                               "for itself if they share nothing (0: never)", group=STEPS)
+    patience: int = setting(0, "epochs without a better score before it ends (0: all)", group=STEPS)
     accumulate: int = setting(1, "batches of a task that add up to one step's", min=1, group=STEPS)
     optimizer: str = setting("adamw", "of common/optimization.py", OPTIMIZERS, group=STEPS)
     warmup: float = setting(0.1, "fraction of the steps in which the rate rises", group=STEPS)
