@@ -53,7 +53,7 @@ class Settings:
     sampling: str = setting("all", "tasks of a step: all, or one: in turn, by size, or annealed "
                                    "from proportional to uniform", SAMPLERS, group=MIX)
     annealing: float = setting(0.8, "c of p ~ N^(1 - c·(epoch - 1)/(epochs - 1))", group=MIX)
-    surgery: str = setting("none", "PCGrad removes conflicts of the tasks' gradients: whole ones, or "
+    surgery: str = setting("none", "PCGrad removes conflicts of the tasks' gradients: whole or "
                                    "tensor by tensor", ("none", *SURGERY), group=MIX)
 
     steps: int = setting(0, "stop after this many steps instead (0: go by --epochs)", group=STEPS)
