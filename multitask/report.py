@@ -85,7 +85,7 @@ def read_rows(folders):
     score} and `minutes` of each run, parameters, `published` {task: score}."""
     groups = {}
     for folder in map(Path, folders):
-        record = read_fields(folder)
+        record = read_fields(folder, ("settings", "recipe", "complete", "times", "parameters"))
         if not record["complete"]:
             raise UserError(f"{folder} is not complete; {RESUME} {folder} goes on with it")
         same = repr(sorted((name, value) for name, value in record["settings"].items()
@@ -109,8 +109,10 @@ def mean_and_spread(values):
 
 
 def score_names(rows):
-    """Of the columns: tasks in the order of their table, and the course's overall score."""
-    return [name for name in (*TASKS, "overall") if any(name in s for r in rows for s in r.scores)]
+    """Of the columns: tasks in the order of their table, others, the course's overall score."""
+    found = {name: None for row in rows for s in row.scores for name in s if name != "mean"}
+    others = [name for name in found if name not in (*TASKS, "overall")]
+    return [name for name in (*TASKS, *others, "overall") if name in found]
 
 
 def cells(rows):

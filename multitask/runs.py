@@ -140,9 +140,9 @@ def is_saved_run(folder):
     return (Path(folder) / "run.json").is_file()
 
 
-def read_fields(folder):
-    """The fields of a run's run.json."""
-    return read_record(Path(folder) / "run.json", "saved run", VERSION, FIELDS)
+def read_fields(folder, needed=FIELDS):
+    """The fields of a run's run.json; UserError unless those that are needed are among them."""
+    return read_record(Path(folder) / "run.json", "saved run", VERSION, needed)
 
 
 def read_settings(folder):
