@@ -151,7 +151,8 @@ def read_settings(folder):
     try:
         class_ = methods.settings_class(tuple(record["methods"]))
         known = {f.name for f in fields(class_)}
-        unknown = sorted(set(record["settings"]) - known)
+        unknown = sorted(name for name, value in record["settings"].items()
+                         if value and name not in known)     # one that is off does nothing
         settings = class_(**{k: v for k, v in record["settings"].items() if k in known})
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
