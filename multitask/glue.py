@@ -1,8 +1,5 @@
 """The nine tasks of GLUE (Wang et al. 2018, arXiv 1804.07461) as rows of the Task table, from the
-benchmark's own files.
-
-    python train_multitask.py --data path/to/glue --tasks rte        # reads path/to/glue/RTE/*.tsv
-    python evaluate.py runs/rte --split test                         # predictions/RTE.tsv
+benchmark's own files, as path/to/glue/RTE/train.tsv of --data path/to/glue.
 
 The files are tab-separated without any quoting, and each has columns of its own; CoLA's have no
 header. Predictions for test files are written as the benchmark takes them in: `index`, a tab,

@@ -1,11 +1,7 @@
-"""Published experiments, each a set of values for the settings of multitask/settings.py.
-
-    python train_multitask.py --recipes                  # the list
-    python train_multitask.py --recipe mb-comb-gs --epochs 1        # a flag overrides its recipe
-
-Alappat: Extending Applications of Layer Selecting Rank Reduction; Fuest & Tacke: Low Rank
-Adaptation for Multitask BERT (reports of CS224N). Wang et al. 2023: Task-oriented Memory-efficient
-Pruning-Adapter (arXiv 2303.14704)."""
+"""Published experiments, each a set of values for the settings of multitask/settings.py; a flag
+beside --recipe overrides it. Alappat: Extending Applications of Layer Selecting Rank Reduction;
+Fuest & Tacke: Low Rank Adaptation for Multitask BERT (reports of CS224N). Wang et al. 2023:
+Task-oriented Memory-efficient Pruning-Adapter (arXiv 2303.14704)."""
 
 from typing import NamedTuple
 

@@ -1,11 +1,4 @@
-"""A run's folder: what training leaves behind and any script opens again.
-
-    model/             the best encoder, in the Hugging Face layout   metrics.json  its dev scores
-    heads.safetensors  the best heads, and further modules            predictions/  the course's
-    adapters/<name>/   each adapter, in peft's layout, and its heads  log.jsonl     what happened
-    last/              the state to resume from                       curves.png    the log drawn
-    run.json           format version, settings, methods, data, edits, versions, times
-
+"""A run's folder (docs/multitask.md says what is in it): begun, the best model saved, opened again.
 Where each task has an encoder of its own, it lies in model/<task>/."""
 
 import json
