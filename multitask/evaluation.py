@@ -76,9 +76,8 @@ def evaluate(model, splits, device, autocast):
 
 
 def model_fingerprint(model, splits, precision):
-    """A fingerprint of all that scores depend on: each module's type and plain attributes (pooling,
-    the adapter of each task, a LoRA's alpha), each parameter and buffer (masks, which no file
-    holds), and the rows and labels of `splits` {task: Split}."""
+    """A fingerprint of all that scores depend on: each module's type and plain attributes (a LoRA's
+    alpha), each parameter and buffer (masks), and the rows and labels of `splits` {task: Split}."""
     plain = (str, int, float, list, tuple, dict, BertConfig, type(None))
     parts = [precision]
     for name, module in model.named_modules():

@@ -155,8 +155,7 @@ def with_heads(encoders, settings):
 
 def build_head(task, kind, width, pairs, dropout):
     """A new head of this kind for a task; UserError where they do not fit. The bias of a regression
-    starts in the middle of the labels: the first steps would only move it there, with by far the
-    largest gradients of all tasks."""
+    starts in the middle of the labels; else the first steps, with huge gradients, move it there."""
     if kind not in TASKS[task].heads:
         raise UserError(f"{task} has no {kind!r} head; it may have {', '.join(TASKS[task].heads)}")
     vectors = 2 if TASKS[task].pair and pairs == "separate" else 1

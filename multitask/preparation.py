@@ -59,9 +59,8 @@ def prepare(settings, folder, recipe, record, state):
 
 
 def load_model(settings, device, edits=()):
-    """→ model, tokenizer: from a checkpoint with new heads, or from a saved run (--from), changed
-    by the methods in use. The model is on the CPU; importance is measured on `device`. When
-    resuming, `edits` supplies the recorded choices, so nothing is measured again."""
+    """→ model (on the CPU), tokenizer: of a checkpoint or a saved run (--from), changed by the methods
+    in use. When resuming, `edits` supplies the recorded choices, so nothing is measured again."""
     torch.manual_seed(settings.seed)                         # of the new heads
     if settings.from_run:
         saved, tokenizer, *_ = runs.open_run(settings.from_run)

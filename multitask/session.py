@@ -45,9 +45,8 @@ class RunSession:
         return scores, predictions, time.perf_counter() - began
 
     def derive(self, out, overwrite, edit):
-        """Make a run of this run in the folder `out`, by edits and without training → folder,
-        scores. edit(session) changes session.model in place and may return other settings. The new
-        run is scored on its dev sets. UserError where `out` is taken, before anything is done."""
+        """Make a run of this run in the folder `out`, without training → folder, dev scores.
+        edit(session) changes session.model in place and may return other settings."""
         changes = {"overwrite": overwrite, "from_run": str(self.run.resolve())}
         folder = runs.choose_folder(replace(self.settings, out=str(out), **changes))
         self.settings = edit(self) or self.settings
