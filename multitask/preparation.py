@@ -59,7 +59,7 @@ def prepare(settings, folder, recipe, record, state):
 
 
 def load_model(settings, device, edits=()):
-    """→ model (on the CPU), tokenizer: of a checkpoint or a saved run (--from), changed by the methods
+    """→ model (on the CPU), tokenizer: of a checkpoint or a saved run, changed by the methods
     in use. When resuming, `edits` supplies the recorded choices, so nothing is measured again."""
     torch.manual_seed(settings.seed)                         # of the new heads
     if settings.from_run:
