@@ -168,8 +168,9 @@ def open_run(folder):
     found = weights_fingerprint(folder, names, record["edits"])
     if read_metadata(heads_file).get("encoder") != found:
         model_file = encoder_folder(folder, names[-1]) / "model.safetensors"
-        raise UserError(f"{heads_file} belongs to another encoder than {model_file}: a file was "
-                        f"replaced, or saving was stopped ({RESUME} {folder} mends that)")
+        raise UserError(f"{heads_file} belongs to another encoder than {model_file}: the run was "
+                        f"stopped while it was saved ({RESUME} {folder} mends that), or a file was "
+                        f"replaced")
     encoders = {}
     for name in names:
         encoders[name] = load_bert(Bert, encoder_folder(folder, name), settings.attention,
