@@ -16,6 +16,8 @@ uncertain). It returns the tried stack with the highest posterior mean, if that 
 Left out: interactions between matrices.
 """
 
+from functools import cache
+
 import numpy as np
 
 from laser.sweep import approximation_stats
@@ -56,48 +58,28 @@ def best_stack(effects, grid):
     return tuple(sorted(i for _, i in best.values()))
 
 
-class EffectPosterior:
-    """The distribution of the effects, given the gains of a StackScorer so far."""
-
-    def __init__(self, scorer, grid):
-        self.scorer, self.grid, self.errors = scorer, grid, {}
-        times = [1 - approximation_stats(scorer.outputs.evaluator, i)["energy"] for i in grid]
-        self.covariance = prior_covariance(np.array(times), [i.target for i in grid])
-
-    def update(self):
-        """Recompute the posterior from all stacks tried so far."""
-        self.tried = [stack for stack in self.scorer.gains if stack]
-        for stack in self.tried:
-            if stack not in self.errors:
-                self.errors[stack] = max(self.scorer.standard_error(stack), 1e-4)
-        errors = np.array([self.errors[stack] for stack in self.tried])
-        gains = np.maximum([self.scorer.gains[stack] for stack in self.tried], -FLOOR * errors)
-        self.design = np.array([[i in stack for i in self.grid] for stack in self.tried], float)
-        self.mean, self.spread = posterior(self.design, gains, errors ** 2, self.covariance)
-
-    def propose(self, count, rng):
-        """Up to `count` stacks that were not tried: the best stacks of posterior samples."""
-        found = {}
-        for effects in rng.multivariate_normal(self.mean, self.spread, 20 * count, method="eigh"):
-            stack = best_stack(effects, self.grid)
-            if stack and stack not in self.scorer.gains and len(found) < count:
-                found[stack] = True
-        return list(found)
-
-    def choose(self):
-        """The tried stack of the highest posterior mean; () if no mean is above 0."""
-        means = self.design @ self.mean
-        return self.tried[means.argmax()] if means.max() > 0 else ()
+def propose(effects, grid, tried, count):
+    """Up to `count` stacks that were not tried: the best stacks of samples of the effects."""
+    stacks = dict.fromkeys(best_stack(sample, grid) for sample in effects)
+    return [stack for stack in stacks if stack and stack not in tried][:count]
 
 
 def additive(scorer, grid, budget, seed=0):
     """→ the stack to keep; the module's docstring describes the search"""
-    rng = np.random.default_rng(seed)
+    rng, standard_error = np.random.default_rng(seed), cache(scorer.standard_error)
+    times = [1 - approximation_stats(scorer.outputs.evaluator, i)["energy"] for i in grid]
+    covariance = prior_covariance(np.array(times), [i.target for i in grid])
     spread = np.linspace(0, len(grid) - 1, max(1, budget // 3)).round().astype(int)
     scorer([(grid[n],) for n in np.unique(spread)])
-    effects = EffectPosterior(scorer, grid)
-    for rounds_left in range(ROUNDS, 0, -1):
-        effects.update()
-        scorer(effects.propose((budget - scorer.evaluations) // rounds_left, rng))
-    effects.update()
-    return effects.choose()
+    for rounds_left in range(ROUNDS, -1, -1):
+        tried = [stack for stack in scorer.gains if stack]
+        errors = np.array([max(standard_error(stack), 1e-4) for stack in tried])
+        gains = np.maximum([scorer.gains[stack] for stack in tried], -FLOOR * errors)
+        design = np.array([[i in stack for i in grid] for stack in tried], float)
+        mean, spread = posterior(design, gains, errors ** 2, covariance)
+        if rounds_left:
+            count = (budget - scorer.evaluations) // rounds_left
+            samples = rng.multivariate_normal(mean, spread, 20 * count, method="eigh")
+            scorer(propose(samples, grid, scorer.gains, count))
+    means = design @ mean
+    return tried[means.argmax()] if means.max() > 0 else ()

@@ -1,13 +1,14 @@
-"""A sweep: every intervention of a grid of layers, matrices and keeps, each alone."""
+"""A sweep: every intervention of a grid of layers, matrices and keeps, each alone; its table and
+figures."""
 
-import torch
+import numpy as np
 
 from bert import UserError
 from bert.matrices import get_linear, is_empty
 from common.flags import parse_numbers
+from common.plots import draw_curves, new_figure, save_figure
 from common.tables import format_number, text_table
-from laser.edit import reduced_weight
-from laser.interventions import Intervention, format_stack
+from laser.interventions import Intervention, format_stack, reduced_linear
 from laser.reduce import rank_of
 
 KEEPS = (0.9, 0.8, 0.6, 0.5, 0.4, 0.2, 0.1, 0.05, 0.01)
@@ -36,14 +37,14 @@ def grid(bert, layers, matrices, keeps, variant="svd"):
 def approximation_stats(evaluator, intervention):
     """How close the reduced matrix W' is to W: {"rank" (empty for magnitude), "energy": ‖W'‖²/‖W‖²,
     "error": ‖W − W'‖_F}."""
-    linear = get_linear(evaluator.bert, *intervention.target)
+    linear = evaluator.linear(intervention.target)
     if intervention.variant == "svd":
         rank = rank_of(intervention.keep, linear.weight.shape)
-        svd = evaluator.projection(intervention.target).decomposition
+        svd = evaluator.decomposition(intervention.target)
         return {"rank": rank, "energy": svd.energy(rank), "error": svd.error(rank)}
-    weight, new = linear.weight.detach(), reduced_weight(linear, intervention)
-    return {"rank": "", "energy": float(new.square().sum() / weight.square().sum()),
-            "error": float(torch.linalg.norm(weight - new))}
+    old, new = linear.weight.detach(), reduced_linear(linear, intervention).weight.detach()
+    return {"rank": "", "energy": float(new.square().sum() / old.square().sum()),
+            "error": float((old - new).norm())}
 
 
 def sweep(outputs, interventions):
@@ -55,8 +56,7 @@ def sweep(outputs, interventions):
     for stack in stacks:
         row = {"laser": format_stack(stack)}
         for i in stack:
-            row |= {"layer": i.layer, "matrix": i.matrix, "keep": i.keep, "variant": i.variant,
-                    **approximation_stats(outputs.evaluator, i)}
+            row |= i._asdict() | approximation_stats(outputs.evaluator, i)
         rows.append(row | outputs.scores(stack))
     return rows
 
@@ -66,11 +66,56 @@ def score_names(rows):
     return [name for name in rows[0] if name != "laser"]
 
 
+def stacks_table(title, rows):
+    """{name: {"laser": text of a stack, score: value}} → a table"""
+    names = score_names([*rows.values()])
+    return text_table([[title, "laser", *names], *(
+        [name, row["laser"] or "the run as it is", *(format_number(row[n]) for n in names)]
+        for name, row in rows.items())], left=2)
+
+
 def sweep_table(rows):
     """The unedited model, and for each score the best intervention, as a table."""
-    names = score_names(rows)
-    chosen = {"(none)": rows[0]} | {name: max(rows[1:], key=lambda row: row[name])
-                                    for name in names}
-    return text_table([["chosen by", "laser", *names], *(
-        [metric, row["laser"] or "the run as it is", *(format_number(row[n]) for n in names)]
-        for metric, row in chosen.items())], left=2)
+    best = {name: max(rows[1:], key=lambda row: row[name]) for name in score_names(rows)}
+    return stacks_table("chosen by", {"(none)": rows[0]} | best)
+
+
+def draw_heat_maps(rows, path):
+    """Draw the rows of a sweep: a panel for each score and matrix, layers × keeps. Color and number
+    are the gain in points (hundredths) over the unedited model, whose score is in the title."""
+    base, edited, names = rows[0], rows[1:], score_names(rows)
+    matrices, layers, keeps = (list(dict.fromkeys(row[key] for row in edited))
+                               for key in ("matrix", "layer", "keep"))
+    figure = new_figure(1.5 + 0.55 * len(keeps) * len(matrices),
+                        1 + (0.6 + 0.3 * len(layers)) * len(names))
+    panels = figure.subplots(len(names), len(matrices), squeeze=False)
+    for name, panel_row in zip(names, panels):
+        for matrix, axes in zip(matrices, panel_row):
+            gains = np.full((len(layers), len(keeps)), np.nan)
+            for row in edited:
+                if row["matrix"] == matrix:
+                    gains[layers.index(row["layer"]), keeps.index(row["keep"])] = \
+                        100 * (row[name] - base[name])
+            axes.imshow(gains, cmap="RdBu", vmin=-3, vmax=3, aspect="auto")
+            for y, x in np.argwhere(~np.isnan(gains)):       # an empty matrix has no gain
+                axes.text(x, y, f"{gains[y, x]:+.1f}", ha="center", va="center", fontsize=6,
+                          color="white" if abs(gains[y, x]) > 2 else "black")
+            axes.set_title(f"{name} ({base[name]:.3f}), {matrix}", fontsize=9)
+            axes.set_xticks(range(len(keeps)), [f"{k:g}" for k in keeps], fontsize=7)
+            axes.set_yticks(range(len(layers)), layers, fontsize=7)
+            axes.set(xlabel="keep", ylabel="layer")
+    figure.suptitle("gain in points when one matrix is reduced", fontsize=10)
+    save_figure(figure, path)
+
+
+def draw_spectra(decompositions, path):
+    """Draw {(layer, matrix): Decomposition}: for each matrix the singular values, and the fraction
+    of ‖W‖² in the largest of them."""
+    panels = {}
+    for (layer, matrix), svd in decompositions.items():
+        values = svd.values.cpu().numpy()
+        fractions = np.arange(1, len(values) + 1) / len(values)
+        for label, y in (("singular values", values),
+                         ("energy kept", np.cumsum(values ** 2) / np.sum(values ** 2))):
+            panels.setdefault(f"{matrix}: {label}", {})[f"layer {layer}"] = list(zip(fractions, y))
+    draw_curves(list(panels.items()), path, xlabel="fraction of the rank")
