@@ -28,7 +28,7 @@ from torch import nn
 from tqdm import tqdm
 
 from bert import UserError
-from compression.codecs import FLOAT, Codec, decode_product, fit_centered
+from compression.codecs import FLOAT, fit_centered
 
 EPOCHS, STEPS = 30, 30_000           # at least so many passes over the rows, and steps
 
@@ -127,10 +127,3 @@ def fit_direction(weight, byte_budget, importance=None):
     with torch.no_grad():
         return {"left": encode(weight), "right": decode.weight.T.contiguous(),
                 "mean": decode.bias.detach()}
-
-
-TRAINED = {
-    "autoencoder": Codec(fit_autoencoder, decode_autoencoder),
-    "shared": Codec(fit_autoencoder, decode_autoencoder, shared=True),
-    "direction": Codec(fit_direction, decode_product),
-}

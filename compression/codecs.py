@@ -15,7 +15,6 @@ by `weighted` only. Everything that is stored counts: factors, decoders, norms, 
 """
 
 import math
-from collections import namedtuple
 
 import numpy as np
 import torch
@@ -23,7 +22,6 @@ import torch
 from bert import UserError
 
 FLOAT = 4                                                    # bytes
-Codec = namedtuple("Codec", "fit decode shared", defaults=[False])   # shared: by all layers
 
 
 def bytes_of(stored):
@@ -121,13 +119,3 @@ def decode_bits(stored, shape):
     weights = (1 << np.arange(len(planes))).astype(np.float32)
     codes = torch.from_numpy(weights @ planes).view(shape)
     return codes * stored["step"][:, None] + stored["low"][:, None]
-
-
-CLOSED_FORM = {
-    "svd": Codec(fit_svd, decode_product),
-    "centered": Codec(fit_centered, decode_product),
-    "weighted": Codec(fit_weighted, decode_product),
-    "kronecker": Codec(fit_kronecker, decode_kronecker),
-    "prune": Codec(fit_prune, decode_prune),
-    "bits": Codec(fit_bits, decode_bits),
-}
