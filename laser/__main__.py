@@ -16,7 +16,7 @@ from bert.errors import check_known
 from bert.matrices import MATRICES
 from common.cli import add_run_flags, run_command, run_script
 from common.flags import parse_numbers
-from common.tables import write_csv
+from common.tables import rows_table, write_csv
 from laser import search, sweep
 from laser.interventions import VARIANTS, apply, parse
 from laser.output_cache import OutputCache
@@ -68,8 +68,8 @@ def sweep_command(args):
 
 def add_search_flags(parser):
     add_grid_flags(parser)
-    parser.add_argument("--metric", default="", help="score to raise: overall, mean (ranks stacks "
-                        "as Alappat's sum does), or a task (default: overall if there is one)")
+    parser.add_argument("--metric", default="", help="score to raise: overall (default if there is "
+                                                     "one), mean (as Alappat's sum), or a task")
     parser.add_argument("--splits", type=int, default=5, help="random halvings of dev (default: 5)")
 
 
@@ -87,7 +87,7 @@ def search_command(args):
     scores = outputs.scores(())
     check_known(args.metric or "mean", scores, "score", where="--metric")
     metric = args.metric or ("overall" if "overall" in scores else "mean")
-    print(search.paper_table(search.paper_protocol(outputs, interventions, metric)), flush=True)
+    print(rows_table(search.paper_protocol(outputs, interventions, metric)), flush=True)
     found = search.held_out(outputs, interventions, metric, args.splits)
     print(f"\n{search.held_out_tables(found, metric)}")
     write_csv(folder / "search.csv", found)

@@ -12,8 +12,6 @@ are independent. The posterior is Gaussian too (ridge regression).
 A third of the budget tries interventions alone. Then, in rounds, the search samples the posterior
 and tries the best stack of each sample (Thompson sampling: stacks that look good, or are
 uncertain). It returns the tried stack with the highest posterior mean, if that is above 0.
-
-Left out: interactions between matrices.
 """
 
 from functools import cache
@@ -28,8 +26,7 @@ SCALES = np.geomspace(1e-9, 1e-2, 29)    # prior variances at t = 1; the most li
 
 
 def prior_covariance(times, targets):
-    """times t [G] and targets [G] of the grid → covariance of the effects [G, G]: min(t, t') within
-    a matrix, 0 between matrices"""
+    """times t [G], targets [G] → [G, G]: min(t, t') within a matrix, 0 between matrices"""
     same = np.array([[a == b for b in targets] for a in targets])
     return np.where(same, np.minimum.outer(times, times), 0.0)
 
@@ -49,19 +46,12 @@ def posterior(design, gains, noise, covariance):
 
 
 def best_stack(effects, grid):
-    """The stack of highest gain if effects add up: for each matrix the best intervention, if its
-    effect is above 0."""
+    """For each matrix the intervention of the highest effect, if it is above 0."""
     best = {}
     for effect, i in zip(effects, grid):
         if effect > max(0.0, best.get(i.target, (0.0,))[0]):
             best[i.target] = (effect, i)
     return tuple(sorted(i for _, i in best.values()))
-
-
-def propose(effects, grid, tried, count):
-    """Up to `count` stacks that were not tried: the best stacks of samples of the effects."""
-    stacks = dict.fromkeys(best_stack(sample, grid) for sample in effects)
-    return [stack for stack in stacks if stack and stack not in tried][:count]
 
 
 def additive(scorer, grid, budget, seed=0):
@@ -78,8 +68,9 @@ def additive(scorer, grid, budget, seed=0):
         design = np.array([[i in stack for i in grid] for stack in tried], float)
         mean, spread = posterior(design, gains, errors ** 2, covariance)
         if rounds_left:
-            count = (budget - scorer.evaluations) // rounds_left
+            count = (budget + 1 - len(scorer.gains)) // rounds_left     # () costs nothing
             samples = rng.multivariate_normal(mean, spread, 20 * count, method="eigh")
-            scorer(propose(samples, grid, scorer.gains, count))
+            stacks = dict.fromkeys(best_stack(effects, grid) for effects in samples)
+            scorer([stack for stack in stacks if stack not in scorer.gains][:count])
     means = design @ mean
     return tried[means.argmax()] if means.max() > 0 else ()

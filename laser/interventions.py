@@ -8,6 +8,7 @@ unchanged. A matrix of rank k is stored dense, or as two thin ones,  W_k x + b =
 k·(m + n) numbers and multiplications instead of m·n. For m = 4n that is less where keep < 0.8.
 """
 
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from torch import nn
@@ -42,33 +43,28 @@ def format_stack(stack):
 
 
 def parse(text):
-    """"10:fc_out:0.1,8:fc_in:0.3" → [Intervention, …]. UserError for an unknown or impossible
-    intervention, for two interventions on one matrix, and if nothing would change."""
-    stack = [_parse_one(part.strip()) for part in text.split(",")]
-    targets = [i.target for i in stack]
-    for layer, matrix in targets:
-        if targets.count((layer, matrix)) > 1:
+    """"10:fc_out:0.1,8:fc_in:0.3" → [Intervention, …]. UserError if impossible or in vain."""
+    stack = []
+    for part in map(str.strip, text.split(",")):
+        fields = part.split(":")
+        try:
+            layer, matrix, keep, variant = fields if len(fields) != 3 else (*fields, "svd")
+            found = Intervention(int(layer), matrix, float(keep), variant)
+        except ValueError:
+            raise UserError(f"--laser: {part!r} is not an intervention; write layer:matrix:keep, "
+                            f"as in 10:fc_out:0.1, or with :magnitude after it") from None
+        check_known(matrix, MATRICES, "matrix", where=f"--laser {part}")
+        check_known(variant, VARIANTS, "variant", where=f"--laser {part}")
+        if not 0 < found.keep <= 1:
+            raise UserError(f"--laser {part}: keep must be a fraction, above 0 and at most 1")
+        if found.target in [i.target for i in stack]:
             raise UserError(f"--laser {text} names {layer}:{matrix} twice; a matrix can be reduced "
                             f"once")
+        stack.append(found)
     if all(i.keep == 1 for i in stack):
         raise UserError(f"--laser {text} keeps everything, so nothing would be changed; keep less "
                         f"than 1 of some matrix")
     return stack
-
-
-def _parse_one(text):
-    fields = text.split(":")
-    try:
-        layer, matrix, keep, variant = fields if len(fields) != 3 else (*fields, "svd")
-        found = Intervention(int(layer), matrix, float(keep), variant)
-    except ValueError:
-        raise UserError(f"--laser: {text!r} is not an intervention; write layer:matrix:keep, as in "
-                        f"10:fc_out:0.1, or with :magnitude after it") from None
-    check_known(matrix, MATRICES, "matrix", where=f"--laser {text}")
-    check_known(variant, VARIANTS, "variant", where=f"--laser {text}")
-    if not 0 < found.keep <= 1:
-        raise UserError(f"--laser {text}: keep must be a fraction, above 0 and at most 1")
-    return found
 
 
 class Factored(nn.Module):
@@ -84,9 +80,8 @@ class Factored(nn.Module):
 
 
 def reduced_linear(linear, intervention, factored=False):
-    """→ a module with the reduced weight and the bias of a PackedLinear: another PackedLinear, or
-    if `factored` a Factored where that has fewer parameters. keep = 1 copies the weight bit for
-    bit."""
+    """→ a PackedLinear with the reduced weight and the bias of `linear`, or if `factored` a
+    Factored where that has fewer parameters. keep = 1 copies the weight bit for bit."""
     weight, keep, svd = linear.weight, intervention.keep, intervention.variant == "svd"
     (m, n), rank = weight.shape, rank_of(keep, weight.shape)
     if factored and svd and rank * (m + n) < m * n:
@@ -103,20 +98,19 @@ def reduced_linear(linear, intervention, factored=False):
 
 
 def replace_modules(bert, modules):
-    """Replace the modules of bert that {name: module} names → a function that puts the previous
-    modules back."""
-    previous = {name: bert.get_submodule(name) for name in modules}
+    """Replace modules of bert by {name: module} → an ExitStack that puts the previous ones back."""
+    undo = ExitStack()
     for name, module in modules.items():
+        undo.callback(replace_module, bert, name, bert.get_submodule(name))
         replace_module(bert, name, module)
-    return lambda: replace_modules(bert, previous)
+    return undo
 
 
 def apply(bert, stack, factored=False):
     """Reduce the matrices of a Bert in place by a stack of interventions → a function that undoes
-    it. `factored`: store two thin matrices where that is smaller. `bert.edits` gets the record:
-    {"ranks": {"2:fc_in": rank, …}} are of the factored matrices. UserError, and the model
-    unchanged, if an intervention is impossible."""
-    modules, ranks, edits = {}, {}, bert.edits
+    it. `factored`: store two thin matrices where that is smaller; `bert.edits` records their ranks.
+    UserError, and the model unchanged, if an intervention is impossible."""
+    modules, ranks = {}, {}
     for i in stack:
         new = reduced_linear(get_linear(bert, *i.target), i, factored)
         modules[module_name(bert, *i.target)] = new
@@ -127,11 +121,8 @@ def apply(bert, stack, factored=False):
     if factored and not ranks:
         raise UserError(f"two thin matrices would be no smaller than any of {format_stack(stack)}; "
                         f"keep less (a rank below m·n/(m + n)), or leave out --factored")
-    put_back = replace_modules(bert, modules)
-    bert.edits = [*edits, {"method": "laser", "interventions": format_stack(stack), "ranks": ranks}]
-
-    def undo():
-        put_back()
-        bert.edits = edits
-
-    return undo
+    undo = replace_modules(bert, modules)
+    undo.callback(setattr, bert, "edits", bert.edits)
+    bert.edits = [*bert.edits, {"method": "laser", "interventions": format_stack(stack),
+                                "ranks": ranks}]
+    return undo.close

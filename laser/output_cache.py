@@ -1,5 +1,4 @@
-"""The outputs of edited models for every dev example, kept in a file: scores on any subset of the
-examples come from it, and a stopped pass resumes from it."""
+"""The outputs of edited models for every dev example, in a file from which any pass resumes."""
 
 import json
 import math

@@ -12,7 +12,8 @@ from bert import UserError
 
 def low_rank(weight, rank):
     """U_k Σ_k V_kᵀ, the closest matrix of this rank in the Frobenius norm (Eckart–Young)."""
-    return Decomposition(weight).low_rank(rank)
+    svd = Decomposition(weight)
+    return svd.left[:, :rank] @ svd.right[:rank]
 
 
 def rank_of(keep, shape):
@@ -30,10 +31,6 @@ class Decomposition:
         self.right = vh.to(weight.dtype)                     # Vᵀ  [r, in]
         self.left = (u * self.values).to(weight.dtype)       # UΣ  [out, r]
         self.rows = self.projected = None
-
-    def low_rank(self, rank):
-        """→ W_k [out, in]"""
-        return self.left[:, :rank] @ self.right[:rank]
 
     def product(self, rows, rank, bias):
         """W_k x + b of rows x: [N, in] → [N, out]. All ranks share Vᵀx, which is cached while

@@ -8,12 +8,10 @@ all layers below their first difference. They form a tree, which branches at eac
                              ├─ 3* ─ 4 ─ 5             3:fc_out:0.1
                              └─ 3* ─ 4 ─ 5             3:fc_out:0.5
 
-A layer may branch at its attention, at fc_in and at fc_out; branches at fc_out share the
-activations of fc_in. Depth-first traversal, one batch at a time, keeps the hidden states of one
-path in memory.
+A layer may branch at its attention, at fc_in and at fc_out. Depth-first traversal, one batch at a
+time, keeps the hidden states of one path in memory.
 """
 
-from contextlib import ExitStack
 from functools import cache
 
 import torch
@@ -41,8 +39,8 @@ class TruncatedLinear(nn.Module):
 
 class SharedPrefixEvaluator:
     """Evaluates a MultitaskModel under many stacks of interventions. UserError if a layer is not a
-    plain BertLayer. `decomposition` gives that of a matrix (layer, matrix), `module` the module
-    of an intervention; each is made once, when it is first needed."""
+    plain BertLayer. `decomposition` of a target (layer, matrix) and `module` of an intervention
+    are made once, when they are first needed."""
 
     def __init__(self, model):
         for _, layer, _ in model.bert.walk():
@@ -102,15 +100,12 @@ class SharedPrefixEvaluator:
 
     def edited(self, interventions):
         """→ a context in which the modules of these interventions are in the model"""
-        context = ExitStack()
-        context.callback(replace_modules(self.bert, {
-            module_name(self.bert, *i.target): self.module(i) for i in interventions}))
-        return context
+        return replace_modules(self.bert, {module_name(self.bert, *i.target): self.module(i)
+                                           for i in interventions})
 
 
 def group_by_edits(stacks, layer, matrices):
-    """Group [(number, stack)] by the interventions on these matrices of a layer →
-    [(interventions, members)]"""
+    """[(number, stack)] → [(interventions on these matrices of a layer, members)]"""
     groups = {}
     for number, stack in stacks:
         edits = tuple(sorted(i for i in stack if i.layer == layer and i.matrix in matrices))

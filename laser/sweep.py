@@ -1,5 +1,4 @@
-"""A sweep: every intervention of a grid of layers, matrices and keeps, each alone; its table and
-figures."""
+"""A sweep: every intervention of a grid, each alone; its table and figures."""
 
 import numpy as np
 
@@ -7,8 +6,8 @@ from bert import UserError
 from bert.matrices import get_linear, is_empty
 from common.flags import parse_numbers
 from common.plots import draw_curves, new_figure, save_figure
-from common.tables import format_number, text_table
-from laser.interventions import Intervention, format_stack, reduced_linear
+from common.tables import rows_table
+from laser.interventions import Intervention, reduced_linear
 from laser.reduce import rank_of
 
 KEEPS = (0.9, 0.8, 0.6, 0.5, 0.4, 0.2, 0.1, 0.05, 0.01)
@@ -22,8 +21,7 @@ def parse_layers(text, depth):
 
 
 def grid(bert, layers, matrices, keeps, variant="svd"):
-    """→ [Intervention] for every combination; empty matrices are left out. UserError if an
-    intervention is impossible, or if none is left."""
+    """→ [Intervention], without empty matrices. UserError if one is impossible, or none is left."""
     targets = [(layer, matrix) for layer in layers for matrix in matrices
                if not is_empty(bert, layer, matrix)]
     if not targets:
@@ -35,8 +33,7 @@ def grid(bert, layers, matrices, keeps, variant="svd"):
 
 
 def approximation_stats(evaluator, intervention):
-    """How close the reduced matrix W' is to W: {"rank" (empty for magnitude), "energy": ‖W'‖²/‖W‖²,
-    "error": ‖W − W'‖_F}."""
+    """Of W' beside W: "rank" (magnitude: ""), "energy" ‖W'‖²/‖W‖², "error" ‖W − W'‖_F."""
     linear = evaluator.linear(intervention.target)
     if intervention.variant == "svd":
         rank = rank_of(intervention.keep, linear.weight.shape)
@@ -48,17 +45,11 @@ def approximation_stats(evaluator, intervention):
 
 
 def sweep(outputs, interventions):
-    """Score each intervention alone, from an OutputCache → [{column: value}]; the first row is the
-    unedited model."""
-    stacks = [(), *((intervention,) for intervention in interventions)]
-    outputs.add(stacks, "sweep")
-    rows = []
-    for stack in stacks:
-        row = {"laser": format_stack(stack)}
-        for i in stack:
-            row |= i._asdict() | approximation_stats(outputs.evaluator, i)
-        rows.append(row | outputs.scores(stack))
-    return rows
+    """Score each intervention alone → [{column: value}]; the first row is the unedited model."""
+    outputs.add([(), *((i,) for i in interventions)], "sweep")
+    return [{"laser": ""} | outputs.scores(()), *(
+        {"laser": str(i)} | i._asdict() | approximation_stats(outputs.evaluator, i)
+        | outputs.scores((i,)) for i in interventions)]
 
 
 def score_names(rows):
@@ -66,18 +57,11 @@ def score_names(rows):
     return [name for name in rows[0] if name != "laser"]
 
 
-def stacks_table(title, rows):
-    """{name: {"laser": text of a stack, score: value}} → a table"""
-    names = score_names([*rows.values()])
-    return text_table([[title, "laser", *names], *(
-        [name, row["laser"] or "the run as it is", *(format_number(row[n]) for n in names)]
-        for name, row in rows.items())], left=2)
-
-
 def sweep_table(rows):
     """The unedited model, and for each score the best intervention, as a table."""
     best = {name: max(rows[1:], key=lambda row: row[name]) for name in score_names(rows)}
-    return stacks_table("chosen by", {"(none)": rows[0]} | best)
+    first = {"chosen by": "(none)"} | rows[0] | {"laser": "the run as it is"}
+    return rows_table([first, *({"chosen by": name} | row for name, row in best.items())], left=2)
 
 
 def draw_heat_maps(rows, path):
@@ -90,12 +74,11 @@ def draw_heat_maps(rows, path):
                         1 + (0.6 + 0.3 * len(layers)) * len(names))
     panels = figure.subplots(len(names), len(matrices), squeeze=False)
     for name, panel_row in zip(names, panels):
+        gain = {(row["matrix"], row["layer"], row["keep"]): 100 * (row[name] - base[name])
+                for row in edited}
         for matrix, axes in zip(matrices, panel_row):
-            gains = np.full((len(layers), len(keeps)), np.nan)
-            for row in edited:
-                if row["matrix"] == matrix:
-                    gains[layers.index(row["layer"]), keeps.index(row["keep"])] = \
-                        100 * (row[name] - base[name])
+            gains = np.array([[gain.get((matrix, layer, keep), np.nan) for keep in keeps]
+                              for layer in layers])
             axes.imshow(gains, cmap="RdBu", vmin=-3, vmax=3, aspect="auto")
             for y, x in np.argwhere(~np.isnan(gains)):       # an empty matrix has no gain
                 axes.text(x, y, f"{gains[y, x]:+.1f}", ha="center", va="center", fontsize=6,
@@ -109,13 +92,12 @@ def draw_heat_maps(rows, path):
 
 
 def draw_spectra(decompositions, path):
-    """Draw {(layer, matrix): Decomposition}: for each matrix the singular values, and the fraction
-    of ‖W‖² in the largest of them."""
+    """Draw of each {(layer, matrix): Decomposition} singular values and the share of ‖W‖²."""
     panels = {}
     for (layer, matrix), svd in decompositions.items():
         values = svd.values.cpu().numpy()
         fractions = np.arange(1, len(values) + 1) / len(values)
-        for label, y in (("singular values", values),
-                         ("energy kept", np.cumsum(values ** 2) / np.sum(values ** 2))):
+        energy = np.cumsum(values ** 2) / np.sum(values ** 2)
+        for label, y in (("singular values", values), ("energy kept", energy)):
             panels.setdefault(f"{matrix}: {label}", {})[f"layer {layer}"] = list(zip(fractions, y))
     draw_curves(list(panels.items()), path, xlabel="fraction of the rank")
