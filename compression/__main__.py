@@ -7,11 +7,9 @@
     python -m compression tiny --data FOLDER                   # a checkpoint: its masked-LM loss
 
 A ratio of 10 gives the chosen matrices a tenth of their bytes, counting everything that is needed
-to decode them. Opening a saved run decodes its matrices: this saves space, not time (two
-thin matrices, python -m laser apply --factored, save both).
-
-Writes compress-MATRICES.csv and .png to RUN/compression (or --out). A stopped command resumes when
-it is called again. Methods: see compression/codecs.py and compression/autoencoder.py.
+to decode them. Opening a saved run decodes its matrices: this saves space, not time (python -m
+laser apply --factored saves both). Writes compress-MATRICES.csv and .png to RUN/compression (or
+--out). A stopped command resumes when called again. Methods: compression/codecs.py, autoencoder.py.
 """
 
 import json
@@ -30,14 +28,12 @@ from common.cli import Parser, add_run_flags, run_script
 from common.device import pick_device
 from common.flags import parse_numbers
 from common.plots import draw_curves
-from common.tables import format_number, text_table, write_csv
+from common.tables import rows_table, write_csv
 from compression.stored import CODECS, EMBEDDINGS, Compressed, find_modules
 from multitask import runs
-from multitask.course import read_course_file
-from multitask.evaluation import load_split, model_fingerprint
+from multitask.evaluation import load_split, model_fingerprint, read_split
 from multitask.metrics import COURSE, main_scores
 from multitask.session import RunSession
-from multitask.tasks import TASKS
 from pretraining.corpus import Corpus
 from pretraining.evaluation import HeldOut
 from pretraining.masking import Masking
@@ -53,13 +49,11 @@ def parse(arguments):
     parser = Parser(prog="python -m compression", description=__doc__)
     add_run_flags(parser, "run", "--data", "--limit", "--device", "--precision", "--overwrite")
     parser.add_argument("--out", help="folder of the results (default: RUN/compression)")
-    parser.add_argument("--matrices", default="fc_in,fc_out",
-                        help=f"all, or some of {', '.join(MATRICES)} (default: %(default)s), or "
-                             f"{EMBEDDINGS}")
+    parser.add_argument("--matrices", default="fc_in,fc_out", help="embeddings, all, or some of "
+                        f"{', '.join(MATRICES)} (default: %(default)s)")
     parser.add_argument("--methods", help=f"some of {', '.join(CODECS)} (default: all that suit)")
     parser.add_argument("--ratios", default="5,10", help="times fewer bytes (default: 5,10)")
-    parser.add_argument("--save", metavar="RUN2", help="save a run that stores its matrices "
-                                                       "so: one method, one ratio")
+    parser.add_argument("--save", metavar="RUN2", help="save such a run: one method, one ratio")
     args = parser.parse_args(arguments)
     default = DEFAULT_EMBEDDINGS if args.matrices == EMBEDDINGS else DEFAULT
     is_run = runs.is_saved_run(args.run)
@@ -80,8 +74,7 @@ def parse(arguments):
 
 
 class CheckpointSession:
-    """Takes the place of a RunSession where RUN is a checkpoint: evaluate() scores its masked LM on
-    the texts of the course's dev files, as in the papers."""
+    """A RunSession of a checkpoint: scores its masked LM on the texts of the dev files."""
 
     def __init__(self, args):
         self.first_splits, self.precision = {}, args.precision or "fp32"
@@ -91,10 +84,8 @@ class CheckpointSession:
         if not load_head(self.model.head, pretraining_heads(args.run), args.run):
             raise UserError(f"{args.run} is neither a saved run nor a checkpoint with a masked-LM "
                             f"head; there is nothing to score it by")
-        files = [(TASKS[task], Path(args.data or "data", TASKS[task].files["dev"]))
-                 for task in COURSE]
-        texts = dict.fromkeys(text for task, path in files for example in read_course_file(
-            path, task)[:args.limit] for text in example.texts)
+        texts = dict.fromkeys(text for task in COURSE for example in read_split(
+            task, "dev", args.data or "data")[:args.limit] for text in example.texts)
         corpus, line_ids = Corpus(tokenizer, list(texts), 128), torch.arange(len(texts))
         self.heldout = HeldOut(corpus, line_ids, line_ids, Masking(tokenizer))
 
@@ -129,9 +120,8 @@ def put_weights(modules, weights):
 
 
 def measure(session, args, method, ratio, importance):
-    """→ a row of the table: sizes in bytes, errors and scores of the model with the decoded
-    matrices, or without a method of the unchanged model. "rmse" is of all entries, "cosine" the
-    mean over the rows."""
+    """→ a row of the table, of the unchanged model where method is None. "rmse" is of all entries,
+    "cosine" the mean over the rows."""
     bert, modules = session.model.bert, find_modules(session.model.bert, args.matrices)
     weights = {target: module.weight.data for target, module in modules.items()}
     size = sum(weight.nbytes for weight in weights.values())
@@ -151,8 +141,8 @@ def measure(session, args, method, ratio, importance):
 
 
 def compare(session, args, folder):
-    """Measure each method at each ratio; write the table and the figure. Rows that were measured
-    before on the same model and data are read from compress-MATRICES.json."""
+    """Measure each method at each ratio; write the table and figure. compress-MATRICES.json holds
+    the rows that were measured before on the same model and data."""
     path = folder / f"compress-{'-'.join(args.matrices)}.json"
     fingerprint = model_fingerprint(session.model, session.first_splits, session.precision)
     found = json.loads(path.read_text()) if path.is_file() else {}
@@ -165,15 +155,11 @@ def compare(session, args, folder):
             known[key] = measure(session, args, method, ratio, importance)
             write_json(path, {"fingerprint": fingerprint, "rows": known})
         rows.append(known[key])
-    columns = list(rows[0])[2:]
-    print(text_table([["method", "ratio", *columns], *(
-        [row["method"], f"{row['ratio']:g}", *(format_number(row[column]) for column in columns)]
-        for row in rows)]))
+    print(rows_table([row | {"ratio": f"{row['ratio']:g}"} for row in rows]))
     write_csv(path.with_suffix(".csv"), rows)
-    score = next(name for name in ("overall", "mean", "masked_lm_loss") if name in columns)
-    curves = {}
-    for row in rows:
-        curves.setdefault(row["method"], []).append((row["model_bytes"] / 2 ** 20, row[score]))
+    score = next(name for name in ("overall", "mean", "masked_lm_loss") if name in rows[0])
+    curves = {method: [(row["model_bytes"] / 2 ** 20, row[score]) for row in rows
+                       if row["method"] == method] for method in ("as it is", *args.methods)}
     draw_curves([(score, curves)], path.with_suffix(".png"), xlabel="stored model, MiB")
     print(f"\n{folder}/: {path.stem}.csv, {path.stem}.png")
 

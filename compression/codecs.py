@@ -68,8 +68,7 @@ def fit_weighted(weight, byte_budget, importance=None):
 
 
 def fit_kronecker(weight, byte_budget, importance=None):
-    """A [a, b] and B [c, d] have the shapes with the fewest entries in both; among equals those
-    whose A is closest to W in aspect ratio."""
+    """A [a, b] and B [c, d] have the fewest entries; of equals, A is nearest W in aspect ratio."""
     n, m = weight.shape
     a, b = min(((a, b) for a in range(1, n + 1) if n % a == 0
                 for b in range(1, m + 1) if m % b == 0),

@@ -26,8 +26,7 @@ EMBEDDINGS = "embeddings"                # a matrix besides bert.matrices.MATRIC
 
 
 def find_modules(bert, matrices):
-    """{(layer, matrix): its module} of all layers; matrices that pruning has emptied are left out.
-    UserError if another module has replaced one."""
+    """{(layer, matrix): its module} of all layers, without matrices that pruning has emptied."""
     embeddings = {(0, EMBEDDINGS): bert.word_embeddings} if EMBEDDINGS in matrices else {}
     return embeddings | {
         (layer, matrix): get_linear(bert, layer, matrix) for matrix in matrices
@@ -45,8 +44,7 @@ class Compressed:
 
     @classmethod
     def fit(cls, bert, matrices, codec, ratio, importance=None):
-        """Store these matrices of bert in 1/ratio of their bytes. importance {(layer, matrix):
-        [n]}, one number for each row, is used by the codec `weighted`."""
+        """Store these matrices of bert in 1/ratio of their bytes; importance {target: [n]}"""
         weights = {target: module.weight.detach().cpu()
                    for target, module in find_modules(bert, matrices).items()}
         found = cls(codec, {target: weight.shape for target, weight in weights.items()}, {})
