@@ -19,11 +19,19 @@ def format_number(value):
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
+def rows_table(rows, left=1):
+    """Rows {column: text, number or None} → text_table; the first row has all columns."""
+    def text(value):
+        return value if isinstance(value, str) else "–" if value is None else format_number(value)
+
+    names = list(rows[0]) if rows else []
+    return text_table([names, *([text(row[name]) for name in names] for row in rows)], left)
+
+
 def comparison_table(columns):
     """{title: {name: number}} → text_table with a column for each title, a row for each name."""
-    names = next(iter(columns.values()))
-    return text_table([["", *columns], *(
-        [name, *(format_number(column[name]) for column in columns.values())] for name in names)])
+    return rows_table([{"": name} | {title: column[name] for title, column in columns.items()}
+                       for name in next(iter(columns.values()))])
 
 
 def markdown_table(rows):

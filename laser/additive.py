@@ -12,9 +12,9 @@ are independent. The posterior is Gaussian too (ridge regression).
 A third of the budget tries interventions alone. Then, in rounds, the search samples the posterior
 and tries the best stack of each sample (Thompson sampling: stacks that look good, or are
 uncertain). It returns the tried stack with the highest posterior mean, if that is above 0.
-
-Left out: interactions between matrices.
 """
+
+from functools import cache
 
 import numpy as np
 
@@ -26,8 +26,7 @@ SCALES = np.geomspace(1e-9, 1e-2, 29)    # prior variances at t = 1; the most li
 
 
 def prior_covariance(times, targets):
-    """times t [G] and targets [G] of the grid → covariance of the effects [G, G]: min(t, t') within
-    a matrix, 0 between matrices"""
+    """times t [G], targets [G] → [G, G]: min(t, t') within a matrix, 0 between matrices"""
     same = np.array([[a == b for b in targets] for a in targets])
     return np.where(same, np.minimum.outer(times, times), 0.0)
 
@@ -47,8 +46,7 @@ def posterior(design, gains, noise, covariance):
 
 
 def best_stack(effects, grid):
-    """The stack of highest gain if effects add up: for each matrix the best intervention, if its
-    effect is above 0."""
+    """For each matrix the intervention of the highest effect, if it is above 0."""
     best = {}
     for effect, i in zip(effects, grid):
         if effect > max(0.0, best.get(i.target, (0.0,))[0]):
@@ -56,48 +54,23 @@ def best_stack(effects, grid):
     return tuple(sorted(i for _, i in best.values()))
 
 
-class EffectPosterior:
-    """The distribution of the effects, given the gains of a StackScorer so far."""
-
-    def __init__(self, scorer, grid):
-        self.scorer, self.grid, self.errors = scorer, grid, {}
-        times = [1 - approximation_stats(scorer.outputs.evaluator, i)["energy"] for i in grid]
-        self.covariance = prior_covariance(np.array(times), [i.target for i in grid])
-
-    def update(self):
-        """Recompute the posterior from all stacks tried so far."""
-        self.tried = [stack for stack in self.scorer.gains if stack]
-        for stack in self.tried:
-            if stack not in self.errors:
-                self.errors[stack] = max(self.scorer.standard_error(stack), 1e-4)
-        errors = np.array([self.errors[stack] for stack in self.tried])
-        gains = np.maximum([self.scorer.gains[stack] for stack in self.tried], -FLOOR * errors)
-        self.design = np.array([[i in stack for i in self.grid] for stack in self.tried], float)
-        self.mean, self.spread = posterior(self.design, gains, errors ** 2, self.covariance)
-
-    def propose(self, count, rng):
-        """Up to `count` stacks that were not tried: the best stacks of posterior samples."""
-        found = {}
-        for effects in rng.multivariate_normal(self.mean, self.spread, 20 * count, method="eigh"):
-            stack = best_stack(effects, self.grid)
-            if stack and stack not in self.scorer.gains and len(found) < count:
-                found[stack] = True
-        return list(found)
-
-    def choose(self):
-        """The tried stack of the highest posterior mean; () if no mean is above 0."""
-        means = self.design @ self.mean
-        return self.tried[means.argmax()] if means.max() > 0 else ()
-
-
 def additive(scorer, grid, budget, seed=0):
     """→ the stack to keep; the module's docstring describes the search"""
-    rng = np.random.default_rng(seed)
+    rng, standard_error = np.random.default_rng(seed), cache(scorer.standard_error)
+    times = [1 - approximation_stats(scorer.outputs.evaluator, i)["energy"] for i in grid]
+    covariance = prior_covariance(np.array(times), [i.target for i in grid])
     spread = np.linspace(0, len(grid) - 1, max(1, budget // 3)).round().astype(int)
     scorer([(grid[n],) for n in np.unique(spread)])
-    effects = EffectPosterior(scorer, grid)
-    for rounds_left in range(ROUNDS, 0, -1):
-        effects.update()
-        scorer(effects.propose((budget - scorer.evaluations) // rounds_left, rng))
-    effects.update()
-    return effects.choose()
+    for rounds_left in range(ROUNDS, -1, -1):
+        tried = [stack for stack in scorer.gains if stack]
+        errors = np.array([max(standard_error(stack), 1e-4) for stack in tried])
+        gains = np.maximum([scorer.gains[stack] for stack in tried], -FLOOR * errors)
+        design = np.array([[i in stack for i in grid] for stack in tried], float)
+        mean, spread = posterior(design, gains, errors ** 2, covariance)
+        if rounds_left:
+            count = (budget + 1 - len(scorer.gains)) // rounds_left     # () costs nothing
+            samples = rng.multivariate_normal(mean, spread, 20 * count, method="eigh")
+            stacks = dict.fromkeys(best_stack(effects, grid) for effects in samples)
+            scorer([stack for stack in stacks if stack not in scorer.gains][:count])
+    means = design @ mean
+    return tried[means.argmax()] if means.max() > 0 else ()
