@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bert import UserError
-from bert.matrices import get_linear, module_name, replace_module
+from bert.matrices import get_linear, module_name
 from bert.model import PackedLinear
 from laser.interventions import format_stack
 from laser.reduce import Decomposition, keep_largest, low_rank, rank_of
@@ -65,7 +65,7 @@ def replace_modules(bert, modules):
 
     def insert(modules):
         for name, module in modules.items():
-            replace_module(bert, name, module)
+            bert.set_submodule(name, module)
 
     insert(modules)
     return lambda: insert(previous)

@@ -25,14 +25,14 @@ def tasks_to_keep(model, task):
         raise UserError("the run has no adapters: its encoder is plain already")
     if task is None and len(set(by_task.values())) > 1:
         raise UserError(f"the run has adapters for {', '.join(by_task)}, and an encoder can hold "
-                        f"only one for good; choose with --task")
+                        f"only one; choose with --task")
     chosen = by_task[chosen_tasks(model, task, "--task")[0]]
     return [name for name, adapter in by_task.items() if adapter == chosen]
 
 
 def merge_adapter(session, task):
-    """Replace the session's model by one without adapters that has only the tasks to keep → its
-    settings. UserError if a tensor outside the encoder has another shape in the new model."""
+    """Replace the session's model by one without adapters, with the tasks to keep → its settings.
+    UserError if a tensor outside the encoder has another shape there."""
     model, settings, tasks = session.model, session.settings, tasks_to_keep(session.model, task)
     lora.merge(model.bert, model.adapters[tasks[0]])
     lora.detach(model.bert)

@@ -38,7 +38,6 @@ class DistillationHead(nn.Module):
 
 
 class TeacherTargets(NamedTuple):
-    """The teacher's vectors of all lines."""
     vectors: torch.Tensor            # [lines, D] float16, of a line's (first) text
     pair_similarity: torch.Tensor    # [lines] cosine of a pair's two texts; NaN if no pair
 
