@@ -115,7 +115,7 @@ def plain_matrices(bert, ranks):
         name = module_name(bert, layer, matrix)
         base = base_layer(bert, name)
         if not isinstance(rank, int) or rank < 1:
-            raise UserError(f"the rank of {matrix} in layer {layer} is {rank}; it must be 1 or more")
+            raise UserError(f"the rank of {matrix} in layer {layer} is {rank}; choose 1 or more")
         if not isinstance(base, PackedLinear):
             raise UserError(f"{name} is a {type(base).__name__}, and LoRA adapts plain matrices; "
                             f"attach adapters before matrices are factored, or choose others")
