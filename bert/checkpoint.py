@@ -77,7 +77,11 @@ def read_weights(name, path):
 def read_checkpoint(name):
     """→ config, path of the weights, {our name: tensor} of the encoder, {their name: …} of heads"""
     folder = resolve_checkpoint(name, [("config.json",), WEIGHTS])
-    config = BertConfig.load(folder / "config.json")
+    fields = read_json(folder / "config.json")
+    try:
+        config = BertConfig.from_dict(fields)
+    except UserError as error:
+        raise UserError(f"{folder / 'config.json'}: {error}") from error
     path = next(folder / file for file in WEIGHTS if (folder / file).is_file())
     encoder, heads = {}, {}
     for given, tensor in read_weights(name, path).items():

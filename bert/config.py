@@ -7,7 +7,6 @@ from functools import partial
 import torch.nn.functional as F
 
 from bert.errors import UserError, check_known
-from bert.files import read_json
 
 ACTIVATIONS = {
     "gelu": F.gelu,                                       # exact: x · Φ(x), Φ by the error function
@@ -89,14 +88,6 @@ class BertConfig:
         known = {f.name for f in fields(cls)} - {"extra"}
         return cls(**{k: v for k, v in values.items() if k in known},
                    extra={k: v for k, v in values.items() if k not in known})
-
-    @classmethod
-    def load(cls, path):
-        values = read_json(path)
-        try:
-            return cls.from_dict(values)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
 
     def to_dict(self):
         """The fields of config.json, `extra` among them, in the form transformers reads."""

@@ -1,7 +1,5 @@
 """Batches without padding: which cell of the [batch, tokens] grid each row of a matrix belongs to.
-
-About half of a batch of real sentences is padding. Linear layers, LayerNorms and GELUs work on one
-matrix with a row for each of the N real tokens; only attention needs them side by side on the grid.
+All but attention works on one matrix with a row for each of the N real tokens, half of a grid.
 
     layout = Layout(attention_mask)          # [batch, tokens] of 0/1
     grid = layout.pad(rows)                  # [N, …] → [batch, tokens, …], zeros at padding

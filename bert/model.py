@@ -138,9 +138,8 @@ class Bert(nn.Module):
 
     def encode(self, hidden, layout, head_mask=None, output_rows=None, states=None, start=0):
         """Run the layers from number `start` on: hidden [N, H] → [N, H], or [M, H] if `output_rows`
-        is a selection of `layout`: the last layer computes no other rows. head_mask is [layers,
-        heads] or [batch, layers, heads], of all heads before pruning. A list `states` receives
-        every layer's output."""
+        is a selection of `layout`: the last layer computes no others. head_mask is [layers, heads]
+        or [batch, layers, heads], of all before pruning. `states` receives each layer's output."""
         if output_rows is not None and output_rows.batch != layout.batch:
             raise UserError(f"output_rows is of {output_rows.batch} sequences, layout of "
                             f"{layout.batch}; select the rows from this layout")
@@ -172,9 +171,8 @@ class Bert(nn.Module):
 
     def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None,
                 head_mask=None, output_hidden_states=False, dense=False):
-        """All hidden states of the last layer, padded → BertOutput. For fewer rows call embed and
-        encode. `dense` computes padding too, so that no shape depends on a value: for torch.export,
-        ONNX, torch.func and torch.compile (docs/export.md)."""
+        """→ BertOutput, padded. For fewer rows call embed and encode. `dense` computes padding too,
+        so that no shape depends on a value, for export and compilation (docs/export.md)."""
         hidden, layout = self.embed(input_ids, attention_mask, token_type_ids, inputs_embeds, dense)
         states = [hidden] if output_hidden_states else None
         hidden = self.encode(hidden, layout, head_mask, states=states)

@@ -119,13 +119,9 @@ def check_texts(texts):
             raise UserError(f"text {number}, {text!r:.60}, {why}; give a whole str") from error
 
 
-def _read_settings(path):
-    return read_json(path) if path.is_file() else {}
-
-
 def _limit(path, field):
     """The maximum number of tokens by this field; absent or 10³⁰ (as transformers writes) is ∞."""
-    limit = _read_settings(path).get(field)
+    limit = read_json(path).get(field) if path.is_file() else None
     if limit is None or (isinstance(limit, (int, float)) and limit >= 10 ** 9):
         return math.inf
     if type(limit) is not int or limit < 3:
@@ -154,7 +150,8 @@ def _read_backend(folder):
     absent = [token for token in SPECIAL if backend.token_to_id(token) is None]
     if absent:
         raise UserError(f"{folder}: the vocabulary lacks {', '.join(absent)}, which BERT needs")
-    settings = _read_settings(folder / "tokenizer_config.json")
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path) if path.is_file() else {}
     now = backend.normalizer or BertNormalizer()
     if isinstance(now, BertNormalizer):
         backend.normalizer = BertNormalizer(

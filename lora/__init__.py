@@ -1,5 +1,4 @@
-"""LoRA: one frozen BERT serves many tasks, each with a small adapter beside its matrices
-(Hu et al. 2021, arXiv 2106.09685).
+"""LoRA (Hu et al. 2021, arXiv 2106.09685): one frozen BERT serves many tasks by small adapters.
 
     y = W₀x + b + s·B(Ax)        W₀ [out, in] frozen, A [rank, in], B [out, rank], s = alpha/rank
 

@@ -95,22 +95,9 @@ def attach(bert, targets=("query", "value"), rank=8, adapters=("default",), alph
         raise UserError(f"dropout is {dropout}; it must be 0 or more and below 1")
     ranks = rank if isinstance(rank, dict) else {
         (layer, matrix): rank for layer in range(len(bert.layers)) for matrix in targets}
-    adapted, new = plain_matrices(bert, ranks), {}
-    for adapter in adapters:
-        check_new(bert, adapter)
-        new[adapter] = {name: make_adapter(kind, base.weight, rank, alpha or rank, dropout)
-                        for name, (base, rank) in adapted.items()}
-        for name in layernorm_names(bert) if layernorms else ():
-            new[adapter][name] = deepcopy(base_layer(bert, name)).requires_grad_()
-    insert_adapters(bert, new)
-    return bert
-
-
-def plain_matrices(bert, ranks):
-    """{(layer, matrix): rank} → {module's name: (PackedLinear, rank)}, without empty matrices."""
     if not ranks:
         raise UserError(f"nothing would be trained; choose targets among {', '.join(MATRICES)}")
-    found = {}
+    adapted, new = {}, {}
     for (layer, matrix), rank in ranks.items():
         name = module_name(bert, layer, matrix)
         base = base_layer(bert, name)
@@ -120,8 +107,15 @@ def plain_matrices(bert, ranks):
             raise UserError(f"{name} is a {type(base).__name__}, and LoRA adapts plain matrices; "
                             f"attach adapters before matrices are factored, or choose others")
         if base.weight.numel():
-            found[name] = base, rank
-    return found
+            adapted[name] = base, rank
+    for adapter in adapters:
+        check_new(bert, adapter)
+        new[adapter] = {name: make_adapter(kind, base.weight, rank, alpha or rank, dropout)
+                        for name, (base, rank) in adapted.items()}
+        for name in layernorm_names(bert) if layernorms else ():
+            new[adapter][name] = deepcopy(base_layer(bert, name)).requires_grad_()
+    insert_adapters(bert, new)
+    return bert
 
 
 def insert_adapters(bert, new):

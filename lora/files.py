@@ -47,7 +47,8 @@ def base_fingerprint(bert):
 
 
 def save(bert, adapter, folder, base=None):
-    """Write one adapter. base: the base_fingerprint, if the caller has it."""
+    """Write one adapter; the most common rank and alpha are the file's defaults, and patterns hold
+    the others. base: the base_fingerprint, if the caller has it."""
     adapters.check_attached(bert, adapter)
     matrices, norms, tensors = {}, [], {}
     for name, layer in adapters.adapter_layers(bert).items():
@@ -61,22 +62,16 @@ def save(bert, adapter, folder, base=None):
         for key, tensor in module.named_parameters():
             tensors[f"{PREFIX}{hf_name}.{stored.get(key, key)}"] = tensor
     files.write_tensors(Path(folder, WEIGHTS[0]), tensors, base=base or base_fingerprint(bert))
-    files.write_json(Path(folder, CONFIG), make_config(matrices, norms))
-
-
-def make_config(matrices, norms):
-    """adapter_config.json of {Hugging Face's module name: module} and the names of LayerNorms. The
-    most common rank and alpha are the defaults; patterns hold the others."""
     first = next(iter(matrices.values()))
     (rank, alpha), _ = Counter((m.rank, m.alpha) for m in matrices.values()).most_common(1)[0]
     kind = KINDS[first.kind]
-    return {
+    files.write_json(Path(folder, CONFIG), {
         "peft_type": kind.peft_type, "task_type": None, "base_model_name_or_path": None,
         "r": rank, "lora_alpha": alpha, "lora_dropout": first.dropout,
         "target_modules": list(matrices), "modules_to_save": norms or None,
         "rank_pattern": {name: m.rank for name, m in matrices.items() if m.rank != rank},
         "alpha_pattern": {name: m.alpha for name, m in matrices.items() if m.alpha != alpha},
-    } | (PLAIN_LORA if kind.peft_type == "LORA" else {}) | kind.fields
+    } | (PLAIN_LORA if kind.peft_type == "LORA" else {}) | kind.fields)
 
 
 def load(bert, folder, adapter=None, reads_pooler=False):
@@ -141,7 +136,13 @@ def group_by_module(bert, path, tensors, stored, reads_pooler):
 def read_config(path):
     """→ the fields of adapter_config.json, and the kind of adapter (a key of KINDS)."""
     config = files.read_json(path)
-    kind = find_kind(path, config)
+    rows = {name: {"peft_type": kind.peft_type} | kind.fields for name, kind in KINDS.items()}
+    matching = [name for name, row in rows.items() if row.items() <= config.items()]
+    if not matching:
+        given = {field: config.get(field) for row in rows.values() for field in row}
+        raise UserError(f"{path} describes an adapter with {given}; supported are "
+                        f"{', '.join(map(str, rows.values()))}; {MERGE}")
+    kind = max(matching, key=lambda name: len(rows[name]))               # the most specific row
     try:
         ranks = [config["r"], *(config.get("rank_pattern") or {}).values()]
         if not all(isinstance(rank, int) and rank > 0 for rank in ranks):
@@ -162,17 +163,6 @@ def read_config(path):
                         f"path_initial_model_for_weight_conversion=…) makes it a plain LoRA; or "
                         f"{MERGE}")
     return config, kind
-
-
-def find_kind(path, config):
-    """The row of KINDS with the config's peft_type and fields; of several the one with most."""
-    rows = {name: {"peft_type": kind.peft_type} | kind.fields for name, kind in KINDS.items()}
-    matching = [name for name, row in rows.items() if row.items() <= config.items()]
-    if not matching:
-        found = {field: config.get(field) for row in rows.values() for field in row}
-        raise UserError(f"{path} describes an adapter with {found}; supported are "
-                        f"{', '.join(map(str, rows.values()))}; {MERGE}")
-    return max(matching, key=lambda name: len(rows[name]))
 
 
 def rank_and_alpha(config, module):

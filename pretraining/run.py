@@ -1,8 +1,6 @@
-"""A pretraining run: its settings, model and data, its folder, its report.
-
-The folder is a checkpoint (config.json, model.safetensors, vocab.txt …) with metrics.json (scores),
-pretrain.json (settings, text, versions), log.jsonl and loss.png (losses and scores over the steps)
-and last/state.pt (the state to resume from)."""
+"""A pretraining run: its settings, model and data, and its folder: a checkpoint (config.json,
+model.safetensors, vocab.txt …) with metrics.json (scores), pretrain.json (settings, text, …),
+log.jsonl and loss.png (over the steps) and last/state.pt (to resume from)."""
 
 import hashlib
 import math
