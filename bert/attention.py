@@ -37,8 +37,7 @@ ATTENTIONS = {"sdpa": sdpa_attention, "eager": eager_attention}
 
 
 class PackedLinear(nn.Linear):
-    """W·x + b on each of N rows. `layout` is unused here; a per-sequence adapter that replaces this
-    module needs it."""
+    """W·x + b on each of N rows. `layout` is for an adapter that replaces this module."""
 
     def reset_parameters(self):
         if self.weight.numel():                              # empty in a layer without heads

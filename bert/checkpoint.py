@@ -52,8 +52,7 @@ def rename(name, table):
 
 
 def read_weights(name, path):
-    """→ {name: tensor} of a file of weights, or of the shards that the index `path` lists; those of
-    a hub's model `name` are downloaded."""
+    """→ {name: tensor} of a file of weights, or of the shards that the index `path` lists."""
     if path.suffix != ".json":
         return read_tensors(path)
     shards = read_json(path).get("weight_map")               # {tensor: its file}

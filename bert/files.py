@@ -1,5 +1,4 @@
-"""Files: found in a folder or on the hub, read with a sentence about what is wrong with them, and
-written whole or not at all."""
+"""Files: found in a folder or on the hub, read, and written whole or not at all."""
 
 import hashlib
 import io

@@ -130,9 +130,8 @@ class Layout:
         return kept.with_adapters(adapters)
 
     def with_adapters(self, adapters):
-        """→ this layout with the LoRA adapter of each sequence: `adapters` is [(name, number of
-        sequences), …] in their order, the name None means no adapter. `adapter_rows` is then
-        [(name, number of rows), …]. Call this on the CPU: counting synchronizes a GPU."""
+        """→ this layout with the LoRA adapters [(name or None, number of sequences), …] of its
+        sequences in their order. Call this on the CPU: counting their rows synchronizes a GPU."""
         if adapters is None:
             return self
         total = sum(count for _, count in adapters)
@@ -164,8 +163,7 @@ class Layout:
 
 class DenseLayout(Layout):
     """A layout with a row for every cell, N = batch · tokens: all shapes follow from the mask's, so
-    graphs can be exported and compiled (docs/export.md). `pad` and `unpad` set padding to zero. The
-    states of a sequence without any token are zero."""
+    graphs can be exported and compiled (docs/export.md). `pad` and `unpad` set padding to zero."""
 
     def _cells(self):
         cells, sequence, positions = (torch.arange(count, device=self.mask.device)

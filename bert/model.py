@@ -28,8 +28,7 @@ class PackedLayerNorm(nn.LayerNorm):
 
 
 class FeedForward(nn.Module):
-    """W₂·GELU(W₁x + b₁) + b₂ on each row. A module with the same `forward` can take its place; the
-    two halves can be called one by one."""
+    """W₂·GELU(W₁x + b₁) + b₂ on each row. A module with the same `forward` can take its place."""
 
     def __init__(self, config, number=0):
         super().__init__()

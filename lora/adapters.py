@@ -42,8 +42,7 @@ def adapter_layers(bert):
 
 def adapter_names(bert):
     """The names of the attached adapters, oldest first."""
-    layers = list(adapter_layers(bert).values())
-    return list(layers[0].adapters) if layers else []
+    return next((list(layer.adapters) for layer in adapter_layers(bert).values()), [])
 
 
 def adapter_parameters(bert, adapter):
@@ -154,8 +153,7 @@ def train_only(bert, adapters):
 
 @torch.no_grad()
 def merge(bert, adapter):
-    """W ← W₀ + ΔW, and the adapter's LayerNorms replace the pretrained ones. Starts from W₀ each
-    time: merging twice is merging once."""
+    """W ← W₀ + ΔW, always from W₀; the adapter's LayerNorms replace the pretrained ones."""
     activate(bert, adapter)
     unmerge(bert)
     for layer in adapter_layers(bert).values():

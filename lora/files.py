@@ -4,7 +4,7 @@
     adapter_model.safetensors    base_model.model.encoder.layer.0.output.dense.lora_A.weight, …
 
 LoRA-XS uses the same two files with lora_R alone; peft cannot open it. The files saved here also
-hold a fingerprint of the base model, and loading checks it. Heads are files of their own.
+hold a fingerprint of the base model, and loading checks it.
 """
 
 import math
@@ -18,6 +18,7 @@ from torch import nn
 
 from bert import UserError, files
 from bert.checkpoint import TO_HF, check_names_and_shapes, rename
+from bert.matrices import MATRICES
 from lora import adapters
 from lora.kinds import KINDS, make_adapter
 from lora.layers import LoRALinear
@@ -75,9 +76,8 @@ def save(bert, adapter, folder, base=None):
 
 
 def load(bert, folder, adapter=None, reads_pooler=False):
-    """Attach the adapter in a folder, or of that name on the hub → its name in the model, `adapter`
-    or else the folder's. Weights for the pooler are left out with a warning, or refused if the
-    heads read the pooler (`reads_pooler`)."""
+    """Attach the adapter in a folder, or of that name on the hub → its name in the model. Weights
+    for the pooler are left out with a warning, or refused if the heads read it (reads_pooler)."""
     directory = files.resolve_checkpoint(folder, [(CONFIG,), WEIGHTS])
     adapter = Path(folder).resolve().name if adapter is None else adapter
     adapters.check_new(bert, adapter)
@@ -103,9 +103,8 @@ def load(bert, folder, adapter=None, reads_pooler=False):
 
 
 def group_by_module(bert, path, tensors, stored, reads_pooler):
-    """A file's {key: tensor} → {module's name: {parameter: tensor}} of the matrices and LayerNorms
-    to adapt. `stored`: the kind's {parameter: name in the file}. UserError if the file adapts
-    further modules of the encoder; a warning for the rest (pooler, heads), which is left out."""
+    """A file's {key: tensor} → {module's name: {parameter: tensor}}; stored: the kind's {parameter:
+    name in the file}. Further modules of the encoder are a UserError, the rest a warning."""
     norms = dict.fromkeys(adapters.layernorm_names(bert), {"weight": "weight", "bias": "bias"})
     suffixes = dict.fromkeys(adapters.matrix_names(bert), stored) | norms
     known = {f"{to_hf_name(name)}.{suffix}": (name, parameter)
@@ -118,8 +117,7 @@ def group_by_module(bert, path, tensors, stored, reads_pooler):
             found.setdefault(name, {})[parameter] = tensor
     wrong = [key for key in others if plain[key].startswith(("embeddings.", "encoder."))]
     if wrong or not found.keys() - norms.keys():
-        names = dict.fromkeys(to_hf_name(name).split(".", 3)[3]
-                              for name in adapters.matrix_names(bert))
+        names = [to_hf_name(f"layers.0.{part}").split(".", 3)[3] for part in MATRICES.values()]
         raise UserError(f"{path} adapts what no adapter here acts on: "
                         f"{', '.join((wrong or others)[:3]) or 'no matrix at all'}; the model's "
                         f"{len(bert.layers)} layers have {', '.join(names)}, beside LayerNorms")

@@ -91,8 +91,7 @@ class AdapterLayer(nn.Module):
         self.pretrained = {}                 # base's state_dict before that merge
 
     def adapter_module(self, adapter):
-        """The module of this adapter (None: no adapter) to apply beside `base`, or None. UserError
-        if the name is unknown or another adapter is merged."""
+        """The module of this adapter (None: no adapter) to apply beside `base`, or None."""
         if adapter is not None:
             check_known(adapter, self.adapters, "adapter")
         if self.merged not in (None, adapter):

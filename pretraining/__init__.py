@@ -2,7 +2,5 @@
 
     loss = −mean log p(tokenₘ | text with masked tokens)              over the M masked tokens
 
-__main__.py   python -m pretraining: the loop    run.py           its flags, model, data, folder
-corpus.py     text → token ids → batches         masking.py       masked batches, scores on them
-model.py      encoder + masked-LM head           distillation.py  the loss against a teacher
+Reading order: corpus, masking (and scores), model, distillation, run (flags, folder), __main__.
 """

@@ -74,8 +74,8 @@ def load_head(head, tensors, checkpoint):
 
 
 def save_checkpoint(folder, model, scores, other_heads=None):
-    """Write encoder and masked-LM head in the Hugging Face layout, and scores as metrics.json.
-    other_heads {name: tensor}: pretraining heads of --init that are not trained."""
+    """Write encoder, masked-LM head and other_heads {name: tensor} in the Hugging Face layout, and
+    scores as metrics.json."""
     tensors = {"bert." + name: tensor for name, tensor in tensors_to_save(model.bert).items()}
     tensors |= {HEAD + name: tensor for name, tensor in model.head.state_dict().items()}
     tensors |= other_heads or {}
