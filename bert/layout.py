@@ -131,7 +131,7 @@ class Layout:
 
     def with_adapters(self, adapters):
         """→ this layout with the LoRA adapters [(name or None, number of sequences), …] of its
-        sequences in their order. Call this on the CPU: counting their rows synchronizes a GPU."""
+        sequences in their order. Give several on the CPU: counting rows synchronizes a GPU."""
         if adapters is None:
             return self
         total = sum(count for _, count in adapters)
@@ -142,6 +142,8 @@ class Layout:
         return other
 
     def _count_rows(self, adapters):
+        if len(adapters) == 1:
+            return [(adapters[0][0], len(self))]
         lengths = self.mask.sum(dim=1).split([count for _, count in adapters])
         return [(name, int(rows.sum())) for (name, _), rows in zip(adapters, lengths)]
 
