@@ -12,10 +12,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer as Backend
-from tokenizers.models import WordPiece
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
-from tokenizers.processors import TemplateProcessing
+from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from bert.errors import UserError
 from bert.files import atomic_write, read_json, read_utf8, resolve_checkpoint
@@ -35,7 +32,7 @@ class Tokenizer:
         self.pad_token_id, self.mask_token_id = map(backend.token_to_id, ("[PAD]", "[MASK]"))
         backend.no_padding()
         backend.no_truncation()
-        backend.post_processor = TemplateProcessing(
+        backend.post_processor = processors.TemplateProcessing(
             single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
             special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")])
 
@@ -137,24 +134,24 @@ def _read_backend(folder):
             backend = Backend.from_file(str(path))
         except Exception as error:                           # the library raises nothing else
             raise UserError(f"{path} is not a tokenizer file: {error}") from error
-        if not isinstance(backend.model, WordPiece):
+        if not isinstance(backend.model, models.WordPiece):
             raise UserError(f"{path} holds a {type(backend.model).__name__}; BERT's is WordPiece")
     else:
         lines = read_utf8(text_path).replace("\r\n", "\n").removesuffix("\n").split("\n")
         vocabulary = {token: number for number, token in enumerate(lines)}
         if len(vocabulary) < len(lines):
             raise UserError(f"{text_path} holds a token twice; every line needs its own")
-        backend = Backend(WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
-        backend.pre_tokenizer = BertPreTokenizer()
+        backend = Backend(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         backend.add_special_tokens([token for token in SPECIAL if token in vocabulary])
     absent = [token for token in SPECIAL if backend.token_to_id(token) is None]
     if absent:
         raise UserError(f"{folder}: the vocabulary lacks {', '.join(absent)}, which BERT needs")
     path = folder / "tokenizer_config.json"
     settings = read_json(path) if path.is_file() else {}
-    now = backend.normalizer or BertNormalizer()
-    if isinstance(now, BertNormalizer):
-        backend.normalizer = BertNormalizer(
+    now = backend.normalizer or normalizers.BertNormalizer()
+    if isinstance(now, normalizers.BertNormalizer):
+        backend.normalizer = normalizers.BertNormalizer(
             handle_chinese_chars=settings.get("tokenize_chinese_chars", now.handle_chinese_chars),
             strip_accents=settings.get("strip_accents", now.strip_accents),  # None: if lower-casing
             lowercase=settings.get("do_lower_case", now.lowercase))

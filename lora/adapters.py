@@ -9,8 +9,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from bert import UserError
-from bert.errors import check_known
+from bert.errors import UserError, check_known
 from bert.matrices import MATRICES, module_name
 from bert.model import PackedLinear
 from lora.kinds import make_adapter

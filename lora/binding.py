@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 
 import lora
-from bert import UserError
 from bert.checkpoint import check_names_and_shapes
-from bert.errors import check_known
+from bert.errors import UserError, check_known
 from bert.files import read_tensors, write_tensors
 from bert.matrices import MATRICES
 from common.flags import command, setting

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from bert import UserError
-from bert.errors import check_known
+from bert.errors import UserError, check_known
 from lora.layers import LoRA, LoRAXS
 
 

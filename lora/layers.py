@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bert import UserError
-from bert.errors import check_known
+from bert.errors import UserError, check_known
 
 
 class LoRA(nn.Module):
