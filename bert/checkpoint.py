@@ -60,7 +60,8 @@ def read_weights(name, path):
         raise UserError(f"{path} holds no weight_map, which says in which file each weight lies")
     for file in shards.values():
         if not isinstance(file, str) or not SHARD.fullmatch(file):
-            raise UserError(f"{path} names the file {file!r}; weights lie in the same folder")
+            raise UserError(f"{path} names the file {file!r}; it must be a .safetensors or .bin "
+                            f"file in the same folder")
     files, tensors = sorted(set(shards.values())), {}
     resolve_checkpoint(name, [(file,) for file in files])
     for file in files:

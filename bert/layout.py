@@ -1,5 +1,5 @@
 """Batches without padding: which cell of the [batch, tokens] grid each row of a matrix belongs to.
-All but attention works on one matrix with a row for each of the N real tokens, half of a grid.
+Half of a real batch is padding; all but attention works on one matrix of its N real tokens.
 
     layout = Layout(attention_mask)          # [batch, tokens] of 0/1
     grid = layout.pad(rows)                  # [N, …] → [batch, tokens, …], zeros at padding
