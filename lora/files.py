@@ -1,4 +1,4 @@
-"""An adapter as a folder in the layout of huggingface/peft: adapters open here and there.
+"""An adapter as a folder in the layout of huggingface/peft: peft opens it, and peft's open here.
 
     adapter_config.json          rank, alpha, dropout and modules, by Hugging Face's names
     adapter_model.safetensors    base_model.model.encoder.layer.0.output.dense.lora_A.weight, …
