@@ -35,8 +35,7 @@ from multitask.evaluation import load_split, model_fingerprint, read_split
 from multitask.metrics import COURSE, main_scores
 from multitask.session import RunSession
 from pretraining.corpus import Corpus
-from pretraining.evaluation import HeldOut
-from pretraining.masking import Masking
+from pretraining.masking import HeldOut, Masking
 from pretraining.model import MaskedLM, load_head, open_checkpoint
 
 DEFAULT = "svd", "centered", "weighted", "kronecker", "prune", "bits", "autoencoder", "shared"

@@ -1,7 +1,7 @@
 """LASER in runs: run.json records the interventions, and which matrices are factored."""
 
 from bert import UserError
-from bert.matrices import get_linear, module_name, replace_module
+from bert.matrices import get_linear, module_name
 from laser.interventions import Factored
 
 
@@ -12,5 +12,5 @@ def rebuild(bert, edit):
         old = get_linear(bert, int(layer), matrix)
         if not 1 <= rank <= min(old.weight.shape):
             raise UserError(f"run.json: {target} cannot have the rank {rank}")
-        replace_module(bert, module_name(bert, int(layer), matrix),
-                       Factored(old.in_features, rank, old.out_features))
+        bert.set_submodule(module_name(bert, int(layer), matrix),
+                           Factored(old.in_features, rank, old.out_features))

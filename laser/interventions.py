@@ -15,7 +15,7 @@ from torch import nn
 
 from bert import UserError
 from bert.errors import check_known
-from bert.matrices import MATRICES, get_linear, module_name, replace_module
+from bert.matrices import MATRICES, get_linear, module_name
 from bert.model import PackedLinear
 from laser.reduce import Decomposition, keep_largest, low_rank, rank_of
 
@@ -101,8 +101,8 @@ def replace_modules(bert, modules):
     """Replace modules of bert by {name: module} → an ExitStack that puts the previous ones back."""
     undo = ExitStack()
     for name, module in modules.items():
-        undo.callback(replace_module, bert, name, bert.get_submodule(name))
-        replace_module(bert, name, module)
+        undo.callback(bert.set_submodule, name, bert.get_submodule(name))
+        bert.set_submodule(name, module)
     return undo
 
 

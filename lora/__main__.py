@@ -18,23 +18,18 @@ from multitask.session import RunSession
 from multitask.settings import SHARED
 
 
-def tasks_to_keep(model, task):
-    """The tasks whose adapter is that of `task` (None: the run's only adapter)."""
-    by_task = model.adapters
+def merge_adapter(session, task):
+    """Replace the session's model by one without adapters, with all tasks whose adapter is that of
+    `task` (None: the run's only one) → its settings."""
+    model, settings, by_task = session.model, session.settings, session.model.adapters
     if not by_task:
         raise UserError("the run has no adapters: its encoder is plain already")
     if task is None and len(set(by_task.values())) > 1:
         raise UserError(f"the run has adapters for {', '.join(by_task)}, and an encoder can hold "
-                        f"only one for good; choose with --task")
+                        f"only one; choose with --task")
     chosen = by_task[chosen_tasks(model, task, "--task")[0]]
-    return [name for name, adapter in by_task.items() if adapter == chosen]
-
-
-def merge_adapter(session, task):
-    """Replace the session's model by one without adapters that has only the tasks to keep → its
-    settings. UserError if a tensor outside the encoder has another shape in the new model."""
-    model, settings, tasks = session.model, session.settings, tasks_to_keep(session.model, task)
-    lora.merge(model.bert, model.adapters[tasks[0]])
+    tasks = [name for name, adapter in by_task.items() if adapter == chosen]
+    lora.merge(model.bert, chosen)
     lora.detach(model.bert)
     model.bert.edits = [edit for edit in model.bert.edits if edit["method"] != "lora"]
     heads = ",".join(f"{task}={settings.head_kinds[task]}" for task in tasks)

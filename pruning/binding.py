@@ -70,7 +70,7 @@ def ranks_before_training(model, tokenizer, settings, device, edits=()):
 
     kept = [name for name in settings.training_groups if name in lora.adapter_names(model.bert)]
     if kept:
-        modules = lora.matrices(model.bert, kept[0])
+        modules = lora.adapters.matrices(model.bert, kept[0])
         return {target: module.rank for target, module in modules.items()}
     recorded = [edit for edit in edits if edit["method"] == "lora"]
     if recorded:
