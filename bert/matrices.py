@@ -32,7 +32,7 @@ def get_linear(bert, layer, matrix):
     if not isinstance(found, PackedLinear):
         raise UserError(f"{layer}:{matrix} is a {type(found).__name__}, not a plain matrix; merge "
                         "adapters first (python -m lora merge), or take the run before the change")
-    if not found.weight.numel():
+    if is_empty(bert, layer, matrix):
         raise UserError(f"{layer}:{matrix} is empty: all its heads or neurons were removed")
     return found
 
