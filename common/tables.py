@@ -28,12 +28,6 @@ def rows_table(rows, left=1):
     return text_table([names, *([text(row[name]) for name in names] for row in rows)], left)
 
 
-def comparison_table(columns):
-    """{title: {name: number}} → text_table with a column for each title, a row for each name."""
-    return rows_table([{"": name} | {title: column[name] for title, column in columns.items()}
-                       for name in next(iter(columns.values()))])
-
-
 def markdown_table(rows):
     """Rows of texts, the header first → a table in Markdown."""
     header, *lines = rows

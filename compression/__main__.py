@@ -89,8 +89,7 @@ class CheckpointSession:
         self.heldout = HeldOut(corpus, line_ids, line_ids, Masking(tokenizer))
 
     def evaluate(self):
-        """→ scores, and None for predictions and seconds"""
-        return self.heldout.scores(self.model, None, self.device, self.autocast), None, None
+        return self.heldout.scores(self.model, None, self.device, self.autocast), None
 
 
 def fisher_importance(session, matrices):

@@ -9,7 +9,7 @@ matrix of rank k,
     python -m laser search RUN                        # which interventions help, if any
 
 Reading order: reduce (one matrix), interventions (in a model); for saved runs shared_prefix (many
-edited models in one pass), output_cache, sweep, additive, search.
+edited models in one pass), output_cache, sweep, search.
 
 Left out: reducing several layers' matrices as one tensor, interventions on embeddings and pooler,
 keeping the smallest singular values instead of the largest.
@@ -17,5 +17,3 @@ keeping the smallest singular values instead of the largest.
 
 from laser.interventions import Intervention, apply, parse
 from laser.reduce import Decomposition, low_rank
-
-__all__ = ["Decomposition", "Intervention", "apply", "low_rank", "parse"]

@@ -9,6 +9,7 @@ matrices are fc_in, fc_out, query, key, value and attention_output, keep is a fr
 or with :magnitude after it a fraction of the entries.
 """
 
+from functools import partial
 from pathlib import Path
 
 from bert import UserError
@@ -116,11 +117,7 @@ def apply_command(args):
 
 COMMANDS = {"sweep": (sweep_command, add_grid_flags), "search": (search_command, add_search_flags),
             "apply": (apply_command, add_apply_flags)}
-
-
-def main(arguments=None):
-    return run_command("laser", __doc__, COMMANDS, arguments)
-
+main = partial(run_command, "laser", __doc__, COMMANDS)
 
 if __name__ == "__main__":
     run_script(main)

@@ -14,6 +14,3 @@ from lora.adapters import adapter_names, adapter_parameters, attach, detach, mer
 from lora.files import load, save
 from lora.kinds import KINDS, Kind
 from lora.layers import LoRA, LoRALinear, LoRAXS
-
-__all__ = ["KINDS", "Kind", "LoRA", "LoRALinear", "LoRAXS", "adapter_names", "adapter_parameters",
-           "attach", "detach", "load", "merge", "save", "unmerge"]

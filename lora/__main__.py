@@ -6,10 +6,10 @@ differ in the last digits only, and pruning and LASER can change its matrices.
 """
 
 from dataclasses import fields, replace
+from functools import partial
 
 import lora
 from bert import UserError
-from bert.checkpoint import check_names_and_shapes
 from common.cli import add_run_flags, run_command, run_script
 from lora.binding import Flags
 from multitask.model import chosen_tasks, with_heads
@@ -36,11 +36,9 @@ def merge_adapter(session, task):
     settings = replace(settings, tasks=",".join(tasks), head=heads, train_tasks="", surgery="none",
                        **{f.name: f.default for f in fields(Flags)})
     session.model = with_heads({SHARED: model.bert}, settings)
-    new, old = session.model.own_state(), model.own_state()
-    check_names_and_shapes(f"the merged model of {session.run}", new,
-                           {name: tensor for name, tensor in old.items() if name in new})
-    for name, tensor in new.items():
-        tensor.copy_(old[name])
+    kept = session.model.own_state()
+    session.model.load_own_state({name: t for name, t in model.own_state().items() if name in kept},
+                                 f"the merged model of {session.run}")
     return settings
 
 
@@ -57,9 +55,7 @@ def add_merge_flags(parser):
     parser.add_argument("--task", help="merge this task's adapter (default: the only one)")
 
 
-def main(arguments=None):
-    return run_command("lora", __doc__, {"merge": (merge, add_merge_flags)}, arguments)
-
+main = partial(run_command, "lora", __doc__, {"merge": (merge, add_merge_flags)})
 
 if __name__ == "__main__":
     run_script(main)

@@ -1,6 +1,5 @@
-"""Operations on the adapters of a model, in place: attach, activate, train_only, merge, unmerge,
-detach. The model keeps no list of its adapters: the names in its AdapterLayers are the list.
-"""
+"""Operations on the adapters of a model, in place. The model keeps no list of its adapters: the
+names in its AdapterLayers are the list."""
 
 import re
 from contextlib import contextmanager

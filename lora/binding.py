@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import lora
-from bert.checkpoint import check_names_and_shapes
 from bert.errors import UserError, check_known
 from bert.files import read_tensors, write_tensors
 from bert.matrices import MATRICES
@@ -164,9 +163,7 @@ def swap(model, task, folder):
                  if any(other in name.split(".")[:2] for name in found)]
         raise UserError(f"{path} has no head for {task}; it has one for {', '.join(tasks)}")
     if own:
-        check_names_and_shapes(path, model.own_state([task]), own)
+        model.load_own_state(own, path, [task])
     model.adapters[task] = lora.load(model.bert, folder, f"{task}-swapped",
                                      reads_pooler=model.pooling_name == "pooler")
-    for name, tensor in model.own_state([task]).items() if own else ():
-        tensor.copy_(own[name])
     return bool(own)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from bert import UserError
+from bert.checkpoint import check_names_and_shapes
 from bert.errors import check_known
 from multitask.heads import HEADS, POOLINGS
 from multitask.settings import SHARED
@@ -51,6 +52,13 @@ class MultitaskModel(nn.Module):
         """{name: tensor} of all but the encoders, or of what these tasks alone use."""
         return {name.removeprefix("heads."): tensor for name, tensor in self.state_dict().items()
                 if not name.startswith("encoders.") and (not tasks or self.part(name)[1] in tasks)}
+
+    @torch.no_grad()
+    def load_own_state(self, tensors, path, tasks=None):
+        """Copy `tensors` of the file `path` into own_state(tasks). UserError unless they fit."""
+        check_names_and_shapes(path, own := self.own_state(tasks), tensors)
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
 
     def with_adapter(self, task, batch):
         """The batch with a layout that names the task's adapter, unless it names some already."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from bert import Bert, Tokenizer, UserError
-from bert.checkpoint import check_names_and_shapes, load_bert, save_bert
+from bert.checkpoint import load_bert, save_bert
 from bert.files import fingerprint, read_metadata, read_tensors, write_json, write_tensors
 from common.run_folder import check_new_folder, damaged, read_record, versions
 from multitask import distributed, methods
@@ -178,10 +178,7 @@ def open_run(folder):
         methods.restore(encoders[name], record["edits"], folder)
     tokenizer = Tokenizer.from_pretrained(encoder_folder(folder, names[0]))
     model = with_heads(encoders, settings)
-    saved = read_tensors(heads_file)
-    check_names_and_shapes(heads_file, model.own_state(), saved)
-    for name, tensor in model.own_state().items():
-        tensor.copy_(saved[name])
+    model.load_own_state(read_tensors(heads_file), heads_file)
     return model, tokenizer, settings, record
 
 

@@ -48,9 +48,8 @@ def draw(sizes, alpha, seed, step):
     return [list(sizes)[torch.multinomial(weights, 1, generator=generator).item()]]
 
 
-# name → (sizes {task: examples}, step from 1, epoch from 1, epochs, settings) → [task, …]: a batch
-# of every task, the shorter data sets being cycled ("stretched"); one task after the other; one by
-# size; by size at first, more evenly towards the end (Stickland & Murray 2019, section 4.1)
+# name → (sizes {task: examples}, step from 1, epoch from 1, epochs, settings) → [task, …]. With all,
+# shorter data sets are cycled ("stretched"); annealed: Stickland & Murray 2019, section 4.1
 SAMPLERS = {
     "all": lambda sizes, *_: list(sizes),
     "round-robin": lambda sizes, step, *_: [list(sizes)[(step - 1) % len(sizes)]],

@@ -1,12 +1,11 @@
 """A saved run opened for work on it, and the one way to make a run of a run."""
 
-import time
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from common.device import pick_device
-from common.tables import comparison_table
+from common.tables import rows_table
 from multitask import runs
 from multitask.evaluation import evaluate, load_sets
 from multitask.metrics import main_scores
@@ -39,10 +38,8 @@ class RunSession:
         return {task: next(iter(named.values())) for task, named in self.splits.items()}
 
     def evaluate(self):
-        """→ scores, predictions, seconds"""
-        began = time.perf_counter()
-        scores, predictions = evaluate(self.model, self.splits, self.device, self.autocast)
-        return scores, predictions, time.perf_counter() - began
+        """→ scores and predictions, as of multitask.evaluation.evaluate"""
+        return evaluate(self.model, self.splits, self.device, self.autocast)
 
     def derive(self, out, overwrite, edit):
         """Make a run of this run in the folder `out`, without training → folder, dev scores.
@@ -52,7 +49,7 @@ class RunSession:
         self.settings = edit(self) or self.settings
         self.__dict__.pop("splits", None)                    # the tasks may be others now
         self.model.to(self.device)
-        scores, predictions, _ = self.evaluate()
+        scores, predictions = self.evaluate()
         settings = replace(self.settings, out=str(folder), **changes)
         self.model.requires_grad_(False)                     # nothing was trained
         record = runs.new_record(settings, self.record["recipe"],
@@ -66,13 +63,14 @@ class RunSession:
 
     def derive_and_compare(self, out, overwrite, edit):
         """Like derive, and print the encoder's size and the scores before and after."""
-        columns = {}
+        rows = []
 
         def measure(title, folder, scores):
             files = (folder / "model").glob("*.safetensors")
-            columns[title] = {"parameters": sum(p.numel() for p in self.model.bert.parameters()),
-                              "bytes of the encoder": sum(file.stat().st_size for file in files),
-                              **main_scores(scores)}
+            size = sum(parameter.numel() for parameter in self.model.bert.parameters())
+            rows.append({"": title, "parameters": size,
+                         "bytes of the encoder": sum(file.stat().st_size for file in files),
+                         **main_scores(scores)})
 
         def measure_and_edit(session):
             measure("before", self.run, self.evaluate()[0])
@@ -80,4 +78,4 @@ class RunSession:
 
         folder, scores = self.derive(out, overwrite, measure_and_edit)
         measure("after", folder, scores)
-        print(f"{comparison_table(columns)}\n\nrun: {folder}")
+        print(f"{rows_table(rows)}\n\nrun: {folder}")

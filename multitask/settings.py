@@ -125,8 +125,8 @@ class Settings:
 
     @property
     def training_groups(self):
-        """{name: its tasks}. A training group has its own schedule, early stopping and best
-        checkpoint: the encoder that all tasks share, a task's own encoder, or an adapter."""
+        """{name: its tasks}. A training group has its own early stopping and best checkpoint: the
+        encoder that all tasks share, a task's own encoder, or an adapter."""
         groups = {}
         for task in self.trained_tasks:
             name = (task if self.encoders == "separate" else

@@ -159,11 +159,7 @@ def parts_left(bert, kind, mask):
 
 COMMANDS = {"importance": (show_importance, add_importance_flags),
             "prune": (prune, add_prune_flags), "report": (report.report, report.add_flags)}
-
-
-def main(arguments=None):
-    return run_command("pruning", __doc__, COMMANDS, arguments)
-
+main = partial(run_command, "pruning", __doc__, COMMANDS)
 
 if __name__ == "__main__":
     run_script(main)

@@ -27,14 +27,6 @@ def scale_inputs(linear, gates, size=1):
     return linear.register_forward_pre_hook(scale)
 
 
-def gate_heads(layer, gates):
-    return scale_inputs(layer.attention.output, gates, layer.attention.head_size)
-
-
-def gate_neurons(layer, gates):
-    return scale_inputs(layer.ffn.fc_out, gates)
-
-
 def gate_layer(layer, gates):
     """x + ξ·(layer(x) - x), so that ξ = 0 gives an encoder without this layer; gates [B, 1]."""
     def scale(layer, inputs, options, output):
@@ -47,7 +39,11 @@ def gate_layer(layer, gates):
     return layer.register_forward_hook(scale, with_kwargs=True)
 
 
-GATES = {"heads": gate_heads, "neurons": gate_neurons, "layers": gate_layer}
+GATES = {
+    "heads": lambda layer, gates: scale_inputs(layer.attention.output, gates,
+                                               layer.attention.head_size),
+    "neurons": lambda layer, gates: scale_inputs(layer.ffn.fc_out, gates),
+    "layers": gate_layer}
 NORMS = ("global", "layer")
 
 

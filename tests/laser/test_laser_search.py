@@ -10,9 +10,17 @@ import pytest
 import evaluate as evaluate_script
 import train_multitask
 from laser.__main__ import main
-from laser.additive import best_stack, posterior, prior_covariance
 from laser.interventions import Intervention, format_stack, parse
-from laser.search import SEARCHES, StackScorer, bootstrap, halves, interval
+from laser.search import (
+    SEARCHES,
+    StackScorer,
+    best_stack,
+    bootstrap,
+    halves,
+    interval,
+    posterior,
+    prior_covariance,
+)
 from multitask import runs
 
 
@@ -71,7 +79,7 @@ def sum_of(effects):
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_searches_find_the_effects_that_add_up(search, monkeypatch):
-    monkeypatch.setattr("laser.additive.approximation_stats", lambda _, i: {"energy": i.keep})
+    monkeypatch.setattr("laser.search.approximation_stats", lambda _, i: {"energy": i.keep})
     scorer = FakeScorer(sum_of({"0:fc_in:0.5": 0.01, "2:fc_in:0.5": 0.02, "2:fc_in:0.8": 0.01}))
     stack = SEARCHES[search](scorer, GRID, budget=len(GRID), seed=0)
     best = "2:fc_in:0.5" if search == "single" else "0:fc_in:0.5,2:fc_in:0.5"
@@ -83,7 +91,7 @@ def test_searches_find_the_effects_that_add_up(search, monkeypatch):
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_searches_keep_nothing_where_nothing_helps(search, monkeypatch):
-    monkeypatch.setattr("laser.additive.approximation_stats", lambda _, i: {"energy": i.keep})
+    monkeypatch.setattr("laser.search.approximation_stats", lambda _, i: {"energy": i.keep})
     assert SEARCHES[search](FakeScorer(sum_of({})), GRID, budget=len(GRID), seed=0) == ()
 
 
@@ -93,7 +101,7 @@ def test_the_posterior_is_ridge_regression(monkeypatch):
     design, gains = (rng.random((12, 4)) < 0.4).astype(float), rng.normal(size=12)
     covariance = prior_covariance(np.array([0.1, 0.4, 0.2, 0.3]), [(0,), (0,), (1,), (2,)])
     assert covariance[0, 1] == 0.1 and covariance[0, 2] == 0
-    monkeypatch.setattr("laser.additive.SCALES", np.array([1.0]))
+    monkeypatch.setattr("laser.search.SCALES", np.array([1.0]))
     mean, spread = posterior(design, gains, np.full(12, 0.25), covariance)
     precision = design.T @ design / 0.25 + np.linalg.inv(covariance)
     np.testing.assert_allclose(spread, np.linalg.inv(precision), atol=1e-10)
