@@ -48,7 +48,7 @@ def draw(sizes, alpha, seed, step):
     return [list(sizes)[torch.multinomial(weights, 1, generator=generator).item()]]
 
 
-# name → (sizes {task: examples}, step from 1, epoch from 1, epochs, settings) → [task, …]. With all,
+# name → (sizes {task: examples}, step from 1, epoch from 1, epochs, settings) → tasks. With all,
 # shorter data sets are cycled ("stretched"); annealed: Stickland & Murray 2019, section 4.1
 SAMPLERS = {
     "all": lambda sizes, *_: list(sizes),
