@@ -6,7 +6,8 @@ text.
     python evaluate.py runs/first --text "A dull, dull film."
     python evaluate.py runs/first --text "A cat sleeps." --pair "A cat is asleep."
     python evaluate.py runs/first --adapter sts=runs/other/adapters/sts     # its own left out
-    python evaluate.py --compare runs/first runs/second  # a table, and a picture
+    python evaluate.py runs/first --report first.html    # one page: scores, pictures, wrong answers
+    python evaluate.py --compare runs/first runs/second  # tables, and a picture
     python evaluate.py runs/first --laser 10:fc_out:0.1  # as if a matrix had lower rank
 """
 
@@ -25,6 +26,7 @@ from multitask.evaluation import (
     evaluate,
     load_split,
     run_split,
+    tasks_that_judge,
     write_predictions,
 )
 from multitask.model import chosen_tasks
@@ -66,12 +68,7 @@ def score(args, model, tokenizer, settings, device, autocast):
 def answer(args, model, tokenizer, settings, device, autocast):
     """Judge one text, or a pair of texts, by every task that fits → {task: {"label", …}}"""
     texts = (args.text,) if args.pair is None else (args.text, args.pair)
-    if not all(text.strip() for text in texts):
-        raise UserError("--text or --pair is empty; there is nothing to judge")
-    tasks = [task for task in model.heads if TASKS[task].pair == (args.pair is not None)]
-    if not tasks:
-        judged = "pairs of texts: add" if args.pair is None else "single texts: leave out"
-        raise UserError(f"this run's tasks ({', '.join(model.heads)}) judge {judged} --pair")
+    tasks = tasks_that_judge(model, texts)
     split = tokenize([Example("", texts, None)], tokenizer, settings.pairs)
     answers = {task: describe_prediction(task, run_split(model, task, split, device, autocast)[0])
                for task in tasks}
@@ -96,7 +93,10 @@ def parse(arguments):
     parser.add_argument("--adapter", metavar="TASK=FOLDER", action="append", default=[],
                         help="serve a task by the adapter in another folder (peft's layout), and "
                              "by the head in it, if any; the other tasks stay as they are")
-    parser.add_argument("--text", help="judge this text instead of files")
+    parser.add_argument("--report", metavar="FILE", help="write one HTML page of the dev sets: "
+                        "scores, pictures, confusions, wrong answers, attention")
+    parser.add_argument("--text", help="judge this text instead of files; with --report, draw its "
+                                       "attention maps")
     parser.add_argument("--pair", help="the text that --text is compared with")
     parser.add_argument("--laser", help="reduce matrices first: layer:matrix:keep[,…]; see "
                                         "python -m laser")
@@ -107,6 +107,9 @@ def parse(arguments):
         raise UserError("name one run to open, or --compare two or more")
     if args.pair is not None and args.text is None:
         raise UserError("--pair needs the --text that it is compared with")
+    if args.report and (args.split == "test" or args.json or args.predictions or args.compare):
+        raise UserError("--report writes one page of a run's dev sets; leave out --split test, "
+                        "--json, --predictions and --compare")
     if args.limit is not None and args.limit < 0:
         raise UserError(f"--limit is {args.limit}; it must be 0 (all rows) or more")
     return args
@@ -140,6 +143,8 @@ def main(arguments=None):
         laser.apply(model.bert, laser.parse(args.laser))
     device, autocast = pick_device(args.device, args.precision or settings.precision)
     work = score if args.text is None else answer
+    if args.report:
+        from multitask.html_report import write_report as work  # draws, so imports matplotlib
     result = work(args, model.to(device), tokenizer, settings, device, autocast)
     if args.json:
         print(json.dumps(result, indent=2))

@@ -60,6 +60,11 @@ def attention_maps(bert, hidden, layout):
             if name.endswith("probabilities of each head")}
 
 
+def height_of(tokens, maps):
+    """How many inches draw_maps needs; above 24 tokens it names none."""
+    return len(maps) * (2.8 if 12 < len(tokens) <= 24 else 1.8)
+
+
 def draw_maps(figure, bert, tokens, maps):
     """Draw {layer: [heads, T, T]}: a row of panels for each layer; darker is more attention."""
     width = max(map(len, maps.values()))
@@ -102,8 +107,9 @@ def draw_tour(path, bert, tokens, layout, maps):
     """Write a PNG: a batch's grid, rows and length buckets, and the attention maps of a text."""
     from matplotlib.figure import Figure
 
-    figure = Figure((12, 4 + 2 * len(maps)), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(4, 2 * len(maps)))
+    heights = (4, height_of(tokens, maps))
+    figure = Figure((12, sum(heights)), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=heights)
     draw_grid(upper, layout)
     draw_maps(lower, bert, tokens, maps)
     with atomic_write(path) as file:

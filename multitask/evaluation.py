@@ -95,6 +95,18 @@ def model_fingerprint(model, splits, precision):
     return fingerprint(*parts)
 
 
+def tasks_that_judge(model, texts):
+    """The model's tasks that fit --text, or --text and --pair. UserError if one is empty, or if no
+    task fits."""
+    if not all(text.strip() for text in texts):
+        raise UserError("--text or --pair is empty; there is nothing to judge")
+    tasks = [task for task in model.heads if len(TASKS[task].columns) == len(texts)]
+    if not tasks:
+        judged = "pairs of texts: add" if len(texts) == 1 else "single texts: leave out"
+        raise UserError(f"this run's tasks ({', '.join(model.heads)}) judge {judged} --pair")
+    return tasks
+
+
 def describe_prediction(task, outputs):
     """outputs [outputs] of one example → {"label": its name, "probability": …}, or "similarity" of
     a regression."""
