@@ -66,7 +66,8 @@ def score(args, model, tokenizer, settings, device, autocast):
 
 
 def answer(args, model, tokenizer, settings, device, autocast):
-    """Judge one text, or a pair of texts, by every task that fits → {task: {"label", …}}"""
+    """Judge one text, or a pair of texts, by every task that fits → {task: {"label", …}}. Beside
+    the answer stands the score that the saved model reaches on the task's dev set."""
     texts = (args.text,) if args.pair is None else (args.text, args.pair)
     tasks = tasks_that_judge(model, texts)
     split = tokenize([Example("", texts, None)], tokenizer, settings.pairs)
@@ -75,7 +76,10 @@ def answer(args, model, tokenizer, settings, device, autocast):
     if not args.json:
         for task, found in answers.items():
             number = next(name for name in found if name != "label")
-            print(f"{task}: {found['label']} ({number} {found[number]:.2f})")
+            metric, score = next(iter(runs.read_scores(args.run)[task].items()))
+            changed = args.laser is not None or args.adapter
+            print(f"{task}: {found['label']} ({number} {found[number]:.2f})"
+                  + (f", dev {metric} {score:.3f}" if not changed else ""))
     return answers
 
 
