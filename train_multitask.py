@@ -28,9 +28,10 @@ from multitask.evaluation import evaluate
 from multitask.losses import further_losses
 from multitask.metrics import choose_by, summary
 from multitask.pcgrad import SURGERY, log_conflicts, pop_grads, set_grads
+from multitask.pictures import draw_training
 from multitask.preparation import prepare
 from multitask.recipes import RECIPES, listing
-from multitask.report import draw_training, final_report, score_line
+from multitask.report import final_report, score_line
 from multitask.schedule import set_learning_rates
 
 STATE_FILE = Path("last", "state.pt")                        # in the run: the state to resume from

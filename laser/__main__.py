@@ -22,7 +22,7 @@ from laser.binding import edit_of
 from laser.edit import apply
 from laser.interventions import VARIANTS, parse
 from laser.output_cache import OutputCache
-from laser.sweep import KEEPS, grid, parse_layers, sweep, sweep_table
+from laser.sweep import KEEPS, gain_errors, grid, parse_layers, sweep, sweep_table
 from multitask.session import RunSession
 
 
@@ -61,7 +61,7 @@ def sweep_command(args):
     outputs, interventions, folder = open_grid(args)
     rows = sweep(outputs, interventions)
     write_csv(folder / "sweep.csv", rows)
-    plots.draw_heat_maps(rows, folder / "heatmap.png")
+    plots.draw_heat_maps(rows, folder / "heatmap.png", gain_errors(outputs, interventions))
     plots.draw_spectra({i.target: outputs.evaluator.projection(i.target).decomposition
                         for i in interventions}, folder / "spectra.png")
     print(f"{sweep_table(rows)}\n\n{folder}/: sweep.csv, heatmap.png, spectra.png\n"

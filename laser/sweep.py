@@ -9,6 +9,9 @@ from common.tables import format_number, text_table
 from laser.edit import reduced_weight
 from laser.interventions import Intervention, format_stack
 from laser.reduce import rank_of
+from multitask.metrics import main_scores, summary
+from multitask.standard_errors import bootstrap
+from multitask.tasks import TASKS
 
 KEEPS = (0.9, 0.8, 0.6, 0.5, 0.4, 0.2, 0.1, 0.05, 0.01)
 
@@ -59,6 +62,21 @@ def sweep(outputs, interventions):
                     **approximation_stats(outputs.evaluator, i)}
         rows.append(row | outputs.scores(stack))
     return rows
+
+
+def gain_errors(outputs, interventions):
+    """→ {laser: {score: standard error of the intervention's gain}}, over the dev examples."""
+    def draws(stack):
+        predictions, scores = outputs.predictions(stack), {}
+        for task, labels in outputs.labels.items():
+            metric = next(iter(TASKS[task].metrics.values()))
+            scores[task] = {"": bootstrap(metric, predictions[task], labels, outputs.fingerprint,
+                                          draws=100)}
+        return main_scores(summary(scores))
+
+    base = draws(())
+    return {format_stack((i,)): {name: (values - base[name]).std()
+                                 for name, values in draws((i,)).items()} for i in interventions}
 
 
 def score_names(rows):

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from bert import UserError
 from bert.files import atomic_write
-from common.plots import new_figure, save_figure
 from common.tables import markdown_table, text_table
 from multitask.metrics import main_scores
+from multitask.pictures import draw_comparison
 from multitask.recipes import RECIPES
 from multitask.runs import RESUME, read_fields, read_scores
 from multitask.settings import Settings
-from multitask.standard_errors import saved_bootstraps
+from multitask.standard_errors import difference_table, latex_table, saved_bootstraps
 from multitask.tasks import TASKS
 
 
@@ -82,86 +82,18 @@ def cells(rows):
         for row in rows]
 
 
-def against_best(rows, name):
-    """→ for each row its mean score, the standard error of this, the difference from the best row's
-    and the standard error of that, over the examples. None: no such score, or no predictions."""
-    found = [[s[name] for s in row.scores if name in s] for row in rows]
-    means = [sum(scores) / len(scores) if scores else None for scores in found]
-    draws = [None if any(name not in one for one in row.bootstraps) else
-             sum(one[name] for one in row.bootstraps) / len(row.bootstraps) for row in rows]
-    best = max((n for n, mean in enumerate(means) if mean is not None), key=means.__getitem__)
-    return [(mean, None if own is None else own.std(),
-             None if mean is None else mean - means[best],
-             None if own is None or draws[best] is None else (own - draws[best]).std())
-            for mean, own in zip(means, draws)]
-
-
-def difference_table(rows):
-    """The differences from each column's best score, marked if they are noise: within 2 standard
-    errors."""
-    table = [["difference from the best", *score_names(rows)], *([row.name] for row in rows)]
-    for name in table[0][1:]:
-        for line, (mean, _, difference, error) in zip(table[1:], against_best(rows, name)):
-            shown = "" if mean is None else "best" if not difference else f"{difference:+.3f}"
-            if difference and error is not None:
-                shown += f" ±{error:.3f}" + (" ≈" if -difference <= 2 * error else "  ")
-            line.append(shown)
-    return table
-
-
-def latex_table(rows):
-    """The table for LaTeX, with \\usepackage{booktabs}."""
-    names, table = score_names(rows), [list(map(escape_latex, line)) for line in cells(rows)]
-    for column, name in enumerate(names, 2):
-        for line, (mean, own, difference, error) in zip(table[1:], against_best(rows, name)):
-            if mean is not None:
-                score = f"{mean:.3f}" if difference else f"\\mathbf{{{mean:.3f}}}"
-                noise = difference and error is not None and -difference <= 2 * error
-                line[column] = (f"${score}" + ("" if own is None else f" \\pm {own:.3f}")
-                                + r"^{\approx}" * bool(noise) + "$")
-    header, *body = (" & ".join(line) + r" \\" for line in table)
-    return "\n".join([
-        r"\begin{table}", r"\centering", r"\caption{Scores $\pm$ one standard error over the "
-        r"examples (bootstrap). Bold: the best; $\approx$: within two standard errors of the "
-        r"difference from the best, which may be noise.}",
-        rf"\begin{{tabular}}{{l{'r' * (len(table[0]) - 1)}}}", r"\toprule", header, r"\midrule",
-        *body, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
-
-
-def escape_latex(text):
-    """Characters that LaTeX reads as commands, as text."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(special.get(c, "\\" + c if c in "&%$#_{}" else c) for c in text)
-
-
-def draw(rows, path):
-    """Each score as a point for every run, the papers' as a ring."""
-    names = score_names(rows)
-    figure = new_figure(3 * max(len(names), 2), 1.2 + 0.3 * len(rows))
-    for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names):
-        for place, row in enumerate(rows):
-            points = [s[name] for s in row.scores if name in s]
-            axes.plot(points, [place] * len(points), "o", color="C0", alpha=0.6)
-            if name in row.published:
-                axes.plot(row.published[name], place, "o", color="C1", fillstyle="none")
-        axes.set(title=name, yticks=range(len(rows)), yticklabels=[row.name for row in rows])
-        axes.grid(alpha=0.3)
-    figure.supxlabel("● measured, a point a seed    ○ as the paper printed it", fontsize="small")
-    figure.axes[0].invert_yaxis()
-    save_figure(figure, path)
-
-
 def compare(folders, to):
     """Print the table and write comparison.md and comparison.png to the folder `to`."""
     rows = read_rows(folders)
-    draw(rows, to / "comparison.png")
+    names = score_names(rows)
+    draw_comparison(rows, names, to / "comparison.png")
     for name, text in (("comparison.md", markdown_table(cells(rows))),
-                       ("comparison.tex", latex_table(rows))):
+                       ("comparison.tex", latex_table(rows, names, cells(rows)))):
         with atomic_write(to / name) as file:
             file.write(text.encode())
     print(f"{text_table(cells(rows))}\n\n±: half the range over the seeds. Measured, and Alappat's "
           f"and Wang et al.'s: dev sets; Fuest & Tacke's: test sets.\n")
     if len(rows) > 1:
-        print(f"{text_table(difference_table(rows))}\n\n±: its standard error over the examples of "
-              f"the dev set, not over seeds; ≈: noise, within two of them.\n")
+        print(f"{text_table(difference_table(rows, names))}\n\n±: its standard error over the "
+              f"examples of the dev set, not over seeds; ≈: noise, within two of them.\n")
     print(*(to / f"comparison.{kind}" for kind in ("md", "tex", "png")), sep="   ")

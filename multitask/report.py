@@ -1,7 +1,5 @@
-"""What a person looks at when a run has ended: the table of scores and the picture of its
-curves."""
+"""What a person reads when a run has ended: the table of scores."""
 
-from common.plots import draw_curves
 from common.tables import text_table
 from multitask.metrics import main_scores
 from multitask.runs import read_scores
@@ -34,35 +32,3 @@ def final_report(folder, record):
             f"{record['times']['train_seconds'] / 60:.1f} minutes in all\n"
             f"run: {folder}   curves: {folder / 'curves.png'}\n"
             f"next: python evaluate.py {folder} --split test")
-
-
-def draw_training(lines, path):
-    """Draw the lines of log.jsonl: losses, dev scores and, of gradient surgery, the cosines of each
-    two tasks' gradients with their share of conflicts."""
-    losses, scores, cosines = {}, {}, {}
-    for line in lines:
-        step = line["step"]
-        for name, terms in line.items():                     # "loss", and further losses
-            if isinstance(terms, dict) and name not in ("dev", "cosine", "conflict"):
-                for task, value in terms.items():
-                    curve = task if name == "loss" else f"{name}, {task}"
-                    losses.setdefault(curve, []).append((step, value))
-        for pair, cosine in line.get("cosine", {}).items():
-            cosines.setdefault(pair, []).append((step, cosine))
-        for name, value in line.get("dev", {}).items():
-            if isinstance(value, dict):                      # a task's metrics: the first counts
-                metric, value = next(iter(value.items()))
-                name = f"{name} {metric}"
-            scores.setdefault(name, []).append((step, value))
-    panels = [("training loss of each task", losses), ("dev scores", scores)]
-    if cosines:
-        panels.append(("cosine of the tasks' gradients", {
-            f"{pair}: {conflict_share(lines, pair):.0%} in conflict": points
-            for pair, points in cosines.items()}))
-    draw_curves(panels, path)
-
-
-def conflict_share(lines, pair):
-    """The fraction of steps in which these two tasks' gradients were in conflict."""
-    conflicts = [line["conflict"][pair] for line in lines if pair in line.get("conflict", {})]
-    return sum(conflicts) / len(conflicts)

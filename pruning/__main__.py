@@ -83,7 +83,7 @@ def show_importance(args):
     draw_heat_maps(path.with_suffix(".png"), scores, part)
     if args.of != "neurons":
         last = list(scores)[-1]
-        print(f"importance of each {part}, in hundredths ({last})\n{in_text(scores[last])}\n")
+        print(f"importance of each {part}, in hundredths ({last})\n{in_text(scores[last], part)}\n")
     print(f"{path}.csv and .png")
 
 

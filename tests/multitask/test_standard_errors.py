@@ -7,11 +7,18 @@ import numpy as np
 import pytest
 
 import evaluate
-from multitask.compare import Row, against_best, difference_table, latex_table
+from multitask.compare import Row, cells
 from multitask.evaluation import write_predictions
 from multitask.metrics import accuracy
 from multitask.runs import read_fields
-from multitask.standard_errors import bootstrap, read_predictions, saved_bootstraps
+from multitask.standard_errors import (
+    against_best,
+    bootstrap,
+    difference_table,
+    latex_table,
+    read_predictions,
+    saved_bootstraps,
+)
 from multitask.tasks import TASKS
 
 LABELS = [n % 2 for n in range(400)]
@@ -40,15 +47,16 @@ def test_the_same_examples_are_compared_one_by_one():
 
 
 def test_a_difference_within_two_standard_errors_is_noise():
-    table = difference_table([row("a", 40), row("b", 43), row("c", 60), row("d", 43, "cd")])
+    table = difference_table([row("a", 40), row("b", 43), row("c", 60), row("d", 43, "cd")],
+                             ["sst"])
     assert [line[1].strip().endswith("≈") for line in table[1:]] == [False, True, False, True]
     assert table[1][1] == "best" and table[3][1].startswith("-0.050 ±")
 
 
 def test_without_predictions_a_difference_has_no_standard_error():
-    table = difference_table([row("a", 40), row("b", 48)._replace(bootstraps=[{}])])
-    assert table[2][1] == "-0.020"
-    assert "$0.880$" in latex_table([row("a", 40), row("b", 48)._replace(bootstraps=[{}])])
+    rows = [row("a", 40), row("b", 48)._replace(bootstraps=[{}])]
+    assert difference_table(rows, ["sst"])[2][1] == "-0.020"
+    assert "$0.880$" in latex_table(rows, ["sst"], cells(rows))
 
 
 def test_a_rows_standard_error_is_of_the_mean_over_its_seeds():
@@ -62,7 +70,8 @@ def test_a_rows_standard_error_is_of_the_mean_over_its_seeds():
 
 
 def test_the_latex_table_is_whole():
-    text = latex_table([row("my_run & 50%", 40), row("b", 41)])
+    rows = [row("my_run & 50%", 40), row("b", 41)]
+    text = latex_table(rows, ["sst"], cells(rows))
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert r"my\_run \& 50\%" in text and len(lines) == 3
     assert len({line.replace(r"\&", "").count("&") for line in lines}) == 1
