@@ -42,7 +42,8 @@ def draw_heat_maps(rows, path, errors=None):
             axes.set(xlabel="keep", ylabel="layer")
     figure.colorbar(image, ax=panels, label="gain in points; above 1 on a logarithmic scale",
                     format="{x:+g}")
-    figure.suptitle("gain in points when one matrix is reduced; gray: within its standard error", fontsize=10)
+    figure.suptitle("gain in points when one matrix is reduced; gray: within its standard error",
+                    fontsize=10)
     save_figure(figure, path)
 
 
