@@ -23,10 +23,11 @@ from common.log import progress_bar
 from common.plots import new_figure
 from multitask.course import Example
 from multitask.data import tokenize
-from multitask.evaluation import read_split, run_split, tasks_that_judge
+from multitask.evaluation import read_split, run_split
 from multitask.metrics import accuracy, summary
 from multitask.model import chosen_tasks
-from multitask.runs import read_fields
+from multitask.report import tasks_that_judge
+from multitask.runs import read_settings
 from multitask.standard_errors import bootstrap, fingerprint_of
 from multitask.tasks import TASKS
 
@@ -91,19 +92,20 @@ def picture(content, caption):
     return f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><br>{caption}</figure>'
 
 
-def answer_all(args, model, tokenizer, settings, device, autocast):
+def answer_all(args, session):
     """→ [Answers], one for each dev set of the tasks that --tasks names."""
-    folder = Path(args.data or settings.data)
-    if not folder.is_dir():
-        raise UserError(f"--data {folder} is not a folder; it must hold the data files")
+    model, settings = session.model, session.settings
+    if not Path(settings.data).is_dir():
+        raise UserError(f"--data {settings.data} is not a folder; it must hold the data files")
     limit = settings.limit if args.limit is None and not args.data else args.limit
-    sets = {(task, name): read_split(task, name, folder, settings.strict_rows)[:limit or None]
+    sets = {(task, name): read_split(task, name, settings.data, settings.strict_rows)
+            [:limit or None]
             for task in chosen_tasks(model, args.tasks) for name in TASKS[task].dev_sets}
     answers = []
     with progress_bar("report", sum(map(len, sets.values())), "example", leave=False) as bar:
         for (task, name), examples in sets.items():
-            split = tokenize(examples, tokenizer, settings.pairs)
-            outputs = run_split(model, task, split, device, autocast, bar)
+            split = tokenize(examples, session.tokenizer, model.pairs)
+            outputs = run_split(model, task, split, session.device, session.autocast, bar)
             title = task if name == TASKS[task].dev_sets[0] else f"{task} ({name})"
             answers.append(Answers(task, title, examples, [example.label for example in examples],
                                    TASKS[task].predict(outputs).tolist(),
@@ -139,9 +141,9 @@ def scores_section(answers):
             "vary with other examples (bootstrap). Less than two of them may be chance.</p>")
 
 
-def run_section(folder, settings):
+def run_section(folder):
     """The command that makes the run, what run.json says of it, and the pictures in its folder."""
-    record = read_fields(folder)
+    record, settings, _ = read_settings(folder)
     rows = [["of the run", ""], ["command", f"python train_multitask.py {command(settings)}"],
             *([name, ", ".join(f"{key} {value}" for key, value in record[name].items())]
               for name in ("parameters", "times", "versions")),
@@ -206,10 +208,11 @@ def worst_table(found):
 
 
 @torch.inference_mode()
-def maps_of(model, tokenizer, settings, device, task, texts):
+def maps_of(session, task, texts):
     """The attention maps of a text or a pair, a picture for each sequence that is encoded."""
+    model, tokenizer, device = session.model, session.tokenizer, session.device
     bert, found = model.encoder(task), []
-    for ids, types in tokenize([Example("", texts, None)], tokenizer, settings.pairs).segments:
+    for ids, types in tokenize([Example("", texts, None)], tokenizer, model.pairs).segments:
         batch = tokenizer.pad(ids, types)
         layout = Layout(batch["attention_mask"])
         if model.adapters:
@@ -224,15 +227,15 @@ def maps_of(model, tokenizer, settings, device, task, texts):
     return "".join(found)
 
 
-def write_report(args, model, tokenizer, settings, device, autocast):
+def write_report(args, session):
     """Write the page to the file args.report. With --text (and --pair) the attention maps are of
     it, else of the worst answer to each task."""
-    texts = {}
+    model, texts = session.model, {}
     if args.text is not None:
         given = (args.text,) if args.pair is None else (args.text, args.pair)
         texts = dict.fromkeys(tasks_that_judge(model, given), given)
-    answers = answer_all(args, model, tokenizer, settings, device, autocast)
-    body = [scores_section(answers), run_section(Path(args.run), settings)]
+    answers = answer_all(args, session)
+    body = [scores_section(answers), run_section(session.run)]
     for found in answers:
         for number in worst_answers(found)[:1] if args.text is None else ():
             texts.setdefault(found.task, found.examples[number].texts)
@@ -242,8 +245,8 @@ def write_report(args, model, tokenizer, settings, device, autocast):
                  worst_table(found)]
     body += ["<h2>Attention</h2><p>What each head of each layer attends to: a row for each token, "
              "dark where it attends. Every row sums to 1.</p>",
-             *(maps_of(model, tokenizer, settings, device, *text) for text in texts.items())]
-    title = escape(f"{Path(args.run).resolve().name}: {', '.join(model.heads)}")
+             *(maps_of(session, *text) for text in texts.items())]
+    title = escape(f"{session.run.resolve().name}: {', '.join(model.heads)}")
     page = PAGE.format(policy=POLICY, title=title, style=STYLE, body="\n".join(body))
     with atomic_write(args.report) as file:
         file.write(page.encode())

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from laser import plots
+from laser import sweep
 from laser.interventions import Intervention, format_stack
 from laser.sweep import gain_errors
 
@@ -16,8 +16,8 @@ def draw(monkeypatch, errors):
         {"laser": f"{layer}:fc_in:0.1", "layer": layer, "matrix": "fc_in", "keep": 0.1,
          "sst": 0.5 + gain} for layer, gain in GAINS.items()]
     figures = []
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
-    plots.draw_heat_maps(rows, "map.png", errors)
+    monkeypatch.setattr(sweep, "save_figure", lambda figure, path: figures.append(figure))
+    sweep.draw_heat_maps(rows, "map.png", errors)
     (image,) = figures[0].axes[0].get_images()
     assert len(figures[0].axes) == 2                         # and a color bar
     return image

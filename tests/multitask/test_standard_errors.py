@@ -2,14 +2,15 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import evaluate
-from multitask.compare import Row, cells
 from multitask.evaluation import write_predictions
 from multitask.metrics import accuracy
+from multitask.report import cells
 from multitask.runs import read_fields
 from multitask.standard_errors import (
     against_best,
@@ -32,8 +33,9 @@ def answers(wrong):
 def row(name, wrong, examples="ab"):
     predictions = answers(wrong)
     draws = bootstrap(accuracy, predictions, LABELS, examples)
-    return Row(name, [{"sst": accuracy(predictions, LABELS)}], {"trained": 1e6, "stored": 2e6}, [1],
-               {}, [{"sst": draws}])
+    return SimpleNamespace(name=name, scores=[{"sst": accuracy(predictions, LABELS)}],
+                           parameters={"trained": 1e6, "stored": 2e6}, minutes=[1], published={},
+                           bootstraps=[{"sst": draws}])
 
 
 def test_the_same_examples_are_compared_one_by_one():
@@ -54,15 +56,16 @@ def test_a_difference_within_two_standard_errors_is_noise():
 
 
 def test_without_predictions_a_difference_has_no_standard_error():
-    rows = [row("a", 40), row("b", 48)._replace(bootstraps=[{}])]
+    rows = [row("a", 40), row("b", 48)]
+    rows[1].bootstraps = [{}]
     assert difference_table(rows, ["sst"])[2][1] == "-0.020"
     assert "$0.880$" in latex_table(rows, ["sst"], cells(rows))
 
 
 def test_a_rows_standard_error_is_of_the_mean_over_its_seeds():
     one, other = row("a", 40), row("a", 60)
-    both = one._replace(scores=one.scores + other.scores, bootstraps=one.bootstraps
-                        + other.bootstraps)
+    both = SimpleNamespace(scores=one.scores + other.scores,
+                           bootstraps=one.bootstraps + other.bootstraps)
     (mean, own, _, _), = against_best([both], "sst")
     assert mean == pytest.approx(0.875)
     expected = (one.bootstraps[0]["sst"] + other.bootstraps[0]["sst"]) / 2
