@@ -6,7 +6,8 @@ text.
     python evaluate.py runs/first --text "A dull, dull film."
     python evaluate.py runs/first --text "A cat sleeps." --pair "A cat is asleep."
     python evaluate.py runs/first --adapter sts=runs/other/adapters/sts     # its own left out
-    python evaluate.py --compare runs/first runs/second  # a table, and a picture
+    python evaluate.py runs/first --report first.html    # one page: scores, pictures, wrong answers
+    python evaluate.py --compare runs/first runs/second  # tables, and a picture
     python evaluate.py runs/first --laser 10:fc_out:0.1  # as if a matrix had lower rank
 """
 
@@ -20,9 +21,9 @@ from multitask.course import Example
 from multitask.data import tokenize
 from multitask.evaluation import evaluate, load_sets, run_split, write_predictions
 from multitask.model import chosen_tasks
-from multitask.report import compare, describe_prediction, score_table
+from multitask.report import compare, describe_prediction, score_table, tasks_that_judge
+from multitask.runs import read_scores
 from multitask.session import RunSession
-from multitask.tasks import TASKS
 
 
 def score(args, session):
@@ -51,22 +52,20 @@ def score(args, session):
 
 
 def answer(args, session):
-    """Judge one text, or a pair of texts, by every task that fits → {task: {"label", …}}"""
-    texts = (args.text,) if args.pair is None else (args.text, args.pair)
-    if not all(text.strip() for text in texts):
-        raise UserError("--text or --pair is empty; there is nothing to judge")
-    model = session.model
-    tasks = [task for task in model.heads if TASKS[task].pair == (args.pair is not None)]
-    if not tasks:
-        judged = "pairs of texts: add" if args.pair is None else "single texts: leave out"
-        raise UserError(f"this run's tasks ({', '.join(model.heads)}) judge {judged} --pair")
+    """Judge one text, or a pair of texts, by every task that fits → {task: {"label", …}}. Beside
+    the answer stands the score that the saved model reaches on the task's dev set."""
+    texts, model = (args.text,) if args.pair is None else (args.text, args.pair), session.model
+    tasks = tasks_that_judge(model, texts)
     split = tokenize([Example("", texts, None)], session.tokenizer, model.pairs)
     answers = {task: describe_prediction(task, run_split(
         model, task, split, session.device, session.autocast)[0]) for task in tasks}
     if not args.json:
         for task, found in answers.items():
             number = next(name for name in found if name != "label")
-            print(f"{task}: {found['label']} ({number} {found[number]:.2f})")
+            metric, score = next(iter(read_scores(args.run)[task].items()))
+            changed = args.laser is not None or args.adapter
+            print(f"{task}: {found['label']} ({number} {found[number]:.2f})"
+                  + (f", dev {metric} {score:.3f}" if not changed else ""))
     return answers
 
 
@@ -81,7 +80,10 @@ def parse(arguments):
                         "model, data and rows are the run's; with --laser RUN/laser/predictions")
     parser.add_argument("--adapter", metavar="TASK=FOLDER", action="append", default=[],
                         help="serve a task by the adapter in a folder (and the head in it, if any)")
-    parser.add_argument("--text", help="judge this text instead of files")
+    parser.add_argument("--report", metavar="FILE", help="write one HTML page of the dev sets: "
+                        "scores, pictures, confusions, wrong answers, attention")
+    parser.add_argument("--text", help="judge this text instead of files; with --report, draw its "
+                                       "attention maps")
     parser.add_argument("--pair", help="the text that --text is compared with")
     parser.add_argument("--laser", help="reduce layer:matrix:keep[,…] first: python -m laser")
     parser.add_argument("--json", action="store_true", help="print a JSON object, nothing else")
@@ -91,6 +93,9 @@ def parse(arguments):
         raise UserError("name one run to open, or --compare two or more")
     if args.pair is not None and args.text is None:
         raise UserError("--pair needs the --text that it is compared with")
+    if args.report and (args.split == "test" or args.json or args.predictions or args.compare):
+        raise UserError("--report writes one page of a run's dev sets; leave out --split test, "
+                        "--json, --predictions and --compare")
     return args
 
 
@@ -120,7 +125,10 @@ def main(arguments=None):
 
         laser.apply(session.model.bert, laser.parse(args.laser))
     session.model.to(session.device)
-    result = score(args, session) if args.text is None else answer(args, session)
+    work = score if args.text is None else answer
+    if args.report:
+        from multitask.html_report import write_report as work  # only now: few runs are reported
+    result = work(args, session)
     if args.json:
         print(json.dumps(result, indent=2))
 

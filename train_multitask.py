@@ -28,9 +28,10 @@ from multitask.evaluation import evaluate
 from multitask.losses import further_losses
 from multitask.metrics import choose_by, summary
 from multitask.pcgrad import SURGERY, cosines, pop_grads, set_grads
+from multitask.pictures import draw_training
 from multitask.preparation import prepare
 from multitask.recipes import RECIPES
-from multitask.report import draw_training, final_report, score_line
+from multitask.report import final_report, score_line
 
 STATE_FILE = Path("last", "state.pt")                        # in the run: the state to resume from
 SAMPLE = Path(__file__).resolve().parent / "data"            # the default of --data
@@ -154,7 +155,7 @@ def save_progress(run):
 
 def finish(run):
     """Complete run.json, draw the curves, print the table."""
-    draw_training(run.log, run.folder / "curves.png")
+    draw_training(run.log.lines, run.folder / "curves.png")
     record, progress = run.record, run.progress
     record |= {"complete": True, "best_step": progress.best_step,
                "peak_bytes": peak_memory(run.device)}

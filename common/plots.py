@@ -2,6 +2,9 @@
 
 from bert.files import atomic_write
 
+# told apart by color-blind readers too (Okabe & Ito)
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+
 
 def new_figure(width, height):
     """An empty figure, `width` × `height` inches."""
@@ -20,6 +23,7 @@ def draw_curves(panels, path, xlabel="step"):
     """Write curves side by side; panels is [(title, {name: [(x, y), …]})]."""
     figure = new_figure(5 * len(panels), 4)
     for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+        axes.set_prop_cycle(color=COLORS)
         for name, points in curves.items():
             axes.plot(*zip(*points), marker="." if len(points) < 50 else "", label=name)
         axes.set(xlabel=xlabel, title=title)

@@ -59,7 +59,8 @@ def sweep_command(args):
     outputs, interventions, folder = open_grid(args)
     rows = sweep.sweep(outputs, interventions)
     write_csv(folder / "sweep.csv", rows)
-    sweep.draw_heat_maps(rows, folder / "heatmap.png")
+    errors = sweep.gain_errors(outputs, interventions)
+    sweep.draw_heat_maps(rows, folder / "heatmap.png", errors)
     sweep.draw_spectra({i.target: outputs.evaluator.decomposition(i.target)
                         for i in interventions}, folder / "spectra.png")
     print(f"{sweep.sweep_table(rows)}\n\n{folder}/: sweep.csv, heatmap.png, spectra.png\n"

@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from common.plots import new_figure, save_figure
+from common.plots import COLORS, new_figure, save_figure
 from common.tables import rows_table
 from laser.interventions import format_stack
 from laser.output_cache import scores_of
@@ -221,9 +221,12 @@ def draw_gains(rows, title, path):
         value, low, high = 100 * np.array([                  # in points
             [row[key] for row in rows if row["search"] == name] for key in ("gain", "low", "high")])
         places = x + 0.1 * (np.arange(len(value)) - (len(value) - 1) / 2)
-        axes.errorbar(places, value, np.abs([value - low, high - value]), fmt="o", markersize=4)
-        axes.plot([x - 0.3, x + 0.3], [value.mean()] * 2, color="black", linewidth=1)
-    axes.axhline(0, color="gray", linewidth=0.8)
+        axes.errorbar(places, value, np.abs([value - low, high - value]), fmt="o", markersize=4,
+                      color=COLORS[0], label="a split: gain and its 95 % interval" * (not x))
+        axes.plot([x - 0.3, x + 0.3], [value.mean()] * 2, color=COLORS[1], linewidth=2,
+                  label="mean over the splits" * (not x))
+    axes.axhline(0, color="gray", linewidth=0.8, label="the unedited model")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     axes.set(ylabel="gain in points on the other half", title=title, xticks=range(len(names)),
              xticklabels=names)
     save_figure(figure, path)

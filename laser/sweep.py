@@ -9,6 +9,9 @@ from common.plots import draw_curves, new_figure, save_figure
 from common.tables import rows_table
 from laser.interventions import Intervention, reduced_linear
 from laser.reduce import rank_of
+from multitask.metrics import main_scores, summary
+from multitask.standard_errors import bootstrap
+from multitask.tasks import TASKS
 
 KEEPS = (0.9, 0.8, 0.6, 0.5, 0.4, 0.2, 0.1, 0.05, 0.01)
 
@@ -52,6 +55,21 @@ def sweep(outputs, interventions):
         | outputs.scores((i,)) for i in interventions)]
 
 
+def gain_errors(outputs, interventions):
+    """→ {laser: {score: standard error of the intervention's gain}}, over the dev examples."""
+    def draws(stack):
+        predictions, scores = outputs.predictions(stack), {}
+        for task, labels in outputs.labels.items():
+            metric = next(iter(TASKS[task].metrics.values()))
+            scores[task] = {"": bootstrap(metric, predictions[task], labels, outputs.fingerprint,
+                                          draws=100)}
+        return main_scores(summary(scores))
+
+    base = draws(())
+    return {str(i): {name: (values - base[name]).std() for name, values in draws((i,)).items()}
+            for i in interventions}
+
+
 def score_names(rows):
     """The columns of a sweep that hold scores: the tasks, overall and mean."""
     return [name for name in rows[0] if name != "laser"]
@@ -64,30 +82,44 @@ def sweep_table(rows):
     return rows_table([first, *({"chosen by": name} | row for name, row in best.items())], left=2)
 
 
-def draw_heat_maps(rows, path):
+def draw_heat_maps(rows, path, errors=None):
     """Draw the rows of a sweep: a panel for each score and matrix, layers × keeps. Color and number
-    are the gain in points (hundredths) over the unedited model, whose score is in the title."""
+    are the gain in points (hundredths) over the unedited model, whose score is in the title. With
+    `errors` (gain_errors) a gain within its standard error is gray."""
+    from matplotlib.colors import SymLogNorm  # slow to import
+
     base, edited, names = rows[0], rows[1:], score_names(rows)
     matrices, layers, keeps = (list(dict.fromkeys(row[key] for row in edited))
                                for key in ("matrix", "layer", "keep"))
-    figure = new_figure(1.5 + 0.55 * len(keeps) * len(matrices),
+    figure = new_figure(2.5 + 0.55 * len(keeps) * len(matrices),
                         1 + (0.6 + 0.3 * len(layers)) * len(names))
     panels = figure.subplots(len(names), len(matrices), squeeze=False)
+    largest = max(1, *(100 * abs(row[name] - base[name]) for row in edited for name in names))
+    norm = SymLogNorm(1, vmin=-largest, vmax=largest)
     for name, panel_row in zip(names, panels):
-        gain = {(row["matrix"], row["layer"], row["keep"]): 100 * (row[name] - base[name])
-                for row in edited}
+        cells = {(row["matrix"], row["layer"], row["keep"]): (
+            100 * (row[name] - base[name]), 100 * errors[row["laser"]][name] if errors else -1)
+            for row in edited}                               # gain, standard error
         for matrix, axes in zip(matrices, panel_row):
-            gains = np.array([[gain.get((matrix, layer, keep), np.nan) for keep in keeps]
-                              for layer in layers])
-            axes.imshow(gains, cmap="RdBu", vmin=-3, vmax=3, aspect="auto")
+            gains, limits = np.moveaxis(np.array(
+                [[cells.get((matrix, layer, keep), (np.nan, np.nan)) for keep in keeps]
+                 for layer in layers]), -1, 0)
+            noise = abs(gains) <= limits
+            axes.set_facecolor("lightgray")
+            image = axes.imshow(np.where(noise, np.nan, gains), cmap="RdBu", norm=norm,
+                                aspect="auto")
             for y, x in np.argwhere(~np.isnan(gains)):       # an empty matrix has no gain
+                dark = not noise[y, x] and abs(norm(gains[y, x]) - 0.5) > 0.35
                 axes.text(x, y, f"{gains[y, x]:+.1f}", ha="center", va="center", fontsize=6,
-                          color="white" if abs(gains[y, x]) > 2 else "black")
+                          color="white" if dark else "black")
             axes.set_title(f"{name} ({base[name]:.3f}), {matrix}", fontsize=9)
             axes.set_xticks(range(len(keeps)), [f"{k:g}" for k in keeps], fontsize=7)
             axes.set_yticks(range(len(layers)), layers, fontsize=7)
             axes.set(xlabel="keep", ylabel="layer")
-    figure.suptitle("gain in points when one matrix is reduced", fontsize=10)
+    figure.colorbar(image, ax=panels, label="gain in points; above 1 on a logarithmic scale",
+                    format="{x:+g}")
+    figure.suptitle("gain in points when one matrix is reduced; gray: within its standard error",
+                    fontsize=10)
     save_figure(figure, path)
 
 

@@ -1,5 +1,5 @@
-"""What a person looks at: a run's table of scores and the picture of its curves, and runs side by
-side, beside what the papers printed: a table as text and as Markdown, and a picture."""
+"""What a person reads: a run's table of scores, its answer to a text, and runs side by side, beside
+what the papers printed: tables that say which differences are noise, and a picture."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,12 +8,13 @@ import torch
 
 from bert import UserError
 from bert.files import atomic_write
-from common.plots import draw_curves, new_figure, save_figure
 from common.tables import markdown_table, text_table
 from multitask.metrics import main_scores
+from multitask.pictures import draw_comparison
 from multitask.recipes import RECIPES
 from multitask.runs import RESUME, read_fields, read_scores
 from multitask.settings import SHARED, Settings
+from multitask.standard_errors import difference_table, latex_table, saved_bootstraps
 from multitask.tasks import TASKS
 
 
@@ -44,6 +45,18 @@ def final_report(folder, record):
             f"next: python evaluate.py {folder} --split test")
 
 
+def tasks_that_judge(model, texts):
+    """The model's tasks that fit --text, or --text and --pair. UserError if one is empty, or if no
+    task fits."""
+    if not all(text.strip() for text in texts):
+        raise UserError("--text or --pair is empty; there is nothing to judge")
+    tasks = [task for task in model.heads if len(TASKS[task].columns) == len(texts)]
+    if not tasks:
+        judged = "pairs of texts: add" if len(texts) == 1 else "single texts: leave out"
+        raise UserError(f"this run's tasks ({', '.join(model.heads)}) judge {judged} --pair")
+    return tasks
+
+
 def describe_prediction(task, outputs):
     """outputs [outputs] of one example → {"label": its name, "probability" or "similarity": …}"""
     row = TASKS[task]
@@ -56,33 +69,10 @@ def describe_prediction(task, outputs):
             "probability": probabilities.max().item()}
 
 
-def draw_training(log, path):
-    """Draw what the Log holds: losses, each task's first metric on dev and, of gradient surgery,
-    the cosines of each two tasks' gradients with their share of conflicts."""
-    kinds = dict.fromkeys(name for line in log.lines for name, value in line.items()
-                          if isinstance(value, dict))        # "loss", further losses, "dev", …
-    losses = {task if kind == "loss" else f"{kind}, {task}": points
-              for kind in kinds if kind not in ("dev", "cosine", "conflict")
-              for task, points in log.curves(kind).items()}
-    scores = {}
-    for name, points in log.curves("dev").items():
-        if isinstance(points[0][1], dict):
-            metric = next(iter(points[0][1]))
-            name, points = f"{name} {metric}", [(step, values[metric]) for step, values in points]
-        scores[name] = points
-    conflicts = {pair: sum(value for _, value in points) / len(points)
-                 for pair, points in log.curves("conflict").items()}
-    cosines = {f"{pair}: {conflicts[pair]:.0%} in conflict": points
-               for pair, points in log.curves("cosine").items()}
-    panels = [("training loss of each task", losses), ("dev scores", scores)]
-    if cosines:
-        panels.append(("cosine of the tasks' gradients", cosines))
-    draw_curves(panels, path)
-
-
 def read_rows(folders):
     """→ rows of runs that differ in nothing but their seed: name, `scores` {task or "overall":
-    score} and `minutes` of each run, parameters, `published` {task: score}."""
+    score}, `bootstraps` (saved_bootstraps) and `minutes` of each run, parameters, `published`
+    {task: score}."""
     groups = {}
     for folder in map(Path, folders):
         record = read_fields(folder, ("settings", "recipe", "complete", "times", "parameters"))
@@ -93,9 +83,11 @@ def read_rows(folders):
                            and value != getattr(Settings, name, None)))
         recipe = record["recipe"]
         row = groups.setdefault((recipe, same), SimpleNamespace(
-            name=recipe or folder.name, scores=[], minutes=[], parameters=record["parameters"],
+            name=recipe or folder.name, scores=[], bootstraps=[], minutes=[],
+            parameters=record["parameters"],
             published=RECIPES[recipe].published if recipe in RECIPES else {}))
         row.scores.append(main_scores(read_scores(folder)))
+        row.bootstraps.append(saved_bootstraps(folder, record["settings"]))
         row.minutes.append(record["times"]["train_seconds"] / 60)
     return list(groups.values())
 
@@ -130,29 +122,18 @@ def cells(rows):
         for row in rows]
 
 
-def draw(rows, path):
-    """Each score as a point for every run, the papers' as a ring."""
-    names = score_names(rows)
-    figure = new_figure(3 * max(len(names), 2), 1.2 + 0.3 * len(rows))
-    for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names):
-        for place, row in enumerate(rows):
-            points = [s[name] for s in row.scores if name in s]
-            axes.plot(points, [place] * len(points), "o", color="C0", alpha=0.6)
-            if name in row.published:
-                axes.plot(row.published[name], place, "o", color="C1", fillstyle="none")
-        axes.set(title=name, yticks=range(len(rows)), yticklabels=[row.name for row in rows])
-        axes.grid(alpha=0.3)
-    figure.supxlabel("● measured, a point a seed    ○ as the paper printed it", fontsize="small")
-    figure.axes[0].invert_yaxis()
-    save_figure(figure, path)
-
-
 def compare(folders, to):
-    """Print the table and write comparison.md and comparison.png to the folder `to`."""
+    """Print the tables and write comparison.md, .tex and .png to the folder `to`."""
     rows = read_rows(folders)
-    draw(rows, to / "comparison.png")
-    with atomic_write(to / "comparison.md") as file:
-        file.write(markdown_table(cells(rows)).encode())
+    names = score_names(rows)
+    draw_comparison(rows, names, to / "comparison.png")
+    for name, text in (("comparison.md", markdown_table(cells(rows))),
+                       ("comparison.tex", latex_table(rows, names, cells(rows)))):
+        with atomic_write(to / name) as file:
+            file.write(text.encode())
     print(f"{text_table(cells(rows))}\n\n±: half the range over the seeds. Measured, and Alappat's "
-          f"and Wang et al.'s: dev sets; Fuest & Tacke's: test sets.\n{to / 'comparison.md'}   "
-          f"{to / 'comparison.png'}")
+          f"and Wang et al.'s: dev sets; Fuest & Tacke's: test sets.\n")
+    if len(rows) > 1:
+        print(f"{text_table(difference_table(rows, names))}\n\n±: its standard error over the "
+              f"examples of the dev set, not over seeds; ≈: noise, within two of them.\n")
+    print(*(to / f"comparison.{kind}" for kind in ("md", "tex", "png")), sep="   ")

@@ -78,8 +78,9 @@ def show_importance(args):
     if args.of != "neurons":
         last = list(scores)[-1]
         print(f"importance of each {part}, in hundredths ({last})\n" + rows_table([
-            {"layer": layer} | {str(number): f"{100 * value:.0f}".replace("nan", ".")
-                                for number, value in enumerate(row)}
+            {rf"layer \ {part}": layer} | {
+                str(number): f"{100 * value:.0f}".replace("nan", ".")
+                for number, value in enumerate(row)}
             for layer, row in enumerate(scores[last].tolist())], left=0))
     print(f"\n{path}.csv and .png")
 

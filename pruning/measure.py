@@ -47,11 +47,17 @@ def of_all_tasks(raw, norm="global"):
 
 def draw_heat_maps(path, scores, part):
     """Draw scores {task: [layers, parts]} from 0 to 1; white: a part that is gone."""
-    figure = new_figure(1 + 3.5 * len(scores), 3.4)
+    figure = new_figure(2 + 3.5 * len(scores), 2 + 0.25 * len(next(iter(scores.values()))))
     panels = figure.subplots(1, len(scores), squeeze=False)[0]
     for axes, (task, values) in zip(panels, scores.items()):
-        image = axes.imshow(values.numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=1)
-        axes.set(title=task, xlabel=part)
+        image = axes.imshow(values.numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=1,
+                            interpolation="nearest")
+        axes.set(title=task, xlabel=part, yticks=range(len(values)))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if part == "layer":
+            axes.set(xlabel="", xticks=[])
     panels[0].set_ylabel("layer")
     figure.colorbar(image, ax=list(panels), label="importance")
+    figure.supxlabel(f"0: the {part} that matters least, 1: the one that matters most; white: "
+                     f"removed", fontsize="small")
     save_figure(figure, path)
