@@ -8,9 +8,11 @@ text.
     python evaluate.py runs/first --adapter sts=runs/other/adapters/sts     # its own left out
     python evaluate.py --compare runs/first runs/second  # a table, and a picture
     python evaluate.py runs/first --laser 10:fc_out:0.1  # as if a matrix had lower rank
+    python evaluate.py runs/exits --exit 0.9             # leave where an exit is that confident
 """
 
 import json
+import time
 from pathlib import Path
 
 from bert import UserError
@@ -44,23 +46,42 @@ def score(args, model, tokenizer, settings, device, autocast):
         names = TASKS[task].dev_sets if args.split == "dev" else TASKS[task].test_sets
         splits[task] = {name: load_split(task, name, folder, tokenizer, settings, limit or 0)
                         for name in names}
+    began = time.perf_counter()
     scores, predictions = evaluate(model, splits, device, autocast)
+    cost = costs(model, time.perf_counter() - began)
     own = not args.adapter and not args.limit and folder.resolve() == Path(settings.data).resolve()
-    to = args.predictions or own and Path(args.run, "laser" if args.laser else "", "predictions")
+    to = args.predictions or own and Path(
+        args.run, "laser" if args.laser else "early_exit" if cost else "", "predictions")
     if to:
         write_predictions(Path(to), splits, predictions)
     if args.json:
-        return scores
+        return scores | ({"cost": cost} if cost else {})
     counts = ", ".join(f"{task} {len(split):,}" for task, named in splits.items()
                        for split in named.values())
     print(f"{args.split} of {folder}: {counts}" + (
         f" (the first {limit:,} rows, as in training; --limit 0 takes all)"
         if limit and as_trained else ""))
     print(score_table(scores, args.split) if scores else "these files hold no labels, so no scores")
+    if cost:
+        print(f"\ncost: {cost['multiply_adds']:.1%} of the whole model's multiply-adds, "
+              f"{cost['seconds']:.1f} seconds")
+    for task, shares in cost["left"].items() if cost else ():
+        print(f"{task}: " + ", ".join(f"{share:.0%} leave after layer {number}"
+                                      for number, share in enumerate(shares[:-1])))
     print(f"predictions: {to}" if to else
           "another adapter, other data or not all rows: predictions go only to a --predictions "
           "FOLDER")
     return scores
+
+
+def costs(model, seconds):
+    """What the passes so far cost with exits → {"seconds", "multiply_adds", "left"}; None without
+    --exit"""
+    if model.early_exit is None:
+        return None
+    from early_exit.cost import cost_of
+
+    return {"seconds": round(seconds, 3)} | cost_of(model.early_exit, model)
 
 
 def answer(args, model, tokenizer, settings, device, autocast):
@@ -75,10 +96,15 @@ def answer(args, model, tokenizer, settings, device, autocast):
     split = tokenize([Example("", texts, None)], tokenizer, settings.pairs)
     answers = {task: describe_prediction(task, run_split(model, task, split, device, autocast)[0])
                for task in tasks}
+    for task, batches in model.early_exit.left.items() if model.early_exit else ():
+        answers[task]["layer"] = int(batches[0][1])
     if not args.json:
         for task, found in answers.items():
             number = next(name for name in found if name != "label")
-            print(f"{task}: {found['label']} ({number} {found[number]:.2f})")
+            last = len(model.encoder(task).layers) - 1
+            print(f"{task}: {found['label']} ({number} {found[number]:.2f}"
+                  + (f", left after layer {found['layer']} of 0 to {last}" if "layer" in found
+                     else "") + ")")
     return answers
 
 
@@ -92,7 +118,8 @@ def parse(arguments):
     parser.add_argument("--tasks", help="only these of the run's tasks, as in sst,sts")
     parser.add_argument("--limit", type=int, help="only the first N rows of each file")
     parser.add_argument("--predictions", metavar="FOLDER", help="default: RUN/predictions, if "
-                        "model, data and rows are the run's; with --laser RUN/laser/predictions")
+                        "model, data and rows are the run's; with --laser RUN/laser/predictions, "
+                        "with --exit RUN/early_exit/predictions")
     parser.add_argument("--adapter", metavar="TASK=FOLDER", action="append", default=[],
                         help="serve a task by the adapter in another folder (peft's layout), and "
                              "by the head in it, if any; the other tasks stay as they are")
@@ -100,6 +127,8 @@ def parse(arguments):
     parser.add_argument("--pair", help="the text that --text is compared with")
     parser.add_argument("--laser", help="reduce matrices first: layer:matrix:keep[,…]; see "
                                         "python -m laser")
+    parser.add_argument("--exit", metavar="THRESHOLD", help="leave at the first exit whose "
+                        "probability is above this; for a run of python -m early_exit train")
     parser.add_argument("--json", action="store_true", help="print a JSON object, nothing else")
     add_run_flags(parser, "--data", "--device", "--precision")
     args = parser.parse_args(arguments)
@@ -138,6 +167,10 @@ def main(arguments=None):
         import laser  # only now: most runs are not reduced
 
         laser.apply(model.bert, laser.parse(args.laser))
+    if args.exit is not None:
+        from early_exit.binding import set_threshold
+
+        set_threshold(model, args.exit, args.run, [a.partition("=")[0] for a in args.adapter])
     device, autocast = pick_device(args.device, args.precision or settings.precision)
     work = score if args.text is None else answer
     result = work(args, model.to(device), tokenizer, settings, device, autocast)

@@ -25,10 +25,11 @@ PREFIX = "base_model.model."                               # of every key in pef
 
 
 def base_fingerprint(bert):
-    """The fingerprint of the weights without adapters, under Hugging Face's names. UserError if an
-    adapter is merged."""
+    """The fingerprint of the weights without adapters, under Hugging Face's names; what has no name
+    there (exits) is left out. UserError if an adapter is merged."""
     with adapters.detached(bert):
-        weights = {rename(name, TO_HF): tensor for name, tensor in bert.state_dict().items()}
+        weights = {rename(name, TO_HF): tensor for name, tensor in bert.state_dict().items()
+                   if rename(name, TO_HF) != name}
     return files.fingerprint(*(part for item in sorted(weights.items()) for part in item))
 
 
