@@ -52,12 +52,24 @@ class Exits(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(classes) for _ in range(count if cascade else 0))
         self.weights = nn.ParameterList(0.01 * torch.randn(m + 1) for m in range(count))
         self.biases = nn.Parameter(torch.zeros(count, classes))
+        self.register_buffer("means", torch.zeros(count, width))
+        self.register_buffer("scales", torch.ones(count, width))
+
+    def standardize(self, states):
+        """Let the exits read h_m with mean 0 and variance about 1 over the examples of states [n, M,
+        W]. [CLS] of the lower layers is nearly the same vector for every text: without this a
+        classifier learns little in a few epochs. It stays a linear function of h_m."""
+        variance = states.var(dim=0, correction=0)                           # [M, W]
+        floor = 0.01 * variance.mean(dim=1, keepdim=True) + 1e-12            # of dead features
+        self.means.copy_(states.mean(dim=0))
+        self.scales.copy_((variance + floor).rsqrt())
 
     def __len__(self):
         return len(self.classifiers)
 
     def logits(self, m, vectors, previous=None):
         """vectors [B, W] after layer m, the logits [B, C] of the exit before → logits [B, C]"""
+        vectors = (vectors - self.means[m]) * self.scales[m]
         if self.cascade and m:
             vectors = torch.cat([vectors, self.norms[m](previous.detach())], dim=1)
         return self.classifiers[m](vectors)

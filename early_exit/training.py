@@ -43,6 +43,7 @@ def train_exits(states, labels, outputs, segments=1, cascade=True, ensemble="geo
     torch.manual_seed(seed)
     exits = Exits(states.size(1), states.size(2) // segments, outputs, segments, cascade, ensemble)
     first = len(states) - max(1, round(held_out * len(states)))
+    exits.standardize(states[:first])
     minimize(exits.exit_parameters(),
              lambda i: mean_cross_entropy(exits.all_logits(states[i]).log_softmax(2), labels[i]),
              first, EPOCHS, CASCADE_LR if cascade else PLAIN_LR, DECAY, seed)
