@@ -56,7 +56,7 @@ class Exits(nn.Module):
         self.register_buffer("scales", torch.ones(count, width))
 
     def standardize(self, states):
-        """Let the exits read h_m with mean 0 and variance about 1 over the examples of states [n, M,
+        """Let exits read h_m with mean 0 and variance about 1 over the examples of `states` [n, M,
         W]. [CLS] of the lower layers is nearly the same vector for every text: without this a
         classifier learns little in a few epochs. It stays a linear function of h_m."""
         variance = states.var(dim=0, correction=0)                           # [M, W]

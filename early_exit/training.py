@@ -2,7 +2,9 @@
 
 First the classifiers, by the mean of their cross-entropies; then the ensembles, by the mean of
 theirs, on examples that the classifiers were not trained on (on their own they are too confident).
-Both as in Wołczyk et al. 2021: Adam, batches of 32, 5 epochs, learning rates on a cosine to 0.
+As in Wołczyk et al. 2021: Adam, batches of 32, 5 epochs, learning rates on a cosine to 0. Unlike
+there the exits read standardized states, so their learning rate is lower, and small sets of
+examples make more epochs of the ensembles.
 """
 
 import math
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 from early_exit.exits import Exits
 
 EPOCHS, BATCH = 5, 32
-CASCADE_LR, PLAIN_LR, DECAY = 0.01, 0.005, 1e-4              # of the classifiers
+LR, DECAY = 1e-3, 1e-4                                       # of the classifiers
 ENSEMBLE_LR, ENSEMBLE_STEPS = 1e-3, 1000                     # at least so many steps
 
 
@@ -46,7 +48,7 @@ def train_exits(states, labels, outputs, segments=1, cascade=True, ensemble="geo
     exits.standardize(states[:first])
     minimize(exits.exit_parameters(),
              lambda i: mean_cross_entropy(exits.all_logits(states[i]).log_softmax(2), labels[i]),
-             first, EPOCHS, CASCADE_LR if cascade else PLAIN_LR, DECAY, seed)
+             first, EPOCHS, LR, DECAY, seed)
     if ensemble != "none":
         with torch.no_grad():
             log_probs = exits.all_logits(states[first:]).log_softmax(dim=2)  # [M, held out, C]

@@ -8,7 +8,9 @@ import early_exit.__main__ as command
 import train_multitask
 from bert import Bert, BertConfig
 from bert.tokenizer import SPECIAL
+from early_exit import training
 
+training.ENSEMBLE_STEPS = 10                 # tests need no fitted ensemble
 TRAIN = ("--batch-size", "8", "--steps", "3", "--lr", "3e-3")
 
 

@@ -291,7 +291,7 @@ def test_exit_on_a_run_without_exits_is_refused(trained, script):
     ("plain", ("--examples", "5"), "exits need 10"),
     ("plain", ("--examples", "-5"), "--examples is -5"),
     ("plain", ("--method", "zwt"), "invalid choice"),
-    ("plain", ("--tasks", "st"), "did you mean sst"),
+    ("plain", ("--tasks", "sstt"), "did you mean sst"),
     ("plain", ("--seed", "-1"), "--seed is -1")])
 def test_impossible_flags_of_train_are_refused(kind, flags, word, trained, script, tmp_path):
     code, _, errors = script(command.main, "train", trained(*KINDS[kind]), "--out", tmp_path / "o",
