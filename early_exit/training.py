@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from early_exit.exits import Exits
 
 EPOCHS, BATCH = 5, 32
-LR, DECAY = 1e-3, 1e-4                                       # of the classifiers
+LR, DECAY = 1e-3, 0.03                                       # of the classifiers
 ENSEMBLE_LR, ENSEMBLE_STEPS = 1e-3, 1000                     # at least so many steps
 
 
