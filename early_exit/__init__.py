@@ -20,6 +20,3 @@ Left out: exits for regressions, exits that are trained together with the encode
 from early_exit.exits import ENSEMBLES, Exits, as_outputs, log_probabilities
 from early_exit.leaving import EarlyExit, cls_states, exit_layers
 from early_exit.netcut import DepthHeads, netcut_loss
-
-__all__ = ["DepthHeads", "ENSEMBLES", "EarlyExit", "Exits", "as_outputs", "cls_states",
-           "exit_layers", "log_probabilities", "netcut_loss"]

@@ -12,13 +12,12 @@ from common.cli import StopSignal, UserStop, add_run_flags
 from common.log import progress_bar
 from common.optimization import OPTIMIZERS, parameter_groups, warmup_then_decay
 from common.plots import draw_curves
-from common.tables import text_table
-from common.train_state import read_state, restore, rng_state, save_state
+from common.run_folder import read_state, restore, rng_state, save_state
+from common.tables import rows_table
 from early_exit.netcut import DepthHeads, netcut_loss
 from multitask.evaluation import load_split
 from multitask.report import score_table
-from multitask.sampling import BatchSampler
-from multitask.schedule import default_lr
+from multitask.schedule import BatchSampler, default_lr
 from multitask.session import RunSession
 from multitask.tasks import TASKS
 from pruning.removal import check_removable, remove_layers
@@ -92,10 +91,10 @@ def netcut(args):
 def depth_table(alpha):
     """The weights as text, and whether one head alone was chosen."""
     most, depth = max(alpha), alpha.index(max(alpha)) + 1
-    rows = [["layers", "α"], *([str(k), f"{a:.4f}"] for k, a in enumerate(alpha, 1))]
+    rows = [{"layers": str(k), "α": a} for k, a in enumerate(alpha, 1)]
     verdict = ("one head was chosen" if most > 0.99 else "several heads have weight"
                + ("" if most > 0.5 else ", and none has half: train longer, or raise --depth-lr"))
-    return f"{text_table(rows)}\n\n{depth} of {len(alpha)} layers stay; {verdict}"
+    return f"{rows_table(rows)}\n\n{depth} of {len(alpha)} layers stay; {verdict}"
 
 
 def cut(model, heads, record):
