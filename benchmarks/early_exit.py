@@ -6,15 +6,17 @@ the same depth trained directly, for given runs of one classification task each.
     python benchmarks/early_exit.py runs/sst-1 --parts netcut --betas 0,0.1 --epochs 1
 
 Writes a JSON file for each measurement, and table.md, to --out. What is there already is not
-measured again, and a stopped training goes on. Runs whose names differ only behind the last "-"
-(seeds) are averaged.
+measured again, and a stopped training goes on, so other --epochs need another --out. Runs whose
+names differ only behind the last "-" (seeds) are averaged.
 
 exits    thresholds are chosen on one half of dev and scored on the other, in 10 random halvings
 speed    processor time and wall time of `python -m early_exit curve`, Zero Time Waste alone
-netcut   NetCut from the run for each β, and the run's lowest layers trained for as many epochs
+netcut   NetCut from the run for each β (its last step), and the run's lowest layers trained for as
+         many epochs (the best of them)
 """
 
 import json
+import shlex
 import subprocess
 import sys
 from argparse import Namespace
@@ -25,25 +27,49 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+from bert import UserError  # noqa: E402
 from bert.files import write_json  # noqa: E402
-from common.cli import Parser, run_script  # noqa: E402
+from common import flags  # noqa: E402
+from common.cli import Parser, StopSignal, UserStop, run_script  # noqa: E402
 from common.flags import parse_numbers  # noqa: E402
 from common.tables import markdown_table  # noqa: E402
 from early_exit import curve  # noqa: E402
 from early_exit.exits import METHODS  # noqa: E402
 from multitask.metrics import main_scores  # noqa: E402
-from multitask.runs import read_fields, read_scores  # noqa: E402
+from multitask.runs import read_fields, read_scores, read_settings  # noqa: E402
 from multitask.session import RunSession  # noqa: E402
+from multitask.settings import Settings  # noqa: E402
+from multitask.tasks import TASKS  # noqa: E402
 
 HALVINGS = 10
+SAME = ("data", "tasks", "limit", "strict_rows", "pairs", "pooling", "head", "head_dropout",
+        "batch_size", "head_lr", "precision", "optimizer", "warmup", "weight_decay", "clip")
 
 
 def command(*words):
-    subprocess.run([sys.executable, *map(str, words)], check=True, cwd=ROOT)
+    """Run a command; Ctrl-C lets it save what it has."""
+    with StopSignal():
+        code = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT).returncode
+    if code == 130:
+        raise UserStop("stopped; the same command goes on")
+    if code:
+        raise UserError(f"python {' '.join(map(str, words))} failed; what was done is kept")
 
 
 def is_complete(folder):
-    return (folder / "run.json").is_file() and read_fields(folder)["complete"]
+    """Whether a run was trained to its end and its scores were written, the last of its files."""
+    return (folder / "metrics.json").is_file() and read_fields(folder)["complete"]
+
+
+def check(runs):
+    """UserError unless these are runs of one classification task each, of different names."""
+    for run in runs:
+        tasks = read_settings(run)[1].task_names
+        if len(tasks) > 1 or TASKS[tasks[0]].is_regression:
+            raise UserError(f"{run} has the tasks {', '.join(tasks)}; take runs of one "
+                            f"classification each (--tasks sst)")
+    if len({run.name for run in runs}) < len(runs):
+        raise UserError("two runs have the same name, and results are kept by name")
 
 
 def exits_run(run, method, out):
@@ -92,26 +118,33 @@ def measure_netcut(run, beta, epochs, out):
     folder = (out / path.stem).resolve()
     if not is_complete(folder):
         command("-m", "early_exit", "netcut", run.resolve(), "--beta", beta, "--epochs", epochs,
-                "--out", folder)
+                "--out", folder, "--overwrite")
     alpha = read_fields(folder)["edits"][-1]["netcut"]["alpha"]
     depth = alpha.index(max(alpha)) + 1
-    direct = (out / f"{run.name}-depth-{depth}").resolve()
-    if not is_complete(direct):
-        start = run.resolve()
-        if depth < len(alpha):
-            start = direct.with_name(direct.name + "-start")
-            gone = [word for n in range(depth, len(alpha)) for word in ("--remove", n)]
-            command("-m", "pruning", "prune", run.resolve(), *gone, "--out", start, "--overwrite")
-        settings = read_fields(run)["settings"]
-        same = ["--data", settings["data"], "--tasks", settings["tasks"], "--precision",
-                settings["precision"], "--head-lr", settings["head_lr"], "--pooling",
-                settings["pooling"], "--batch-size", settings["batch_size"]]
-        resume = ["--resume", direct] if (direct / "run.json").is_file() else [
-            "--from", start, "--epochs", round(epochs) or 1, "--out", direct, *same]
-        command("train_multitask.py", *resume)
+    direct = train_depth(run, depth, len(alpha), epochs, out)
     scores = [main_scores(read_scores(place))["mean"] for place in (folder, direct)]
     write_json(path, {"depth": depth, "alpha": max(alpha), "score": scores[0],
                       "direct": scores[1]})
+
+
+def train_depth(run, depth, layers, epochs, out):
+    """Train the lowest layers of the run, unless they are, as NetCut trains all of them → folder"""
+    folder = (out / f"{run.name}-depth-{depth}").resolve()
+    if is_complete(folder):
+        return folder
+    if (folder / "last").is_dir():                           # it was stopped
+        command("train_multitask.py", "--resume", folder)
+        return folder
+    start = run.resolve()
+    if depth < layers:
+        start = folder.with_name(folder.name + "-start")
+        gone = [word for n in range(depth, layers) for word in ("--remove", n)]
+        command("-m", "pruning", "prune", run.resolve(), *gone, "--out", start, "--overwrite")
+    settings = read_settings(run)[1]
+    same = Settings(**{name: getattr(settings, name) for name in SAME}, from_run=str(start),
+                    epochs=round(epochs) or 1, out=str(folder), overwrite=True)
+    command("train_multitask.py", *shlex.split(flags.command(same)))
+    return folder
 
 
 def averaged(out, runs, part):
@@ -120,7 +153,8 @@ def averaged(out, runs, part):
     for run in runs:
         path = out / f"{run.name}-{part}.json"
         if path.is_file():
-            found.setdefault(run.name.rpartition("-")[0], []).append(json.loads(path.read_text()))
+            name = run.name.rpartition("-")[0] or run.name
+            found.setdefault(name, []).append(json.loads(path.read_text()))
     return found
 
 
@@ -164,6 +198,7 @@ def main():
     parser.add_argument("--epochs", type=float, default=1, help="of NetCut (default: 1)")
     args = parser.parse_args()
     betas = parse_numbers("--betas", args.betas, lambda beta: beta >= 0, "numbers, as in 0,0.1")
+    check(args.runs)
     args.out.mkdir(parents=True, exist_ok=True)
     for run in args.runs:
         for method in METHODS if "exits" in args.parts else ():
