@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import WORDS
+from matplotlib.figure import Figure
 
 import early_exit.__main__ as command
 import train_multitask
@@ -12,6 +13,18 @@ from early_exit import training
 
 training.ENSEMBLE_STEPS = 10                 # tests need no fitted ensemble
 TRAIN = ("--batch-size", "8", "--steps", "3", "--lr", "3e-3")
+
+
+@pytest.fixture
+def pictures():
+    """A test that asks for this draws pictures."""
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    """The other tests draw none, which takes longer than all else that they do."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(Figure, "savefig", lambda *arguments, **options: None)
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ def test_the_loss_of_one_head_is_its_cross_entropy_and_its_depth():
 
 @pytest.mark.parametrize("flags", [("--tasks", "sst,para"),
                                    ("--tasks", "sst,para", "--pooling", "mean"),
-                                   ("--tasks", "para", "--pairs", "separate", "--head", "mlp")])
+                                   ("--tasks", "sst,para", "--pairs", "separate", "--head", "mlp")])
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_the_cut_network_answers_as_the_uncut_one_at_that_depth(flags, depth, trained):
     model, tokenizer, settings, _ = runs.open_run(trained(*flags))
@@ -65,8 +65,8 @@ def netcut(script, run, out, *flags):
     return script(command.main, "netcut", run, "--out", out, "--epochs", 2, "--depth-lr", 2, *flags)
 
 
-def test_a_costly_layer_leaves_one_and_the_run_opens_scores_and_is_ordinary(trained, script,
-                                                                            tmp_path):
+def test_a_costly_layer_leaves_one_and_the_run_opens_scores_and_is_ordinary(
+        trained, script, tmp_path, pictures):
     code, text, errors = netcut(script, trained("--tasks", "sst"), tmp_path / "one", "--beta", 9)
     assert code == 0, errors
     assert "1 of 4 layers stay; one head was chosen" in text
@@ -124,8 +124,8 @@ def test_impossible_flags_are_refused_in_a_sentence(flags, word, trained, script
 
 
 @pytest.mark.parametrize("flags, word", [
-    (("--tasks", "sst,sts"), "sts is a regression"),
-    (("--tasks", "sst", "--lora", "2"), "merge adapters"),
+    (("--tasks", "sst,para,sts"), "sts is a regression"),
+    (("--tasks", "sst,para", "--lora", "2"), "merge adapters"),
     (("--tasks", "sst,para", "--encoders", "separate"), "an encoder for each task")])
 def test_runs_that_cannot_be_cut_are_refused_in_a_sentence(flags, word, trained, script, tmp_path):
     code, _, errors = script(command.main, "netcut", trained(*flags), "--out", tmp_path / "o")
