@@ -9,9 +9,11 @@ text.
     python evaluate.py runs/first --report first.html    # one page: scores, pictures, wrong answers
     python evaluate.py --compare runs/first runs/second  # tables, and a picture
     python evaluate.py runs/first --laser 10:fc_out:0.1  # as if a matrix had lower rank
+    python evaluate.py runs/exits --exit 0.9             # leave where an exit is that confident
 """
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,23 +34,41 @@ def score(args, session):
     limit = session.settings.limit if as_trained else args.limit or 0
     splits = load_sets(chosen_tasks(session.model, args.tasks),
                        replace(session.settings, limit=limit), session.tokenizer, args.split)
+    began = time.perf_counter()
     scores, predictions = evaluate(session.model, splits, session.device, session.autocast)
+    cost = costs(session.model, time.perf_counter() - began)
     own_data = Path(session.record["settings"]["data"])
     folder = Path(args.data or own_data)
     own = not args.adapter and not args.limit and folder.resolve() == own_data.resolve()
-    to = args.predictions or own and Path(args.run, "laser" if args.laser else "", "predictions")
+    to = args.predictions or own and Path(
+        args.run, "laser" if args.laser else "early_exit" if cost else "", "predictions")
     if to:
         write_predictions(to, splits, predictions)
     if args.json:
-        return scores
+        return scores | ({"cost": cost} if cost else {})
     counts = ", ".join(f"{task} {len(split):,}" for task, named in splits.items()
                        for split in named.values())
     as_then = f" (the first {limit:,} rows, as in training; --limit 0 takes all)"
     print(f"{args.split} of {folder}: {counts}" + (as_then if limit and as_trained else ""))
     print(score_table(scores, args.split) if scores else "these files hold no labels, so no scores")
+    if cost:
+        print(f"\ncost: {cost['multiply_adds']:.1%} of the whole model's multiply-adds, "
+              f"{cost['seconds']:.1f} seconds")
+    for task, shares in cost["left"].items() if cost else ():
+        print(f"{task}: " + ", ".join(f"{share:.0%} leave after layer {number}"
+                                      for number, share in enumerate(shares[:-1])))
     print(f"predictions: {to}" if to else "another adapter, other data or not all rows: "
           "predictions go only to a --predictions FOLDER")
     return scores
+
+
+def costs(model, seconds):
+    """→ {"seconds", "multiply_adds", "left"} of the passes so far with exits; None without any"""
+    if model.early_exit is None:
+        return None
+    from early_exit.cost import cost_of
+
+    return {"seconds": round(seconds, 3)} | cost_of(model.early_exit, model)
 
 
 def answer(args, session):
@@ -59,12 +79,16 @@ def answer(args, session):
     split = tokenize([Example("", texts, None)], session.tokenizer, model.pairs)
     answers = {task: describe_prediction(task, run_split(
         model, task, split, session.device, session.autocast)[0]) for task in tasks}
+    for task, batches in model.early_exit.left.items() if model.early_exit else ():
+        answers[task]["layer"] = int(batches[0][1])
     if not args.json:
         for task, found in answers.items():
             number = next(name for name in found if name != "label")
             metric, score = next(iter(read_scores(args.run)[task].items()))
-            changed = args.laser is not None or args.adapter
-            print(f"{task}: {found['label']} ({number} {found[number]:.2f})"
+            changed = args.laser is not None or args.adapter or args.exit is not None
+            place = (f", left after layer {found['layer']} of 0 to "
+                     f"{len(model.encoder(task).layers) - 1}") if "layer" in found else ""
+            print(f"{task}: {found['label']} ({number} {found[number]:.2f}{place})"
                   + (f", dev {metric} {score:.3f}" if not changed else ""))
     return answers
 
@@ -77,7 +101,8 @@ def parse(arguments):
     parser.add_argument("--split", default="dev", choices=("dev", "test"), help="default: dev")
     parser.add_argument("--tasks", help="only these of the run's tasks, as in sst,sts")
     parser.add_argument("--predictions", metavar="FOLDER", help="default: RUN/predictions, if "
-                        "model, data and rows are the run's; with --laser RUN/laser/predictions")
+                        "model, data and rows are the run's; with --laser RUN/laser/predictions, "
+                        "with --exit RUN/early_exit/predictions")
     parser.add_argument("--adapter", metavar="TASK=FOLDER", action="append", default=[],
                         help="serve a task by the adapter in a folder (and the head in it, if any)")
     parser.add_argument("--report", metavar="FILE", help="write one HTML page of the dev sets: "
@@ -86,6 +111,8 @@ def parse(arguments):
                                        "attention maps")
     parser.add_argument("--pair", help="the text that --text is compared with")
     parser.add_argument("--laser", help="reduce layer:matrix:keep[,…] first: python -m laser")
+    parser.add_argument("--exit", metavar="THRESHOLD", help="leave at the first exit whose "
+                        "probability is above this; for a run of python -m early_exit train")
     parser.add_argument("--json", action="store_true", help="print a JSON object, nothing else")
     add_run_flags(parser, "--data", "--limit", "--device", "--precision")
     args = parser.parse_args(arguments)
@@ -124,6 +151,11 @@ def main(arguments=None):
         import laser  # only now: most runs are not reduced
 
         laser.apply(session.model.bert, laser.parse(args.laser))
+    if args.exit is not None:
+        from early_exit.binding import set_threshold
+
+        set_threshold(session.model, args.exit, args.run,
+                      [adapter.partition("=")[0] for adapter in args.adapter])
     session.model.to(session.device)
     work = score if args.text is None else answer
     if args.report:

@@ -83,17 +83,22 @@ class SelfAttention(nn.Module):
         mask[list(heads)] = 0
         self.head_mask = mask if heads else None
 
-    def forward(self, hidden, layout, head_mask=None, output_rows=None):
+    def keys_values(self, hidden, layout):
+        """hidden [N, H] → keys and values of all rows, [N, heads·d] each"""
+        return self.key(hidden, layout), self.value(hidden, layout)
+
+    def forward(self, hidden, layout, head_mask=None, output_rows=None, keys_values=None):
         """hidden [N, H] → [N, H], or [M, H] if `output_rows` selects M rows: queries of no others
         are computed. head_mask [heads] or [batch, heads], of all heads before pruning, scales each
-        head's context, as the layer's own mask does. Without heads the result is output's bias."""
+        head's context, as the layer's own mask does. `keys_values`: those of all rows, if the
+        caller has them. Without heads the result is output's bias."""
         query_hidden, query_layout = hidden, layout
         if output_rows is not None:
             query_hidden, query_layout = hidden.index_select(0, output_rows.rows), output_rows
         if not self.num_heads:
             return self.output(query_hidden[:, :0], query_layout)
-        rows = (self.query(query_hidden, query_layout), self.key(hidden, layout),
-                self.value(hidden, layout))                  # [M, heads·d], [N, heads·d] twice
+        keys_values = self.keys_values(hidden, layout) if keys_values is None else keys_values
+        rows = (self.query(query_hidden, query_layout), *keys_values)    # [M, heads·d], [N, …] × 2
         if output_rows is None and layout.length_buckets:
             context = layout.join_buckets([
                 self.attend(*(part.index_select(0, bucket.rows) for part in rows), bucket, bucket)

@@ -61,15 +61,15 @@ class BertLayer(nn.Module):
         self.output_norm = PackedLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden, layout, head_mask=None, output_rows=None):
+    def forward(self, hidden, layout, head_mask=None, output_rows=None, keys_values=None):
         """hidden [N, H] → [N, H], or [M, H] if `output_rows` selects M rows of `layout`."""
-        hidden = self.attention_block(hidden, layout, head_mask, output_rows)
+        hidden = self.attention_block(hidden, layout, head_mask, output_rows, keys_values)
         layout = layout if output_rows is None else output_rows
         return self.add_and_norm(hidden, self.ffn(hidden, layout), layout)
 
-    def attention_block(self, hidden, layout, head_mask=None, output_rows=None):
+    def attention_block(self, hidden, layout, head_mask=None, output_rows=None, keys_values=None):
         """Attention, residual, LayerNorm: [N, H] → [N, H] or [M, H]."""
-        context = self.attention(hidden, layout, head_mask, output_rows)
+        context = self.attention(hidden, layout, head_mask, output_rows, keys_values)
         if output_rows is not None:
             hidden, layout = hidden.index_select(0, output_rows.rows), output_rows
         return self.attention_norm(hidden + self.dropout(context), layout)

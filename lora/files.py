@@ -41,9 +41,11 @@ def to_hf_name(module):
 
 
 def base_fingerprint(bert):
-    """The fingerprint of the pretrained weights. UserError if an adapter is merged."""
+    """The fingerprint of the pretrained weights: what has no name in Hugging Face's layout (exits)
+    is left out. UserError if an adapter is merged."""
     with adapters.detached(bert):
-        weights = {rename(name, TO_HF): tensor for name, tensor in bert.state_dict().items()}
+        weights = {rename(name, TO_HF): tensor for name, tensor in bert.state_dict().items()
+                   if rename(name, TO_HF) != name}
     return files.fingerprint(*(part for item in sorted(weights.items()) for part in item))
 
 

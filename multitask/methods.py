@@ -12,7 +12,7 @@ from pathlib import Path
 from bert.errors import check_known
 from multitask.settings import Settings
 
-METHODS = ("pruning", "laser", "compression", "lora")        # in the order of prepare and restore
+METHODS = ("early_exit", "pruning", "laser", "compression", "lora")  # order of prepare, restore
 
 
 def parts(methods, name):

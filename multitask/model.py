@@ -30,6 +30,7 @@ class MultitaskModel(nn.Module):
         self.encoders, self.heads = nn.ModuleDict(encoders), nn.ModuleDict(heads)
         self.poolings = nn.ModuleDict({task: POOLINGS[pooling](width) for task in heads})
         self.pairs, self.pooling_name, self.adapters = pairs, pooling, dict(adapters)
+        self.early_exit = None           # or an early_exit.EarlyExit, which then does the pass
 
     @property
     def bert(self):
@@ -68,6 +69,8 @@ class MultitaskModel(nn.Module):
 
     def forward(self, task, batch, inputs_embeds=None):
         """→ the task's outputs [B, outputs]. inputs_embeds: [sequences, tokens, H], not words"""
+        if self.early_exit is not None:
+            return self.early_exit(self, task, batch, inputs_embeds)
         return self.apply_head(task, self.vectors(task, batch, inputs_embeds))
 
     def vectors(self, task, batch, inputs_embeds=None):
@@ -86,12 +89,13 @@ class MultitaskModel(nn.Module):
         """The last layer's pooled_rows → [sequences, H]"""
         return self.poolings[task](self.encoder(task), hidden, layout)
 
-    def apply_head(self, task, vectors):
-        """vectors [sequences, H] → the task's outputs [B, outputs], in float32."""
+    def apply_head(self, task, vectors, head=None):
+        """vectors [sequences, H] → the outputs [B, outputs] of the task's head (or of `head`), in
+        float32."""
         separate = TASKS[task].pair and self.pairs == "separate"
         with torch.autocast(vectors.device.type, enabled=False):
             vectors = vectors.float()
-            return self.heads[task](*(vectors.chunk(2) if separate else (vectors,)))
+            return (head or self.heads[task])(*(vectors.chunk(2) if separate else (vectors,)))
 
 
 def chosen_tasks(model, text, flag="--tasks"):

@@ -25,7 +25,8 @@ VERSION = 2                                                  # of the format of 
 FIELDS = ("settings", "methods", "recipe", "edits", "complete", "data", "times", "versions",
           "parameters")                                      # of run.json
 CONTENT = ("last", "run.json", "metrics.json", "model", "adapters", "heads.safetensors",
-           "predictions", "log.jsonl", "curves.png", "importance", "laser", "compression")
+           "predictions", "log.jsonl", "curves.png", "importance", "laser", "compression",
+           "early_exit", "exits.safetensors")
 RESUME = "python train_multitask.py --resume"
 
 
@@ -57,7 +58,8 @@ def new_record(settings, recipe, checksums, model):
     used = methods.used_methods(settings)
     known = {f.name for f in fields(methods.settings_class(used))}
     first = next(iter(model.encoders.values()))
-    stored = sum(p.numel() for name, p in first.named_parameters() if ".adapters." in name)
+    stored = sum(p.numel() for name, p in first.named_parameters()
+                 if ".adapters." in name or name.startswith("exits."))
     with methods.encoder_alone(first):
         stored += sum(p.numel() for p in model.parameters())
     return {

@@ -20,15 +20,19 @@ def multiply_adds(bert, lengths, output_rows=None, adapter=None):
     output_rows [B]: how many rows of each sequence the last layer computes (None: all). All
     sequences use `adapter` (None: the active one). UserError if another module replaces a
     feed-forward network and has no multiply_adds(adapter)."""
-    lengths, total = torch.as_tensor(lengths), 0
-    for number, layer, rows in bert.walk(output_rows):
-        attention, ffn = layer.attention, layer.ffn
-        queries = lengths if rows is None else torch.as_tensor(rows)     # [B] rows with a query
-        per_query = [attention.query, attention.output]
-        per_query += [ffn] if hasattr(ffn, "multiply_adds") else [
-            feed_forward(bert, number).fc_in, ffn.fc_out]
-        total += int(queries.sum()) * sum(matrix_cost(module, adapter) for module in per_query)
-        total += int(lengths.sum()) * (matrix_cost(attention.key, adapter)
-                                       + matrix_cost(attention.value, adapter))
-        total += 2 * int((queries * lengths).sum()) * attention.num_heads * attention.head_size
-    return total
+    lengths = torch.as_tensor(lengths)
+    return sum(int(layer_cost(bert, number, lengths, lengths if rows is None
+                              else torch.as_tensor(rows), adapter).sum())
+               for number, _, rows in bert.walk(output_rows))
+
+
+def layer_cost(bert, number, lengths, queries, adapter=None):
+    """Multiply-adds of one layer for each sequence, of the shape of `lengths`: so many of its rows
+    as `queries` says are computed, from keys and values of all."""
+    attention, ffn = bert.layers[number].attention, bert.layers[number].ffn
+    per_query = [attention.query, attention.output]
+    per_query += [ffn] if hasattr(ffn, "multiply_adds") else [
+        feed_forward(bert, number).fc_in, ffn.fc_out]
+    per_row = matrix_cost(attention.key, adapter) + matrix_cost(attention.value, adapter)
+    return (queries * sum(matrix_cost(module, adapter) for module in per_query) + lengths * per_row
+            + 2 * queries * lengths * attention.num_heads * attention.head_size)
