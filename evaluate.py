@@ -8,9 +8,11 @@ text.
     python evaluate.py runs/first --adapter sts=runs/other/adapters/sts     # its own left out
     python evaluate.py --compare runs/first runs/second  # a table, and a picture
     python evaluate.py runs/first --laser 10:fc_out:0.1  # as if a matrix had lower rank
+    python evaluate.py runs/sparse --tau 0.9             # each token runs the experts it needs
 """
 
 import json
+import time
 from pathlib import Path
 
 from bert import UserError
@@ -44,11 +46,18 @@ def score(args, model, tokenizer, settings, device, autocast):
         names = TASKS[task].dev_sets if args.split == "dev" else TASKS[task].test_sets
         splits[task] = {name: load_split(task, name, folder, tokenizer, settings, limit or 0)
                         for name in names}
+    began = time.perf_counter()
     scores, predictions = evaluate(model, splits, device, autocast)
+    seconds = time.perf_counter() - began
     own = not args.adapter and not args.limit and folder.resolve() == Path(settings.data).resolve()
-    to = args.predictions or own and Path(args.run, "laser" if args.laser else "", "predictions")
+    changed = "laser" if args.laser else "experts" if args.tau is not None else ""
+    to = args.predictions or own and Path(args.run, changed, "predictions")
     if to:
         write_predictions(Path(to), splits, predictions)
+    if args.tau is not None:
+        from experts.binding import cost
+
+        scores = scores | {"cost": cost(model, splits) | {"seconds": round(seconds, 3)}}
     if args.json:
         return scores
     counts = ", ".join(f"{task} {len(split):,}" for task, named in splits.items()
@@ -56,7 +65,11 @@ def score(args, model, tokenizer, settings, device, autocast):
     print(f"{args.split} of {folder}: {counts}" + (
         f" (the first {limit:,} rows, as in training; --limit 0 takes all)"
         if limit and as_trained else ""))
+    shares = scores.pop("cost", None)
     print(score_table(scores, args.split) if scores else "these files hold no labels, so no scores")
+    if shares:
+        print(f"multiply-adds: {shares['ffn']:.1%} of the feed-forward networks', "
+              f"{shares['model']:.1%} of the encoder's")
     print(f"predictions: {to}" if to else
           "another adapter, other data or not all rows: predictions go only to a --predictions "
           "FOLDER")
@@ -92,7 +105,8 @@ def parse(arguments):
     parser.add_argument("--tasks", help="only these of the run's tasks, as in sst,sts")
     parser.add_argument("--limit", type=int, help="only the first N rows of each file")
     parser.add_argument("--predictions", metavar="FOLDER", help="default: RUN/predictions, if "
-                        "model, data and rows are the run's; with --laser RUN/laser/predictions")
+                        "model, data and rows are the run's; with --laser RUN/laser/predictions, "
+                        "with --tau RUN/experts/predictions")
     parser.add_argument("--adapter", metavar="TASK=FOLDER", action="append", default=[],
                         help="serve a task by the adapter in another folder (peft's layout), and "
                              "by the head in it, if any; the other tasks stay as they are")
@@ -100,6 +114,10 @@ def parse(arguments):
     parser.add_argument("--pair", help="the text that --text is compared with")
     parser.add_argument("--laser", help="reduce matrices first: layer:matrix:keep[,…]; see "
                                         "python -m laser")
+    parser.add_argument("--tau", type=float, help="of a run with experts: each token runs those "
+                        "that --rule chooses, from 0 (few) to 1 (all); see python -m experts")
+    parser.add_argument("--rule", help="max (default), cumulative, or top-k: --tau experts for "
+                        "every token")
     parser.add_argument("--json", action="store_true", help="print a JSON object, nothing else")
     add_run_flags(parser, "--data", "--device", "--precision")
     args = parser.parse_args(arguments)
@@ -107,6 +125,8 @@ def parse(arguments):
         raise UserError("name one run to open, or --compare two or more")
     if args.pair is not None and args.text is None:
         raise UserError("--pair needs the --text that it is compared with")
+    if args.rule is not None and args.tau is None:
+        raise UserError("--rule says how --tau chooses experts; add --tau")
     if args.limit is not None and args.limit < 0:
         raise UserError(f"--limit is {args.limit}; it must be 0 (all rows) or more")
     return args
@@ -138,6 +158,10 @@ def main(arguments=None):
         import laser  # only now: most runs are not reduced
 
         laser.apply(model.bert, laser.parse(args.laser))
+    if args.tau is not None:
+        from experts.binding import use_tau
+
+        use_tau(model, args.tau, args.rule or "max")
     device, autocast = pick_device(args.device, args.precision or settings.precision)
     work = score if args.text is None else answer
     result = work(args, model.to(device), tokenizer, settings, device, autocast)

@@ -100,6 +100,8 @@ def add_gradients(run, task, batch, weight):
         vectors = run.model.vectors(task, batch)
         outputs = run.model.apply_head(task, vectors)
         further = further_losses(run.settings, run.model, task, batch, vectors, outputs)
+        further |= methods.further_losses(run.settings, run.model, task, batch,
+                                          run.progress.step / run.schedule.steps)
     loss = run.settings.loss_of(task)(outputs, batch.labels) * weight
     run.log.add("loss", task, loss, weight)
     for name, term in further.items():
@@ -125,7 +127,8 @@ def evaluate_and_keep_best(run, bar):
                for task, splits in run.data.items()}
         scores, predictions = evaluate(run.model, dev, run.device, run.autocast)
         run.log.write(step=progress.step, dev=scores, seconds=round(progress.seconds, 1))
-        improved = improved_tasks(progress, groups, scores, list(run.data))
+        may_keep = progress.step >= run.settings.keep_from * run.schedule.steps
+        improved = improved_tasks(progress, groups, scores, list(run.data)) if may_keep else []
         if improved:
             kept = {task: value for task, value in progress.scores.items()
                     if isinstance(value, dict)}

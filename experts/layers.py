@@ -1,0 +1,185 @@
+"""A feed-forward network as experts of equal size, of which each token runs some.
+
+    FFN(x) = Σᵢ Eᵢ(x) + b₂        Eᵢ(x) = W₂[:, Sᵢ] · act(W₁[Sᵢ] x + b₁[Sᵢ])
+
+Sᵢ are the neurons of expert i: rows i·n to (i+1)·n of W₁. A router predicts n̂ᵢ ≈ ‖Eᵢ(x)‖₂ for each
+token x, and a rule chooses the experts by it. Experts that do not run add nothing; b₂ always stays.
+
+Shapes: N tokens, H hidden size, E experts, n neurons of an expert.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bert.errors import UserError, check_known
+
+PAYS = (1024, 0.5)         # skipping is not slower: from this N on, up to this share of experts
+
+
+class Router(nn.Module):
+    """n̂ = |W_b ReLU(W_a x)|: [N, H] → [N, E], without biases."""
+
+    def __init__(self, hidden_size, width, experts):
+        super().__init__()
+        self.down = nn.Linear(hidden_size, width, bias=False)
+        self.up = nn.Linear(width, experts, bias=False)
+
+    def forward(self, hidden):
+        return self.up(self.down(hidden).relu()).abs()
+
+
+def max_rule(norms, tau):
+    """Run i iff n̂ᵢ ≥ (1 − τ)·max n̂. norms [N, E] → [N, E] bool. An expert of norm 0 adds nothing
+    and does not run, but one always does: of a row of zeros the first."""
+    if tau >= 1:
+        return torch.ones_like(norms, dtype=torch.bool)
+    largest, first = norms.max(dim=1, keepdim=True)
+    mask = (norms >= (1 - tau) * largest) & (norms > 0)
+    return mask.scatter(1, first, True)
+
+
+def cumulative_rule(norms, tau):
+    """Run the fewest experts, largest first, whose shares n̂ᵢ/Σn̂ add up to τ; always one. τ ≥ 1
+    runs all by definition: in float32 the sum of all shares can exceed 1 before the last."""
+    if tau >= 1:
+        return torch.ones_like(norms, dtype=torch.bool)
+    ordered, order = norms.sort(dim=1, descending=True, stable=True)
+    shares = ordered / ordered.sum(dim=1, keepdim=True).clamp(min=torch.finfo(norms.dtype).tiny)
+    before = shares.cumsum(dim=1) - shares                   # the sum of the larger ones
+    chosen = (before < tau) & (shares > 0)
+    chosen[:, 0] = True
+    return torch.zeros_like(chosen).scatter(1, order, chosen)
+
+
+def top_k_rule(norms, k):
+    """Run the k experts of the largest norm, for every token the same number (MoEfication)."""
+    order = norms.topk(int(k), dim=1).indices
+    return torch.zeros_like(norms, dtype=torch.bool).scatter(1, order, True)
+
+
+RULES = {"max": max_rule, "cumulative": cumulative_rule, "top-k": top_k_rule}
+
+
+def expert_norms(ffn, hidden):
+    """The true ‖Eᵢ(x)‖₂, without b₂: [N, H] → [N, E]."""
+    activations = ffn.activation(ffn.fc_in(hidden)).split(ffn.size, dim=1)
+    weights = ffn.fc_out.weight.split(ffn.size, dim=1)       # E of [H, n]
+    return torch.stack([F.linear(a, w).float().norm(dim=1)
+                        for a, w in zip(activations, weights)], dim=1)
+
+
+def random_norms(ffn, hidden):
+    """Random numbers in place of norms, a bound from below: [N, H] → [N, E]."""
+    return torch.rand(len(hidden), ffn.experts, device=hidden.device)
+
+
+NORMS = {"router": lambda ffn, hidden: ffn.router(hidden).float(),
+         "oracle": expert_norms, "random": random_norms}     # source of n̂ → function
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which experts run: a rule of RULES with its τ (top-k: k), by the norms of NORMS. `execution`:
+    "skip" computes chosen experts only, "masked" computes all and drops the others, with the same
+    result, "auto" takes what is faster (docs/experts.md has the measurement)."""
+
+    rule: str = "max"
+    tau: float = 1.0
+    norms: str = "router"
+    execution: str = "auto"
+
+    def __post_init__(self):
+        check_known(self.rule, RULES, "rule", where="--rule")
+        check_known(self.norms, NORMS, "source of norms")
+        if self.rule == "top-k" and not (self.tau >= 1 and float(self.tau).is_integer()):
+            raise UserError(f"--tau is {self.tau:g}; with --rule top-k it is the number of experts "
+                            f"that each token runs, 1 or more")
+        if self.rule != "top-k" and not 0 <= self.tau <= 1:
+            raise UserError(f"--tau is {self.tau:g}; with --rule {self.rule} it is a number from 0 "
+                            f"(few experts) to 1 (all)")
+
+    def runs_all(self, experts):
+        return self.tau >= (experts if self.rule == "top-k" else 1)
+
+
+def masked(ffn, hidden, mask):
+    """All experts are computed, and those that `mask` [N, E] lacks are multiplied by 0."""
+    activations = ffn.activation(ffn.fc_in(hidden))
+    return ffn.fc_out(activations * mask.repeat_interleave(ffn.size, dim=1))
+
+
+def skipping(ffn, hidden, mask):
+    """Only the chosen experts are computed, each for its own tokens. mask [N, E] → [N, H]."""
+    w_in, bias_in, w_out = ffn.fc_in.weight, ffn.fc_in.bias, ffn.fc_out.weight
+    out = ffn.fc_out.bias.to(hidden.dtype).repeat(len(hidden), 1)
+    rows = mask.T.nonzero()[:, 1].split(mask.sum(dim=0).tolist())        # E of [tokens]
+    for expert, tokens in enumerate(rows):
+        if len(tokens):
+            part = slice(expert * ffn.size, (expert + 1) * ffn.size)
+            own = F.linear(hidden.index_select(0, tokens), w_in[part], bias_in[part])
+            out.index_add_(0, tokens, F.linear(ffn.activation(own), w_out[:, part]).to(out.dtype))
+    return out
+
+
+class ExpertFeedForward(nn.Module):
+    """Takes the place of a FeedForward whose neurons lie sorted by expert, and uses its matrices.
+    Without a `selection` it computes what the FeedForward does. `rows` and `runs` count tokens and
+    executed experts since the selection was set."""
+
+    def __init__(self, ffn, router, experts):
+        super().__init__()
+        self.fc_in, self.fc_out, self.activation = ffn.fc_in, ffn.fc_out, ffn.activation
+        self.router, self.experts = router, experts
+        self.size = ffn.fc_in.out_features // experts        # n
+        self.selection, self.rows, self.runs = None, 0, 0
+
+    def forward(self, hidden, layout):
+        """hidden [N, H] → [N, H]"""
+        chosen = self.selection
+        if chosen is None or chosen.runs_all(self.experts):
+            return self.fc_out(self.activation(self.fc_in(hidden, layout)), layout)
+        mask = RULES[chosen.rule](NORMS[chosen.norms](self, hidden), chosen.tau)         # [N, E]
+        runs = int(mask.sum())
+        self.rows, self.runs = self.rows + len(hidden), self.runs + runs
+        skip = chosen.execution == "skip" or chosen.execution == "auto" and (
+            len(hidden) >= PAYS[0] and runs <= PAYS[1] * mask.numel())
+        return (skipping if skip else masked)(self, hidden, mask)
+
+    @property
+    def dense_multiply_adds(self):
+        return self.fc_in.weight.numel() + self.fc_out.weight.numel()
+
+    def multiply_adds(self, adapter=None):
+        """Of one token, the router included: the mean over what ran since the selection was set."""
+        if self.selection is None or not self.rows:
+            return self.dense_multiply_adds
+        router = sum(parameter.numel() for parameter in self.router.parameters())
+        return router + self.dense_multiply_adds * self.runs / (self.rows * self.experts)
+
+
+def expert_layers(bert):
+    """The ExpertFeedForward of every layer. UserError if the model has none."""
+    found = [layer.ffn for _, layer, _ in bert.walk() if isinstance(layer.ffn, ExpertFeedForward)]
+    if not found:
+        raise UserError("this run has no experts; make a run that has some: python -m experts "
+                        "split RUN --out RUN2")
+    return found
+
+
+def select_experts(bert, selection):
+    """Run the experts that `selection` chooses (None: all), and count from 0 again."""
+    for ffn in expert_layers(bert):
+        if selection and selection.rule == "top-k" and selection.tau > ffn.experts:
+            raise UserError(f"--tau is {selection.tau:g}; each layer has {ffn.experts} experts")
+        ffn.selection, ffn.rows, ffn.runs = selection, 0, 0
+
+
+def ffn_share(bert):
+    """Executed multiply-adds of the feed-forward networks, routers included, as a share of what all
+    experts would need, since the selection was set."""
+    layers = expert_layers(bert)
+    dense = sum(ffn.rows * ffn.dense_multiply_adds for ffn in layers)
+    return sum(ffn.rows * ffn.multiply_adds() for ffn in layers) / dense if dense else 1.0
