@@ -16,7 +16,7 @@ from torch import nn
 from bert import UserError
 from bert.checkpoint import check_names_and_shapes
 from bert.files import read_tensors, write_tensors
-from bert.model import FeedForward
+from bert.model import FeedForward, PackedLinear
 from common.flags import setting
 from experts.layers import ExpertFeedForward, Selection, expert_layers, select_experts
 from experts.sparsity import PENALTIES, SCHEDULES, Recorder, Sparsity, distance, to_relu
@@ -131,6 +131,12 @@ def weight_files(folder):
 def encoder_alone(bert):
     """Within this context plain FeedForwards, with the same matrices, replace the experts."""
     experts = [layer.ffn for layer in bert.layers]
+    for number, ffn in enumerate(experts):
+        for matrix in (ffn.fc_in, ffn.fc_out):
+            if not isinstance(matrix, PackedLinear):
+                raise UserError(f"experts slice plain matrices, and layer {number} now has a "
+                                f"{type(matrix).__name__}; leave that layer's feed-forward network "
+                                f"dense, or change the run that was split")
     for layer, ffn in zip(bert.layers, experts):
         if isinstance(ffn, ExpertFeedForward):
             plain = FeedForward.__new__(FeedForward)

@@ -16,7 +16,7 @@ from torch import nn
 
 from bert.errors import UserError, check_known
 
-PAYS = (1024, 0.5)         # skipping is not slower: from this N on, up to this share of experts
+FEW = 128                  # tokens below which skipping does not pay
 
 
 class Router(nn.Module):
@@ -105,6 +105,12 @@ class Selection:
         return self.tau >= (experts if self.rule == "top-k" else 1)
 
 
+def skipping_pays(tokens, share, size):
+    """Whether `skipping` is faster than `masked` on a CPU, as measured by benchmarks/experts.py
+    --speed: with many tokens, few experts to run (`share`), and experts that are not too small."""
+    return tokens >= FEW and share <= 0.8 * size / (size + 32)
+
+
 def masked(ffn, hidden, mask):
     """All experts are computed, and those that `mask` [N, E] lacks are multiplied by 0."""
     activations = ffn.activation(ffn.fc_in(hidden))
@@ -144,8 +150,8 @@ class ExpertFeedForward(nn.Module):
         mask = RULES[chosen.rule](NORMS[chosen.norms](self, hidden), chosen.tau)         # [N, E]
         runs = int(mask.sum())
         self.rows, self.runs = self.rows + len(hidden), self.runs + runs
-        skip = chosen.execution == "skip" or chosen.execution == "auto" and (
-            len(hidden) >= PAYS[0] and runs <= PAYS[1] * mask.numel())
+        skip = chosen.execution == "skip" or chosen.execution == "auto" and skipping_pays(
+            len(hidden), runs / mask.numel(), self.size)
         return (skipping if skip else masked)(self, hidden, mask)
 
     @property
