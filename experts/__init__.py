@@ -13,15 +13,9 @@ Most activations must be zero first: replace GELU by ReLU and train with a penal
 Left out: query, key, value and output matrices as experts (the later paper's second part).
 """
 
-from experts.layers import (
-    RULES,
-    ExpertFeedForward,
-    Router,
-    Selection,
-    ffn_share,
-    select_experts,
-)
+from experts.layers import ExpertFeedForward, Router, ffn_share, select_experts
 from experts.routers import ffn_inputs, fit_routers, router_width
+from experts.rules import RULES, Selection
 from experts.sparsity import PENALTIES, Recorder, Sparsity, to_relu
 from experts.split import balanced_clusters, split
 

@@ -9,6 +9,7 @@ Each command has its own --help. A run that relu or split made is a run, which e
 Without --tau, all experts run: the scores are those of RELU.
 """
 
+from argparse import Namespace
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def relu(args):
     settings = relu_settings(args)
     folder = runs.choose_folder(settings)
     train_multitask.train(settings, folder)
-    session = RunSession(_opened(folder, args.device))
+    session = RunSession(Namespace(run=folder, device=args.device))
     for name, bert in session.model.encoders.items():
         tasks = list(session.model.heads) if name == SHARED else [name]
         run = [(task, split.batch(rows).to(session.device)) for task in tasks
@@ -84,13 +85,6 @@ def relu(args):
         share = zero_fraction(bert, run, lambda pair: session.model(*pair))
         print(f"{name}: {share:.1%} of the activations are zero on dev")
     print(f"next: python -m experts split {folder} --out {folder}-experts")
-
-
-def _opened(folder, device):
-    """The arguments with which RunSession opens a run."""
-    from argparse import Namespace
-
-    return Namespace(run=folder, device=device)
 
 
 def add_split_flags(parser):

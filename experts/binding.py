@@ -18,7 +18,8 @@ from bert.checkpoint import check_names_and_shapes
 from bert.files import read_tensors, write_tensors
 from bert.model import FeedForward, PackedLinear
 from common.flags import setting
-from experts.layers import ExpertFeedForward, Selection, expert_layers, select_experts
+from experts.layers import ExpertFeedForward, expert_layers, ffn_share, select_experts
+from experts.rules import Selection
 from experts.sparsity import PENALTIES, SCHEDULES, Recorder, Sparsity, distance, to_relu
 from experts.split import insert_experts
 
@@ -84,7 +85,12 @@ def prepare(model, tokenizer, settings, device, edits=()):
             teacher = copy.deepcopy(bert).eval().requires_grad_(False) if settings.distill else None
             if settings.relu:
                 to_relu(bert)
-            bert.sparse_training = Training(Recorder(bert), (teacher,))
+            penalty = settings.sparsity.partition("-")[0]
+            if penalty and (penalty == "relu") != (bert.config.hidden_act == "relu"):
+                raise UserError(f"--sparsity {settings.sparsity} is for {penalty} activations, and "
+                                f"the model's are {bert.config.hidden_act}; add --relu, or choose "
+                                f"another penalty")
+            bert.sparse_training = Training(Recorder(bert), teacher)
 
 
 def further_losses(settings, model, task, batch, done):
@@ -94,7 +100,7 @@ def further_losses(settings, model, task, batch, done):
     if settings.sparsity:
         found["sparsity"] = Sparsity.parse(settings.sparsity).term(training.recorder, done)
     if settings.distill:
-        teacher, states = training.teacher[0].to(batch.input_ids.device), []
+        teacher, states = training.teacher.to(batch.input_ids.device), []
         with torch.no_grad():
             hidden, layout = teacher.embed(batch.input_ids, batch.layout, batch.token_type_ids)
             teacher.encode(hidden, layout, output_rows=model.pooled_rows(task, batch),
@@ -158,7 +164,6 @@ def use_tau(model, tau, rule):
 def cost(model, splits):
     """→ {"ffn": …, "model": …} after `splits` {task: {name: Split}} were run: multiply-adds, with
     routers, as shares of what all experts would need."""
-    from experts.layers import ffn_share
     from pruning.report import split_cost
 
     bert, chosen = model.bert, [ffn.selection for ffn in expert_layers(model.bert)]

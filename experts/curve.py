@@ -14,7 +14,8 @@ from common.log import progress_bar
 from common.plots import draw_curves
 from common.tables import text_table, write_csv
 from experts.binding import cost
-from experts.layers import RULES, Selection, expert_layers, select_experts
+from experts.layers import expert_layers, select_experts
+from experts.rules import RULES, Selection
 from multitask.evaluation import evaluate, model_fingerprint
 from multitask.metrics import main_scores
 from multitask.session import RunSession

@@ -23,7 +23,8 @@ from experts import (
     split,
     to_relu,
 )
-from experts.layers import NORMS, cumulative_rule, expert_norms, masked, max_rule, skipping
+from experts.layers import expert_norms, masked, skipping
+from experts.rules import SOURCES, cumulative_rule, max_rule
 from experts.sparsity import zero_fraction
 from laser.edit import apply
 from laser.interventions import parse
@@ -186,7 +187,7 @@ def test_experts_without_output_may_be_skipped_exactly(sparse):
     same(skipping(ffn, rows, mask), dense)
 
 
-@pytest.mark.parametrize("norms", NORMS)
+@pytest.mark.parametrize("norms", SOURCES)
 def test_multiply_adds_count_what_ran_and_the_routers(sparse, norms):
     lengths = tiny_batch()["attention_mask"].sum(dim=1)
     dense, width = multiply_adds(sparse, lengths), sparse.layers[0].ffn.router.down.out_features
