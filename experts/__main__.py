@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bert import UserError
 from common.cli import add_run_flags, run_command, run_script
+from common.flags import with_absolute_paths
 from common.log import progress_bar
 from common.tables import text_table
 from experts import curve
@@ -59,7 +60,7 @@ def relu_settings(args):
               "freeze": False, "task_epochs": "", "keep_heads": "", "overwrite": args.overwrite}
     changed = {"lr": args.lr, "data": args.data, "precision": args.precision, "seed": args.seed}
     given |= {name: value for name, value in changed.items() if value}
-    settings = class_(**given | {"device": args.device})
+    settings = with_absolute_paths(class_(**given | {"device": args.device}), "data")
     return replace(settings, **{name: getattr(class_, name) for name in settings.without_effect()})
 
 
@@ -70,11 +71,12 @@ def relu(args):
     python train_multitask.py --resume RELU, goes on."""
     import train_multitask  # the script with the one training loop
 
-    if runs.is_saved_run(args.out) and not args.overwrite:
-        record, settings, _ = runs.read_settings(args.out)
-        if getattr(settings, "relu", False) and settings.from_run == str(Path(args.run).resolve()):
-            return train_multitask.main(["--resume", args.out])
     settings = relu_settings(args)
+    if runs.is_saved_run(args.out) and not args.overwrite:
+        before = runs.read_settings(args.out)[1]
+        if all(getattr(before, name, None) == getattr(settings, name) for name in
+               ("from_run", "relu", "sparsity", "distill", "epochs", "lr", "seed")):
+            return train_multitask.main(["--resume", args.out])
     folder = runs.choose_folder(settings)
     train_multitask.train(settings, folder)
     session = RunSession(Namespace(run=folder, device=args.device))

@@ -117,7 +117,8 @@ def distance(states, goals):
 def to_relu(bert):
     """Replace the activation of every feed-forward network by ReLU, in place."""
     if bert.config.hidden_act == "relu":
-        raise UserError("the activation is ReLU already")
+        raise UserError("the activation is ReLU already; leave out --relu, or split the run: "
+                        "python -m experts split")
     bert.config = replace(bert.config, hidden_act="relu")
     for _, layer, _ in bert.walk():
         layer.ffn.activation = ACTIVATIONS["relu"]
