@@ -30,7 +30,7 @@ from multitask.session import RunSession
 from multitask.settings import SHARED
 from pruning.measure import training_sample
 
-SPARSITY = "relu-l1:1e-4:warm-up"
+SPARSITY = "relu-l1:2e-3:warm-up"
 
 
 def add_relu_flags(parser):
