@@ -58,7 +58,8 @@ def check(settings):
     if getattr(settings, "lora", 0) or settings.freeze:
         raise UserError("--relu and --sparsity train the encoder's own feed-forward networks: "
                         "leave out --lora and --freeze")
-    if settings.sparsity and settings.patience and Sparsity.parse(settings.sparsity).full_from:
+    sparsity = Sparsity.parse(settings.sparsity) if settings.sparsity else None
+    if sparsity and sparsity.full_from and settings.patience:
         raise UserError("--patience counts from the first epoch, and a --sparsity with a schedule "
                         "keeps no model at first; leave out one of them")
 

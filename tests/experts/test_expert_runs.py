@@ -62,8 +62,11 @@ def test_relu_is_a_run_that_was_trained_with_a_penalty_and_a_teacher(relu, run):
 
 
 def test_relu_again_has_nothing_left_to_do(relu, run, script):
-    code, out, _ = script(main, "relu", run, "--out", relu)
+    same_flags = ("--epochs", "2", "--sparsity", "relu-l1:1e-3:warm-up")
+    code, out, _ = script(main, "relu", run, "--out", relu, *same_flags)
     assert code == 0 and "complete: nothing is left to do" in out
+    code, _, err = script(main, "relu", run, "--out", relu, "--epochs", "5")
+    assert code == 2 and "--overwrite replaces it" in err
 
 
 def test_a_stopped_relu_goes_on_and_ends_alike(relu, run, tmp_path, monkeypatch, script):
