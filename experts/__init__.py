@@ -18,7 +18,3 @@ from experts.routers import ffn_inputs, fit_routers, router_width
 from experts.rules import RULES, Selection
 from experts.sparsity import PENALTIES, Recorder, Sparsity, to_relu
 from experts.split import balanced_clusters, split
-
-__all__ = ["PENALTIES", "RULES", "ExpertFeedForward", "Recorder", "Router", "Selection", "Sparsity",
-           "balanced_clusters", "ffn_inputs", "ffn_share", "fit_routers", "router_width",
-           "select_experts", "split", "to_relu"]

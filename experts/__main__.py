@@ -57,7 +57,7 @@ def relu_settings(args):
     given |= {"from_run": str(Path(args.run).resolve()), "out": args.out, "relu": True,
               "sparsity": "" if args.sparsity == "none" else args.sparsity,
               "distill": args.distill, "epochs": args.epochs, "steps": 0, "patience": 0,
-              "freeze": False, "task_epochs": "", "keep_heads": "", "overwrite": args.overwrite}
+              "freeze": False, "keep_heads": "", "overwrite": args.overwrite}
     changed = {"lr": args.lr, "data": args.data, "precision": args.precision, "seed": args.seed}
     given |= {name: value for name, value in changed.items() if value}
     settings = with_absolute_paths(class_(**given | {"device": args.device}), "data")

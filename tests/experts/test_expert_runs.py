@@ -17,7 +17,7 @@ from experts.layers import ExpertFeedForward, ffn_share, select_experts
 from experts.rules import Selection
 from laser.__main__ import main as laser
 from multitask import runs
-from multitask.evaluation import run_split
+from multitask.evaluation import load_sets, run_split
 from pruning.__main__ import main as pruning
 
 
@@ -43,9 +43,7 @@ def outputs(folder, selection=None):
     model, tokenizer, settings, _ = runs.open_run(folder)
     if selection:
         select_experts(model.bert, selection)
-    from multitask.evaluation import load_dev
-
-    splits = load_dev(model.heads, settings, tokenizer)
+    splits = load_sets(model.heads, settings, tokenizer)
     return {task: run_split(model, task, named["dev"], torch.device("cpu"), torch.no_grad)
             for task, named in splits.items()}, model
 

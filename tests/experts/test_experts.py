@@ -26,8 +26,7 @@ from experts import (
 from experts.layers import expert_norms, masked, skipping
 from experts.rules import SOURCES, cumulative_rule, max_rule
 from experts.sparsity import zero_fraction
-from laser.edit import apply
-from laser.interventions import parse
+from laser import apply, parse
 from lora import attach
 from pruning import multiply_adds, remove_heads, remove_layers, remove_neurons
 
