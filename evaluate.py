@@ -10,6 +10,7 @@ text.
     python evaluate.py --compare runs/first runs/second  # tables, and a picture
     python evaluate.py runs/first --laser 10:fc_out:0.1  # as if a matrix had lower rank
     python evaluate.py runs/exits --exit 0.9             # leave where an exit is that confident
+    python evaluate.py runs/sparse --tau 0.9             # each token runs the experts it needs
 """
 
 import json
@@ -36,39 +37,55 @@ def score(args, session):
                        replace(session.settings, limit=limit), session.tokenizer, args.split)
     began = time.perf_counter()
     scores, predictions = evaluate(session.model, splits, session.device, session.autocast)
-    cost = costs(session.model, time.perf_counter() - began)
+    found = costs(args, session.model, splits, time.perf_counter() - began)
     own_data = Path(session.record["settings"]["data"])
     folder = Path(args.data or own_data)
     own = not args.adapter and not args.limit and folder.resolve() == own_data.resolve()
-    to = args.predictions or own and Path(
-        args.run, "laser" if args.laser else "early_exit" if cost else "", "predictions")
+    flags = {"laser": args.laser, "early_exit": args.exit, "experts": args.tau}
+    changed = next((name for name, flag in flags.items() if flag is not None), "")
+    to = args.predictions or own and Path(args.run, changed, "predictions")
     if to:
         write_predictions(to, splits, predictions)
     if args.json:
-        return scores | ({"cost": cost} if cost else {})
+        return scores | ({"cost": found} if found else {})
     counts = ", ".join(f"{task} {len(split):,}" for task, named in splits.items()
                        for split in named.values())
     as_then = f" (the first {limit:,} rows, as in training; --limit 0 takes all)"
     print(f"{args.split} of {folder}: {counts}" + (as_then if limit and as_trained else ""))
     print(score_table(scores, args.split) if scores else "these files hold no labels, so no scores")
-    if cost:
-        print(f"\ncost: {cost['multiply_adds']:.1%} of the whole model's multiply-adds, "
-              f"{cost['seconds']:.1f} seconds")
-    for task, shares in cost["left"].items() if cost else ():
-        print(f"{task}: " + ", ".join(f"{share:.0%} leave after layer {number}"
-                                      for number, share in enumerate(shares[:-1])))
+    for line in cost_lines(found):
+        print(line)
     print(f"predictions: {to}" if to else "another adapter, other data or not all rows: "
           "predictions go only to a --predictions FOLDER")
     return scores
 
 
-def costs(model, seconds):
-    """→ {"seconds", "multiply_adds", "left"} of the passes so far with exits; None without any"""
-    if model.early_exit is None:
-        return None
-    from early_exit.cost import cost_of
+def costs(args, model, splits, seconds):
+    """→ what scoring `splits` with --exit or --tau has cost: seconds, and shares of multiply-adds;
+    {} without these flags."""
+    found = {}
+    if args.exit is not None:
+        from early_exit.cost import cost_of
 
-    return {"seconds": round(seconds, 3)} | cost_of(model.early_exit, model)
+        found = cost_of(model.early_exit, model)
+    if args.tau is not None:
+        from experts.binding import cost
+
+        found = cost(model, splits)
+    return found and found | {"seconds": round(seconds, 3)}
+
+
+def cost_lines(found):
+    """The result of costs as lines of text."""
+    if "ffn" in found:
+        yield (f"multiply-adds: {found['ffn']:.1%} of the feed-forward networks', "
+               f"{found['model']:.1%} of the encoder's")
+    if "left" in found:
+        yield (f"cost: {found['multiply_adds']:.1%} of the whole model's multiply-adds, "
+               f"{found['seconds']:.1f} seconds")
+    for task, shares in found.get("left", {}).items():
+        yield f"{task}: " + ", ".join(f"{share:.0%} leave after layer {number}"
+                                      for number, share in enumerate(shares[:-1]))
 
 
 def answer(args, session):
@@ -85,7 +102,8 @@ def answer(args, session):
         for task, found in answers.items():
             number = next(name for name in found if name != "label")
             metric, score = next(iter(read_scores(args.run)[task].items()))
-            changed = args.laser is not None or args.adapter or args.exit is not None
+            changed = args.adapter or any(
+                flag is not None for flag in (args.laser, args.exit, args.tau))
             place = (f", left after layer {found['layer']} of 0 to "
                      f"{len(model.encoder(task).layers) - 1}") if "layer" in found else ""
             print(f"{task}: {found['label']} ({number} {found[number]:.2f}{place})"
@@ -101,8 +119,8 @@ def parse(arguments):
     parser.add_argument("--split", default="dev", choices=("dev", "test"), help="default: dev")
     parser.add_argument("--tasks", help="only these of the run's tasks, as in sst,sts")
     parser.add_argument("--predictions", metavar="FOLDER", help="default: RUN/predictions, if "
-                        "model, data and rows are the run's; with --laser RUN/laser/predictions, "
-                        "with --exit RUN/early_exit/predictions")
+                        "model, data and rows are the run's; RUN/laser/predictions with --laser, "
+                        "RUN/early_exit/… with --exit, RUN/experts/… with --tau")
     parser.add_argument("--adapter", metavar="TASK=FOLDER", action="append", default=[],
                         help="serve a task by the adapter in a folder (and the head in it, if any)")
     parser.add_argument("--report", metavar="FILE", help="write one HTML page of the dev sets: "
@@ -113,6 +131,10 @@ def parse(arguments):
     parser.add_argument("--laser", help="reduce layer:matrix:keep[,…] first: python -m laser")
     parser.add_argument("--exit", metavar="THRESHOLD", help="leave at the first exit whose "
                         "probability is above this; for a run of python -m early_exit train")
+    parser.add_argument("--tau", type=float, help="of a run with experts: each token runs those "
+                        "that --rule chooses, from 0 (few) to 1 (all); see python -m experts")
+    parser.add_argument("--rule", help="max (default), cumulative, or top-k: --tau experts for "
+                        "every token")
     parser.add_argument("--json", action="store_true", help="print a JSON object, nothing else")
     add_run_flags(parser, "--data", "--limit", "--device", "--precision")
     args = parser.parse_args(arguments)
@@ -123,6 +145,10 @@ def parse(arguments):
     if args.report and (args.split == "test" or args.json or args.predictions or args.compare):
         raise UserError("--report writes one page of a run's dev sets; leave out --split test, "
                         "--json, --predictions and --compare")
+    if args.exit is not None and args.tau is not None:
+        raise UserError("--exit and --tau are two ways to spend less; give one of them")
+    if args.rule is not None and args.tau is None:
+        raise UserError("--rule says how --tau chooses experts; add --tau")
     return args
 
 
@@ -156,6 +182,10 @@ def main(arguments=None):
 
         set_threshold(session.model, args.exit, args.run,
                       [adapter.partition("=")[0] for adapter in args.adapter])
+    if args.tau is not None:
+        from experts.binding import use_tau
+
+        use_tau(session.model, args.tau, args.rule or "max")
     session.model.to(session.device)
     work = score if args.text is None else answer
     if args.report:

@@ -102,6 +102,8 @@ def add_gradients(run, task, batch, weight):
         vectors = run.model.vectors(task, batch)
         outputs = run.model.apply_head(task, vectors)
         further = further_losses(run.settings, run.model, task, batch, vectors, outputs)
+        further |= methods.further_losses(run.settings, run.model, task, batch,
+                                          run.progress.step / run.schedule.steps)
     terms = {"loss": run.settings.loss_of(task)(outputs, batch.labels)} | further
     for name, term in terms.items():
         run.log.add(name, task, term * weight, weight)
@@ -122,12 +124,13 @@ def evaluate_and_keep_best(run, bar):
     if distributed.rank() == 0:
         scores, predictions = evaluate(run.model, run.dev, run.device, run.autocast)
         run.log.write(step=progress.step, dev=scores, seconds=round(progress.seconds, 1))
+        may_keep = progress.step >= run.settings.keep_from * run.schedule.steps
         improved = []                                        # tasks whose model is to be saved
         for name in progress.running:
             value = choose_by(summary({task: scores[task] for task in groups[name]}))
             if not abs(value) < float("inf"):
                 raise UserError(f"a dev score of step {progress.step} is not finite; lower --lr")
-            if value > progress.best.get(name, -float("inf")):
+            if may_keep and value > progress.best.get(name, -float("inf")):
                 progress.best[name], progress.best_step[name] = value, progress.step
                 improved += groups[name]
         if improved and (len(groups) == 1 or not progress.scores):
@@ -141,7 +144,7 @@ def evaluate_and_keep_best(run, bar):
     progress.best, progress.best_step = distributed.broadcast((progress.best, progress.best_step))
     patience = run.settings.patience * run.schedule.epoch_steps or float("inf")
     progress.running = [name for name in progress.running if progress.step < run.schedule.steps
-                        and progress.step - progress.best_step[name] < patience]
+                        and progress.step - progress.best_step.get(name, progress.step) < patience]
 
 
 def save_progress(run):

@@ -12,7 +12,8 @@ from pathlib import Path
 from bert.errors import check_known
 from multitask.settings import Settings
 
-METHODS = ("early_exit", "pruning", "laser", "compression", "lora")  # order of prepare, restore
+# In the order of prepare and restore.
+METHODS = ("early_exit", "pruning", "laser", "compression", "experts", "lora")
 
 
 def parts(methods, name):
@@ -39,6 +40,15 @@ def used_methods(settings):
     """The methods whose flags these settings use."""
     return tuple(method for method in settings.methods
                  if any(in_use(settings) for in_use in parts([method], "in_use")))
+
+
+def further_losses(settings, model, task, batch, done):
+    """→ {name: term} that the methods in use add to the task's loss in a training step. `done` is
+    the fraction of all steps that are done."""
+    found = {}
+    for losses in parts(used_methods(settings), "further_losses"):
+        found |= losses(settings, model, task, batch, done)
+    return found
 
 
 def edited_by(edits):

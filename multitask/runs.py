@@ -26,7 +26,7 @@ FIELDS = ("settings", "methods", "recipe", "edits", "complete", "data", "times",
           "parameters")                                      # of run.json
 CONTENT = ("last", "run.json", "metrics.json", "model", "adapters", "heads.safetensors",
            "predictions", "log.jsonl", "curves.png", "importance", "laser", "compression",
-           "early_exit", "exits.safetensors")
+           "early_exit", "exits.safetensors", "experts", "experts.safetensors")
 RESUME = "python train_multitask.py --resume"
 
 

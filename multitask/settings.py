@@ -76,6 +76,7 @@ class Settings:
     adapter_by_task: ClassVar = {}               # {task: the adapter that serves it}
     lr_factor: ClassVar = 1.0                    # of what is trained, × the encoder's default lr
     adapters_decay: ClassVar = True              # weight decay acts on what is trained
+    keep_from: ClassVar = 0.0                    # no model is kept before this part of the steps
     NEEDS: ClassVar = {     # setting → what it has an effect with, (settings) → whether that is so
         "sampling": ("two tasks or more that are trained", lambda s: len(s.trained_tasks) > 1),
         "annealing": ("--sampling annealed", lambda s: s.sampling == "annealed"),
