@@ -18,6 +18,7 @@ from torch import nn
 from bert import UserError
 from bert.errors import check_known
 from bert.files import write_json
+from bert.r_softmax import measured_zeros
 from common.cli import Parser, StopSignal, UserStop, run_script
 from common.device import peak_memory
 from common.flags import add_flags, command, with_absolute_paths
@@ -31,7 +32,7 @@ from multitask.pcgrad import SURGERY, log_conflicts, pop_grads, set_grads
 from multitask.preparation import prepare
 from multitask.recipes import RECIPES, listing
 from multitask.report import draw_training, final_report, score_line
-from multitask.schedule import set_learning_rates
+from multitask.schedule import set_learning_rates, set_ramps
 
 STATE_FILE = Path("last", "state.pt")                        # in the run: the state to resume from
 SAMPLE = Path(__file__).resolve().parent / "data"            # the default of --data
@@ -52,6 +53,7 @@ def train(settings, folder, recipe="", record=None, state=None):
         for step in steps:
             model.train()
             set_learning_rates(optimizer, step, settings)
+            set_ramps(model, step, schedule, settings)
             tasks, gradients = schedule.tasks_of(step, progress.running, settings), []
             for task in tasks:
                 for indices, weight in distributed.shard_batch(next(schedule.batches[task]),
@@ -102,6 +104,9 @@ def add_gradients(run, task, batch, weight):
         further = further_losses(run.settings, run.model, task, batch, vectors, outputs)
     loss = run.settings.loss_of(task)(outputs, batch.labels) * weight
     run.log.add("loss", task, loss, weight)
+    zeros = measured_zeros(run.model.encoder(task))          # of r-softmax
+    if zeros is not None:
+        run.log.add("zeros", task, zeros * weight, weight)
     for name, term in further.items():
         run.log.add(name, task, term * weight, weight)
         loss = loss + term * weight

@@ -1,12 +1,14 @@
 """One encoder for all tasks, or one for each; for each task a pooling and a head."""
 
 import copy
+import warnings
 
 import torch
 from torch import nn
 
 from bert import UserError
 from bert.errors import check_known
+from bert.r_softmax import configure
 from multitask.heads import HEADS
 from multitask.poolings import POOLINGS
 from multitask.settings import SHARED
@@ -128,7 +130,10 @@ def model_from(saved, settings):
             raise UserError(f"{settings.from_run} has learned parameters of --attention "
                             f"{bert.attention_name}, which --attention {settings.attention} would "
                             f"drop; add --attention {bert.attention_name}")
-        bert.use_attention(settings.attention)
+        if bert.attention_name != settings.attention == "sdpa":
+            warnings.warn(f"{settings.from_run} attends by {bert.attention_name} and this run by "
+                          f"sdpa; --attention {bert.attention_name} keeps it", stacklevel=2)
+        use_attention(bert, settings)
     old, new = _parts(saved), _parts(model)
     for part, tensors in new.items():
         before, task = old.get(part, {}), model.part(next(iter(tensors)))[1]
@@ -142,6 +147,12 @@ def model_from(saved, settings):
         print(f"{part.removeprefix('heads.')}: "
               f"{f'its {what} in the run' if fits else f'a new {what}'}")
     return model
+
+
+def use_attention(bert, settings):
+    """Use --attention, with --zeros and its gradient where it is r-softmax."""
+    bert.use_attention(settings.attention)
+    configure(bert, zeros=settings.zeros, detached=settings.zeros_gradient == "detached")
 
 
 def _parts(model):

@@ -38,17 +38,19 @@ def final_report(folder, record):
 
 def draw_training(lines, path):
     """Draw the lines of log.jsonl: losses, dev scores and, of gradient surgery, the cosines of each
-    two tasks' gradients with their share of conflicts."""
-    losses, scores, cosines = {}, {}, {}
+    two tasks' gradients with their share of conflicts, of r-softmax the zeros of attention."""
+    losses, scores, cosines, zeros = {}, {}, {}, {}
     for line in lines:
         step = line["step"]
         for name, terms in line.items():                     # "loss", and further losses
-            if isinstance(terms, dict) and name not in ("dev", "cosine", "conflict"):
+            if isinstance(terms, dict) and name not in ("dev", "cosine", "conflict", "zeros"):
                 for task, value in terms.items():
                     curve = task if name == "loss" else f"{name}, {task}"
                     losses.setdefault(curve, []).append((step, value))
         for pair, cosine in line.get("cosine", {}).items():
             cosines.setdefault(pair, []).append((step, cosine))
+        for task, share in line.get("zeros", {}).items():
+            zeros.setdefault(task, []).append((step, share))
         for name, value in line.get("dev", {}).items():
             if isinstance(value, dict):                      # a task's metrics: the first counts
                 metric, value = next(iter(value.items()))
@@ -59,6 +61,8 @@ def draw_training(lines, path):
         panels.append(("cosine of the tasks' gradients", {
             f"{pair}: {conflict_share(lines, pair):.0%} in conflict": points
             for pair, points in cosines.items()}))
+    if zeros:
+        panels.append(("share of zeros in attention", zeros))
     draw_curves(panels, path)
 
 

@@ -25,7 +25,7 @@ from common.run_folder import check_new_folder, read_record, versions
 from multitask import distributed, methods
 from multitask.course import find_file
 from multitask.evaluation import write_predictions
-from multitask.model import with_heads
+from multitask.model import use_attention, with_heads
 from multitask.settings import SHARED
 
 VERSION = 2                                                  # of the format of run.json
@@ -185,6 +185,7 @@ def open_run(folder):
     for name in names:
         encoders[name] = load_bert(Bert, encoder_folder(folder, name), settings.attention,
                                    lambda bert: methods.rebuild(bert, record["edits"]))
+        use_attention(encoders[name], settings)
         methods.restore(encoders[name], record["edits"], folder)
     tokenizer = Tokenizer.from_pretrained(encoder_folder(folder, names[0]))
     model = with_heads(encoders, settings)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from bert import UserError
+from bert.r_softmax import configure
 from common.optimization import warmup_then_decay
 from multitask.sampling import SAMPLERS, BatchSampler, steps_in_epoch
 
@@ -65,6 +66,15 @@ def set_learning_rates(optimizer, step, settings):
     for group in optimizer.param_groups:
         group["lr"] = group["max_lr"] * warmup_then_decay(step, group["steps"], settings.warmup,
                                                           settings.decay)
+
+
+def set_ramps(model, step, schedule, settings):
+    """Set how far r-softmax has come from the softmax in this step: 0 in the first one, 1 after the
+    fraction --zeros-ramp of the steps."""
+    for name, bert in model.encoders.items():
+        group = schedule.groups.get(name, schedule)          # an encoder of a task's own
+        ramp_steps = settings.zeros_ramp * group.steps
+        configure(bert, ramp=min(1.0, (step - 1) / ramp_steps) if ramp_steps else 1.0)
 
 
 def trained_modules(model, settings, schedule, lr):

@@ -18,6 +18,7 @@ from multitask.tasks import TASKS
 
 SHARED = "shared"                # the name of the one encoder, or adapter, that all tasks share
 MODEL, STEPS, TASK_MIX, RUN = ("the model", "optimization", "several tasks", "the run")
+R_SOFTMAX = ("--attention r-softmax", lambda s: s.attention == "r-softmax")
 UNFROZEN = ("an encoder that is trained (no --freeze)", lambda s: not s.freeze)
 
 
@@ -53,8 +54,14 @@ class Settings:
                                   group=MODEL)
     loss: str = setting("mse", "of similarity tasks: squared error of the label, or cosine: "
                                "(cos - y/5)²", ("mse", "cosine"), group=MODEL)
-    attention: str = setting("sdpa", "the fused kernel or the equation as written (eager); same "
-                                     "numbers", ATTENTIONS, group=MODEL)
+    attention: str = setting("sdpa", "the fused kernel or the equation as written (eager), same "
+                                     "numbers; r-softmax has exact zeros", ATTENTIONS, group=MODEL)
+    zeros: float = setting(0.1, "r-softmax: fraction of a sequence's tokens that get no attention",
+                           min=0, max=1, group=MODEL)
+    zeros_ramp: float = setting(0.5, "r-softmax: fraction of the steps in which the zeros come in "
+                                     "gradually (0: all at once)", min=0, group=MODEL)
+    zeros_gradient: str = setting("true", "r-softmax: through the threshold too, or as published "
+                                          "(detached)", ("true", "detached"), group=MODEL)
     encoders: str = setting("shared", "one encoder for all tasks, or one for each",
                             ("shared", "separate"), group=MODEL)
     freeze: bool = setting(False, "train the heads only, the encoder stays as it is", group=MODEL)
@@ -116,13 +123,14 @@ class Settings:
                    s.parse_per_task("task_lr", float)))),
         "task_lr": UNFROZEN,
         "layer_decay": UNFROZEN,
+        "zeros": R_SOFTMAX, "zeros_ramp": R_SOFTMAX, "zeros_gradient": R_SOFTMAX,
         "patience": ("more epochs than it waits for", lambda s: not 0 < s.epochs <= s.patience),
         "overwrite": ("--out", lambda s: s.out),
     }
 
     def __post_init__(self):
         check(self)
-        for name in ("warmup", "layer_decay"):
+        for name in ("warmup", "layer_decay", "zeros_ramp"):
             if getattr(self, name) > 1:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it is a "
                                 f"fraction, at most 1")
