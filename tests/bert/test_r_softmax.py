@@ -197,7 +197,7 @@ def test_it_can_be_exported():
 # ---- in runs
 
 def train(folder, *flags):
-    train_multitask.main([*map(str, flags), "--out", str(folder), "--epochs", "2",
+    train_multitask.main([*map(str, flags), "--out", str(folder), "--steps", "4",
                           "--batch-size", "8", "--log-every", "1"])
     return folder
 
@@ -220,7 +220,7 @@ def test_a_run_keeps_its_zeros_and_logs_what_it_had(sparse_run, script):
         assert all(f.zeros == 0.3 and f.ramp == 1.0 for f in functions(bert))
     lines = [json.loads(line) for line in (sparse_run / "log.jsonl").read_text().splitlines()]
     shares = [line["zeros"]["sst"] for line in lines if "zeros" in line]
-    assert shares[0] == 0 and 0.2 < shares[-1] <= 0.3        # ⌊.3 n⌋ of a few tokens
+    assert shares[0] == 0 and 0.2 < shares[-1] < 0.35        # ⌊.3 n⌋, and where exp(x) is 0
     code, out, _ = script(evaluate.main, sparse_run, "--json")
     assert not code and json.loads(out) == runs.read_scores(sparse_run)
 
@@ -230,9 +230,9 @@ TOOLS = {
     "importance": (pruning.__main__.main, "importance", "--examples", 8),
     "mask": (pruning.__main__.main, "prune", "--heads", 4, "--mask", "--order", "random"),
     "prune": (pruning.__main__.main, "prune", "--heads", 4, "--order", "random"),
-    "merge": (lora.__main__.main, "merge", "--adapter", "sst"),
+    "merge": (lora.__main__.main, "merge", "--task", "sst"),
 }
-REFUSED = {("lora", "sweep"), ("lora", "prune"), ("separate", "sweep"), ("separate", "mask"),
+REFUSED = {("lora", "prune"), ("separate", "sweep"), ("separate", "mask"),
            ("separate", "prune"), *((kind, "merge") for kind in KINDS if kind != "lora")}
 
 
@@ -252,7 +252,7 @@ def test_tools_keep_the_zeros(sparse_run, tool, tmp_path, script):
 def test_a_run_made_from_it_says_so_if_it_attends_otherwise(checkpoint, data, tmp_path):
     first = train(tmp_path / "one", "--bert", checkpoint, "--data", data, "--tasks", "sst",
                   "--attention", "r-softmax")
-    flags = ["--from", first, "--data", data, "--tasks", "sst", "--steps", 1]
+    flags = ["--from", first, "--data", data, "--tasks", "sst"]
     with pytest.warns(UserWarning, match="attends by r-softmax and this run by sdpa"):
         train_multitask.main([*map(str, flags), "--out", str(tmp_path / "two")])
     with warnings.catch_warnings():
