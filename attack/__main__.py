@@ -53,8 +53,8 @@ def parse(arguments):
                         "nearest embeddings that may stand at a position (default: 50)")
     parser.add_argument("--steps", type=int, default=100, **number, help="of Adam in the first "
                         "round (default: 100)")
-    parser.add_argument("--least", type=int, default=0, **number, help="multistep: steps of Adam in "
-                        "each later round, N_min (default: 0; the authors also ran 5)")
+    parser.add_argument("--least", type=int, default=0, **number, help="multistep: at least so "
+                        "many steps in each round, N_min (default: 0; the authors also ran 5)")
     parser.add_argument("--samples", type=int, default=10, **number, help="gumbel: samples in a "
                         "step (default: 10)")
     parser.add_argument("--similarity", type=float, metavar="λ", help="weight of the similarity "
@@ -140,9 +140,10 @@ def run_method(attack, method, path, header, overwrite):
             file.write("".join(json.dumps(line, ensure_ascii=False) + "\n"
                                for line in (header, *records)).encode())
 
-    records = read_lines(path, header, overwrite)
-    done = {record["id"] for record in records}
-    total = sum(map(len, attack.batches))
+    batches = [{attack.examples[n].id for n in numbers} for numbers in attack.batches]
+    found = {record["id"] for record in (records := read_lines(path, header, overwrite))}
+    done = set().union(*(batch for batch in batches if batch <= found))
+    records, total = [record for record in records if record["id"] in done], sum(map(len, batches))
     with StopSignal() as stop, progress_bar(method, total, "example", len(records)) as bar:
         for numbers in attack.batches:
             if attack.examples[numbers[0]].id in done:

@@ -4,7 +4,7 @@ changed words and arguments, and returns the chosen candidates [M] and the soft 
     argmax     the same Θ and Adam, then every position takes its most probable word at once
     gumbel     GBDA (Guo et al. 2021): Adam on the mean score of Gumbel-softmax samples, then up to
                100 samples of whole texts
-    hotflip    Ebrahimi et al. 2018: the swap that the gradient promises most of, one after the other
+    hotflip    Ebrahimi et al. 2018: the swap that the gradient promises most of, then the next
 """
 
 import torch

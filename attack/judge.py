@@ -1,4 +1,4 @@
-"""What attacked texts are judged by: another encoder's similarity, a language model's likelihood."""
+"""What judges attacked texts: another encoder's similarity, a language model's likelihood."""
 
 import torch
 import torch.nn.functional as F

@@ -44,8 +44,8 @@ def replace_words(text, spans, words, mark="{}"):
 
 
 def nearest_words(embeddings, ids, usable, count):
-    """→ [M, count]: for each of the word ids [M] the id itself, then the usable ones whose embeddings
-    have the largest cosine with its own. embeddings is [V, H]."""
+    """→ [M, count]: for each of the word ids [M] the id itself, then the usable ones with the most
+    similar embeddings (by the cosine). embeddings is [V, H]."""
     usable = torch.tensor(usable, device=embeddings.device)
     unit = F.normalize(embeddings[usable].float(), dim=1)
     cosines = F.normalize(embeddings[ids].float(), dim=1) @ unit.T       # [M, usable]

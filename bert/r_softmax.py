@@ -68,6 +68,12 @@ def r_softmax(scores, zeros, valid=None, ramp=1.0, detached=False):
     return weighted / weighted.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
 
 
+def label_distribution(scores, labels):
+    """For examples with several labels: scores [..., n] and how many labels each has [..., 1] → a
+    distribution over the n labels in which exactly so many are above zero, if no scores tie."""
+    return r_softmax(scores, 1 - labels.double() / scores.size(-1))
+
+
 class RSoftmaxAttention(nn.Module):
     """Attention by r-softmax over the real tokens of a sequence. A `ramp` below 1 acts in training
     only. In training, or where `counting` is set, `zero_share` is the share of zeros among the

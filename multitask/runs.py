@@ -32,7 +32,8 @@ VERSION = 2                                                  # of the format of 
 FIELDS = ("settings", "methods", "recipe", "edits", "complete", "data", "times", "versions",
           "parameters")                                      # of run.json
 CONTENT = ("last", "run.json", "metrics.json", "model", "adapters", "heads.safetensors",
-           "predictions", "log.jsonl", "curves.png", "importance", "laser", "compression")
+           "predictions", "log.jsonl", "curves.png", "importance", "laser", "compression",
+           "attack")
 RESUME = "python train_multitask.py --resume"
 
 

@@ -14,7 +14,7 @@ import lora.__main__
 import pruning.__main__
 import train_multitask
 from bert import Bert, BertConfig, DenseLayout, Layout, UserError
-from bert.r_softmax import configure, functions, measured_zeros, r_softmax
+from bert.r_softmax import configure, functions, label_distribution, measured_zeros, r_softmax
 from multitask import runs
 
 
@@ -71,6 +71,12 @@ def test_each_row_may_have_a_number_of_its_own():
     assert (found == 0).sum(dim=1).tolist() == [0, 3, 9]
     torch.testing.assert_close(found[0], scores[0].softmax(dim=0))
     torch.testing.assert_close(found[1], r_softmax(scores[1], 0.3))
+
+
+def test_as_many_labels_are_above_zero_as_there_are():
+    labels = torch.arange(1, 101)[:, None]
+    found = label_distribution(draw(100, 100), labels)
+    assert torch.equal((found > 0).sum(dim=1, keepdim=True), labels)
 
 
 @pytest.mark.parametrize("ramp", [1.0, 0.4])
