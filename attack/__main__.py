@@ -141,9 +141,10 @@ def run_method(attack, method, path, header, overwrite):
                                for line in (header, *records)).encode())
 
     batches = [{attack.examples[n].id for n in numbers} for numbers in attack.batches]
-    found = {record["id"] for record in (records := read_lines(path, header, overwrite))}
+    records, total = read_lines(path, header, overwrite), sum(map(len, batches))
+    found = {record["id"] for record in records}
     done = set().union(*(batch for batch in batches if batch <= found))
-    records, total = [record for record in records if record["id"] in done], sum(map(len, batches))
+    records = [record for record in records if record["id"] in done]
     with StopSignal() as stop, progress_bar(method, total, "example", len(records)) as bar:
         for numbers in attack.batches:
             if attack.examples[numbers[0]].id in done:

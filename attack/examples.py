@@ -16,7 +16,7 @@ from multitask.data import tokenize
 from multitask.evaluation import read_split, run_split
 from multitask.tasks import TASKS
 
-TOKENS = 1024                                                # real tokens of a batch's examples
+TOKENS = 512                                                 # real tokens of a batch's examples
 
 
 @dataclass
