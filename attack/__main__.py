@@ -107,7 +107,7 @@ def open_judge(args, session, task):
         raise UserError(f"--judge and --lm are both {args.lm}; the similarity must be judged by "
                         f"another encoder than the one that the attack raises it with")
     if not args.judge and name == args.lm:                   # then the victim's states are free
-        return session.model.encoder(task).cpu(), session.tokenizer
+        return session.model.encoder(task), session.tokenizer
     try:
         return Bert.from_pretrained(name), Tokenizer.from_pretrained(name)
     except UserError:

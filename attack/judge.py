@@ -11,9 +11,11 @@ ROWS = 64                                                    # sequences in one 
 @torch.inference_mode()
 def sentence_vectors(bert, tokenizer, texts):
     """→ [n, H]: the mean of the last hidden states of each text."""
-    vectors = []
+    vectors, device = [], bert.word_embeddings.weight.device
     for first in range(0, len(texts), ROWS):
-        hidden, layout = bert.embed(**tokenizer(texts[first:first + ROWS]))
+        batch = tokenizer(texts[first:first + ROWS])
+        layout = Layout(batch["attention_mask"]).to(device)
+        hidden, layout = bert.embed(batch["input_ids"].to(device), layout)
         grid = layout.pad(bert.encode(hidden, layout))
         vectors.append(grid.sum(dim=1) / layout.mask.sum(dim=1, keepdim=True))
     return torch.cat(vectors)
@@ -29,7 +31,7 @@ def similarities(bert, tokenizer, texts, others):
 def pseudo_likelihood(lm, tokenizer, text):
     """The mean of log p(token | all others) over the tokens of a text, each masked in turn (Salazar
     et al. 2020); NaN without a token."""
-    ids = torch.tensor(tokenizer.encode([text])[0][0])
+    ids, device = torch.tensor(tokenizer.encode([text])[0][0]), lm.head.bias.device
     places = torch.arange(1, len(ids) - 1)
     total = 0.0
     for part in places.split(ROWS):
@@ -38,8 +40,9 @@ def pseudo_likelihood(lm, tokenizer, text):
         layout = Layout(torch.ones_like(masked))
         chosen = torch.zeros_like(masked, dtype=torch.bool)
         chosen[torch.arange(len(part)), part] = True
-        hidden, _ = lm.bert.embed(masked, layout)
-        hidden = lm.bert.encode(hidden, layout, output_rows=layout.select(chosen))
+        rows = layout.select(chosen).to(device)
+        hidden, layout = lm.bert.embed(masked.to(device), layout.to(device))
+        hidden = lm.bert.encode(hidden, layout, output_rows=rows)
         log_p = lm.head(hidden, lm.bert.word_embeddings.weight).log_softmax(dim=1)
-        total += float(log_p.gather(1, ids[part][:, None]).sum())
+        total += float(log_p.cpu().gather(1, ids[part][:, None]).sum())
     return total / len(places) if len(places) else float("nan")

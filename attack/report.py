@@ -19,7 +19,7 @@ def judge_records(records, attack, judge, lm):
     for record, value in zip(records, similarities(*judge, before, after)):
         record["similarity"] = value
     for record, old, new in zip(records, before, after) if lm is not None else ():
-        record["likelihood"] = [pseudo_likelihood(lm.cpu(), attack.tokenizer, text)
+        record["likelihood"] = [pseudo_likelihood(lm, attack.tokenizer, text)
                                 for text in (old, new)]
 
 
