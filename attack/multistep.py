@@ -6,8 +6,9 @@
         of the free positions, take the one where P has the largest entropy; of its five candidates
         by (P + cos(1_v - P, ∇_P score)) / 2, fix the one with the best score
 
-Ours: an example is done as soon as the words that are fixed, in the original text, mislead the
-classifier, or as its budget of changed words is spent.
+Ours: after the first steps, as many positions as the budget of changed words allows stay free,
+those where P has moved most; the others take their own word back and the free ones make up for it.
+An example is done as soon as its fixed words, in the original text, mislead the classifier.
 """
 
 import torch
@@ -79,14 +80,16 @@ def multistep(objective, whole, steps=100, least=0, lr=1.0, **others):
         logits, probabilities = optimize(objective, problem, logits, fixed, chosen, count, lr,
                                          began)
         began, k = began + count, k + 1
-        if soft is None:
+        if soft is None:                                     # k = 0: who shares the budget?
             with torch.no_grad():
                 soft = objective.margins(problem, probabilities)[0]
+            within = problem.within_budget(torch.ones_like(chosen), 1 - probabilities[:, 0])
+            fixed = within == 0
+            continue
         at, word = quantize(objective, problem, probabilities, fixed, began)
         fixed[at], chosen[at] = True, word
-        changed = problem.total((chosen > 0).float())
-        spent = (changed >= problem.budget) | (problem.total((~fixed).float()) == 0)
-        done = spent | (objective.hard_margins(problem, chosen) < 0)
+        done = problem.total((~fixed).float()) == 0
+        done |= objective.hard_margins(problem, chosen) < 0
         result[problem.positions] = chosen
         if done.all():
             return result, soft

@@ -123,8 +123,8 @@ def fit(mapping, train, seed):
     (features, labels), topics = train, train[1].size(1)
     torch.manual_seed(seed)
     model = torch.nn.Linear(features.size(1), 2 * topics)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    for _ in range(400):
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+    for _ in range(250):
         scores, counts = model(features).chunk(2, dim=1)
         number = labels.sum(1, keepdim=True).long()
         loss = label_loss(scores, mapping(scores, number), labels)
@@ -135,7 +135,7 @@ def fit(mapping, train, seed):
     return model
 
 
-def labels_part(seeds=5):
+def labels_part(seeds=3):
     mappings = {"softmax": lambda z, n: z.softmax(dim=1), "sparsemax": lambda z, n: sparsemax(z),
                 "r-softmax": label_distribution}
     scores = {name: [] for name in (*mappings, "r-softmax, number given")}
@@ -143,7 +143,7 @@ def labels_part(seeds=5):
         generator = torch.Generator().manual_seed(seed)
         topic_words = torch.rand(10, 100, generator=generator) ** 6
         train, dev, test = (documents(count, 10, 100, generator, topic_words)
-                            for count in (2000, 500, 2000))
+                            for count in (1000, 500, 1000))
         for name, mapping in mappings.items():
             model = fit(mapping, train, seed)
             with torch.no_grad():
