@@ -23,16 +23,15 @@ from common.cli import Parser, StopSignal, UserStop, run_script
 from common.device import peak_memory
 from common.flags import add_flags, command, with_absolute_paths
 from common.log import progress_bar
-from common.train_state import read_state, rng_state, save_state
+from common.run_folder import read_state, rng_state, save_state
 from multitask import distributed, methods, runs
 from multitask.evaluation import evaluate
 from multitask.losses import further_losses
 from multitask.metrics import choose_by, summary
-from multitask.pcgrad import SURGERY, log_conflicts, pop_grads, set_grads
+from multitask.pcgrad import SURGERY, cosines, pop_grads, set_grads
 from multitask.preparation import prepare
-from multitask.recipes import RECIPES, listing
+from multitask.recipes import RECIPES
 from multitask.report import draw_training, final_report, score_line
-from multitask.schedule import set_learning_rates, set_ramps
 
 STATE_FILE = Path("last", "state.pt")                        # in the run: the state to resume from
 SAMPLE = Path(__file__).resolve().parent / "data"            # the default of --data
@@ -42,24 +41,23 @@ def train(settings, folder, recipe="", record=None, state=None):
     """Train from the start, or on from `state`, and leave a whole run in `folder`."""
     run = prepare(settings, folder, recipe, record, state)
     model, optimizer, schedule, progress = run.model, run.optimizer, run.schedule, run.progress
-    trained = [p for group in schedule.groups.values() for p in group.parameters]
+    trained = [p for parameters in run.trained.values() for p in parameters]
     shared = [p for name, p in model.named_parameters()
               if p.requires_grad and model.part(name)[1] is None]
     began = time.perf_counter() - progress.seconds
     steps = range(progress.step + 1, schedule.steps + 1) if progress.running else ()
-    bar = progress_bar("train", schedule.steps, "step", progress.step,
-                       silent=distributed.rank() > 0)
+    first = distributed.rank() == 0
+    bar = progress_bar("train", schedule.steps, "step", progress.step, silent=not first)
     with StopSignal() as stop, bar:
         for step in steps:
             model.train()
-            set_learning_rates(optimizer, step, settings)
-            set_ramps(model, step, schedule, settings)
-            tasks, gradients = schedule.tasks_of(step, progress.running, settings), []
+            schedule.set_learning_rates(optimizer, step)
+            schedule.set_ramps(model, step)
+            tasks, gradients = schedule.tasks_of(step, progress.running), []
             for task in tasks:
                 for indices, weight in distributed.shard_batch(next(schedule.batches[task]),
                                                                settings.accumulate):
-                    batch = run.data[task]["train"].batch(indices).to(run.device)
-                    add_gradients(run, task, batch, weight)
+                    add_gradients(run, task, run.train[task].batch(indices), weight)
                 if settings.surgery != "none":               # each task's gradients by themselves
                     gradients.append(pop_grads(shared))
                     distributed.all_reduce(gradients[-1])
@@ -67,10 +65,12 @@ def train(settings, folder, recipe="", record=None, state=None):
             if gradients:
                 combined, products = SURGERY[settings.surgery](gradients, settings.seed, step)
                 set_grads(shared, combined)
-                log_conflicts(run.log, products, tasks)
+                for pair, cosine in cosines(products, tasks).items():
+                    run.log.add("cosine", pair, cosine)
+                    run.log.add("conflict", pair, float(cosine < 0))
             if settings.clip:                                # groups share no parameters
-                for group in schedule.groups.values():
-                    nn.utils.clip_grad_norm_(group.parameters, settings.clip)
+                for parameters in run.trained.values():
+                    nn.utils.clip_grad_norm_(parameters, settings.clip)
             if settings.l2:
                 add_l2(trained, settings.l2)
             optimizer.step()
@@ -92,25 +92,24 @@ def train(settings, folder, recipe="", record=None, state=None):
             if stopping and step < schedule.steps:
                 raise UserStop(f"stopped after step {step} of {schedule.steps}; go on with: "
                                f"python train_multitask.py --resume {folder}")
-    if distributed.rank() == 0:
+    if first:
         finish(run)
 
 
 def add_gradients(run, task, batch, weight):
     """Add to the gradients those of one batch of a task; `weight` is its part of the step."""
+    batch = batch.to(run.device)
     with run.autocast():
         vectors = run.model.vectors(task, batch)
         outputs = run.model.apply_head(task, vectors)
         further = further_losses(run.settings, run.model, task, batch, vectors, outputs)
-    loss = run.settings.loss_of(task)(outputs, batch.labels) * weight
-    run.log.add("loss", task, loss, weight)
+    terms = {"loss": run.settings.loss_of(task)(outputs, batch.labels)} | further
     zeros = measured_zeros(run.model.encoder(task))          # of r-softmax
     if zeros is not None:
         run.log.add("zeros", task, zeros * weight, weight)
-    for name, term in further.items():
+    for name, term in terms.items():
         run.log.add(name, task, term * weight, weight)
-        loss = loss + term * weight
-    loss.backward()
+    (sum(terms.values()) * weight).backward()
 
 
 def add_l2(parameters, strength):
@@ -122,70 +121,51 @@ def add_l2(parameters, strength):
 
 
 def evaluate_and_keep_best(run, bar):
-    """Evaluate in the first process and broadcast; save each training group that improved; stop the
-    groups whose patience is exhausted or whose steps are done."""
+    """Evaluate; save each training group that improved; stop those that are done."""
     progress, groups = run.progress, run.schedule.groups
     if distributed.rank() == 0:
-        dev = {task: {name: split for name, split in splits.items() if name != "train"}
-               for task, splits in run.data.items()}
-        scores, predictions = evaluate(run.model, dev, run.device, run.autocast)
+        scores, predictions = evaluate(run.model, run.dev, run.device, run.autocast)
         run.log.write(step=progress.step, dev=scores, seconds=round(progress.seconds, 1))
-        improved = improved_tasks(progress, groups, scores, list(run.data))
+        improved = []                                        # tasks whose model is to be saved
+        for name in progress.running:
+            value = choose_by(summary({task: scores[task] for task in groups[name]}))
+            if not abs(value) < float("inf"):
+                raise UserError(f"a dev score of step {progress.step} is not finite; lower --lr")
+            if value > progress.best.get(name, -float("inf")):
+                progress.best[name], progress.best_step[name] = value, progress.step
+                improved += groups[name]
+        if improved and (len(groups) == 1 or not progress.scores):
+            improved = list(run.dev)                         # those that are not trained too
         if improved:
-            kept = {task: value for task, value in progress.scores.items()
-                    if isinstance(value, dict)}
-            progress.scores = summary({task: scores[task] if task in improved or task not in kept
-                                       else kept[task] for task in run.data})
-            runs.save_best(run.folder, run.model, run.tokenizer, improved, progress.scores, dev,
+            progress.scores = summary({task: (scores if task in improved else progress.scores)[task]
+                                       for task in run.dev})
+            runs.save_best(run.folder, run.model, run.tokenizer, improved, progress.scores, run.dev,
                            predictions)
         bar.write(score_line(progress.step / run.schedule.epoch_steps, scores, improved))
     progress.best, progress.best_step = distributed.broadcast((progress.best, progress.best_step))
-    patience = run.settings.patience * run.schedule.epoch_steps
-    progress.running = [name for name in progress.running
-                        if progress.step < groups[name].steps and not (
-                            patience and progress.step - progress.best_step[name] >= patience)]
-
-
-def improved_tasks(progress, groups, scores, tasks):
-    """→ the tasks whose model is to be saved: those of each running group with a new best dev
-    score, which is recorded in `progress`; tasks that are not trained, at the first save."""
-    improved = []
-    for name in progress.running:
-        value = choose_by(summary({task: scores[task] for task in groups[name].tasks}))
-        if not abs(value) < float("inf"):
-            raise UserError(f"a dev score of step {progress.step} is not finite; lower --lr")
-        if value > progress.best.get(name, -float("inf")):
-            progress.best[name], progress.best_step[name] = value, progress.step
-            improved += groups[name].tasks if len(groups) > 1 else tasks
-    trained = {task for group in groups.values() for task in group.tasks}
-    if improved:
-        improved += [task for task in tasks
-                     if task not in (*progress.scores, *trained, *improved)]
-    return improved
+    patience = run.settings.patience * run.schedule.epoch_steps or float("inf")
+    progress.running = [name for name in progress.running if progress.step < run.schedule.steps
+                        and progress.step - progress.best_step[name] < patience]
 
 
 def save_progress(run):
     """Save the state that --resume goes on from."""
     rng_states = distributed.gather(rng_state(run.device))
+    batches = {task: sampler.state_dict() for task, sampler in run.schedule.batches.items()}
     if distributed.rank() == 0:
         save_state(run.folder / STATE_FILE, run.model, run.optimizer, rng_states,
-                   progress=vars(run.progress),
-                   batches={task: sampler.state_dict()
-                            for task, sampler in run.schedule.batches.items()})
+                   progress=vars(run.progress), batches=batches)
 
 
 def finish(run):
     """Complete run.json, draw the curves, print the table."""
-    draw_training(run.log.lines, run.folder / "curves.png")
-    run.record |= {"complete": True, "best_step": run.progress.best_step,
-                   "peak_bytes": peak_memory(run.device)}
-    run.record["times"] |= {"train_seconds": round(run.progress.seconds, 3),
-                            "steps": run.progress.step}
-    write_json(run.folder / "run.json", run.record)
-    print(final_report(run.folder, run.record))
-
-
-# ------------------------------------------------------------------------------ the command line
+    draw_training(run.log, run.folder / "curves.png")
+    record, progress = run.record, run.progress
+    record |= {"complete": True, "best_step": progress.best_step,
+               "peak_bytes": peak_memory(run.device)}
+    record["times"] |= {"train_seconds": round(progress.seconds, 3), "steps": progress.step}
+    write_json(run.folder / "run.json", record)
+    print(final_report(run.folder, record))
 
 
 def parse(arguments):
@@ -222,7 +202,8 @@ def main(arguments=None):
     given = parse(arguments)
     resumed, recipe, listed = (given.pop(name) for name in ("resume", "recipe", "recipes"))
     if listed:
-        return print(listing())
+        return print("\n".join(f"{name:21} {recipe.row or 'ours':25} {recipe.description}"
+                               for name, recipe in RECIPES.items()))
     if resumed is not None:
         return resume(Path(resumed), given, recipe)
     settings = new_settings(given, recipe)
@@ -237,22 +218,18 @@ def main(arguments=None):
 def resume(folder, given, recipe):
     """Go on with a run that was stopped."""
     if recipe or set(given) - {"device", "save_every"}:
-        raise UserError("--resume goes on by the run's own settings; only --device and "
-                        "--save-every may stand beside it. To start from a run with others, use "
-                        "--from")
+        raise UserError("--resume goes on by the run's own settings, beside which only --device "
+                        "and --save-every may stand; --from starts from a run with others")
     record, settings, unknown = runs.read_settings(folder)
     if record["complete"]:
         return print(f"{folder} is complete: nothing is left to do\n{final_report(folder, record)}")
     if unknown:
         raise UserError(f"{folder} was begun with {', '.join(unknown)}, which this version does "
-                        f"not know, so it cannot go on as it was set; resume it with the version "
-                        f"that began it")
-    state = read_state(folder / STATE_FILE)
+                        f"not know; resume it with the version that began it")
+    state = read_state(folder / STATE_FILE)               # None: killed before the first save
     settings = replace(settings, **given)
     with distributed.processes(settings.device):
-        if state is None:                                 # killed before the first save: begin anew
-            return train(settings, folder, record["recipe"])
-        return train(settings, folder, record["recipe"], record, state)
+        train(settings, folder, record["recipe"], record if state else None, state)
 
 
 if __name__ == "__main__":

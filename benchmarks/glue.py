@@ -25,9 +25,9 @@ from recipes import ROOT, train_run  # noqa: E402
 
 from common.cli import Parser, run_script  # noqa: E402
 from common.tables import markdown_table  # noqa: E402
-from multitask.compare import mean_and_spread  # noqa: E402
 from multitask.metrics import main_scores  # noqa: E402
 from multitask.recipes import RECIPES  # noqa: E402
+from multitask.report import mean_and_spread  # noqa: E402
 from multitask.runs import read_fields, read_scores  # noqa: E402
 
 BUDGET = "--limit 4000 --lr 0 --head-lr 1e-3 --warmup 0.1 --pooling cls --precision bf16"

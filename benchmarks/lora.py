@@ -26,7 +26,7 @@ from benchmarks.side_by_side import Peer, Side, in_turn, padded, ratio
 from bert import Bert, Tokenizer
 from multitask.evaluation import load_split
 from multitask.model import build_model
-from multitask.sampling import BatchSampler
+from multitask.schedule import BatchSampler
 from multitask.settings import Settings
 
 SIZE, STEPS, WARM, RANK = 32, 40, 4, 8

@@ -29,7 +29,7 @@ from bert import Bert, BertConfig, Tokenizer
 from common.cli import Parser, run_script
 from multitask.evaluation import load_split
 from multitask.model import MultitaskModel, build_head
-from multitask.sampling import BatchSampler
+from multitask.schedule import BatchSampler
 from multitask.settings import Settings
 from pruning import choose, multiply_adds, remove_heads
 

@@ -29,9 +29,9 @@ from bert import Bert, Tokenizer  # noqa: E402
 from bert.r_softmax import configure, label_distribution, measured_zeros, r_softmax  # noqa: E402
 from common.tables import markdown_table  # noqa: E402
 from multitask import runs  # noqa: E402
-from multitask.evaluation import load_dev, load_split  # noqa: E402
+from multitask.evaluation import load_sets, load_split  # noqa: E402
 from multitask.model import MultitaskModel, build_head  # noqa: E402
-from multitask.sampling import BatchSampler  # noqa: E402
+from multitask.schedule import BatchSampler  # noqa: E402
 from multitask.settings import Settings  # noqa: E402
 
 BUDGET = "--tasks sst --epochs 3 --precision bf16"
@@ -170,7 +170,7 @@ def labels_part(seeds=3):
 def dev_zeros(folder):
     """The share of zeros among the entries of a run's attention on dev; 0 of a softmax."""
     model, tokenizer, settings, _ = runs.open_run(folder)
-    split = load_dev(model.heads, settings, tokenizer)["sst"]["dev"]
+    split = load_sets(model.heads, settings, tokenizer)["sst"]["dev"]
     configure(model.bert, counting=True)
     shares, weights = [], []
     for indices in split.by_length(2048):

@@ -24,7 +24,7 @@ from benchmarks.side_by_side import Peer, Side, in_turn, padded, ratio, seconds
 from bert import Bert, Tokenizer
 from multitask.evaluation import load_split, run_split
 from multitask.model import build_model
-from multitask.sampling import BatchSampler
+from multitask.schedule import BatchSampler
 from multitask.settings import Settings
 
 STEPS, WARM, REPEATS, SIZE = 30, 3, 3, 32

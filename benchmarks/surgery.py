@@ -27,7 +27,7 @@ from multitask import pcgrad  # noqa: E402
 from multitask.data import Batch  # noqa: E402
 from multitask.evaluation import load_split  # noqa: E402
 from multitask.model import build_model  # noqa: E402
-from multitask.sampling import BatchSampler  # noqa: E402
+from multitask.schedule import BatchSampler  # noqa: E402
 from multitask.settings import Settings  # noqa: E402
 from multitask.tasks import TASKS  # noqa: E402
 

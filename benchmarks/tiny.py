@@ -26,8 +26,7 @@ from multitask.course import read_course_file
 from multitask.metrics import main_scores
 from multitask.tasks import TASKS
 from pretraining.corpus import Corpus
-from pretraining.evaluation import HeldOut
-from pretraining.masking import Masking
+from pretraining.masking import HeldOut, Masking
 from pretraining.model import MaskedLM, load_head
 
 DATA = Path(os.environ.get("PLAINBERT_DATA", ".")) / "cs224n"

@@ -8,5 +8,3 @@ from bert.errors import UserError
 from bert.layout import DenseLayout, Layout
 from bert.model import Bert, BertOutput
 from bert.tokenizer import Tokenizer
-
-__all__ = ["Bert", "BertConfig", "BertOutput", "DenseLayout", "Layout", "Tokenizer", "UserError"]

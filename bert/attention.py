@@ -39,14 +39,11 @@ ATTENTIONS = {"sdpa": sdpa_attention, "eager": eager_attention, "r-softmax": RSo
 
 
 class PackedLinear(nn.Linear):
-    """W·x + b on each of N rows. `layout` is unused here; a per-sequence adapter that replaces this
-    module needs it."""
+    """W·x + b on each of N rows. `layout` is for an adapter that replaces this module."""
 
     def reset_parameters(self):
         if self.weight.numel():                              # empty in a layer without heads
             super().reset_parameters()
-        else:
-            nn.init.zeros_(self.bias)
 
     def forward(self, rows, layout=None):
         return F.linear(rows, self.weight, self.bias)        # [N, in] → [N, out]
@@ -62,9 +59,8 @@ class SelfAttention(nn.Module):
         self.num_heads = len(self.head_indices)
         self.head_size = config.hidden_size // config.num_attention_heads
         width = self.num_heads * self.head_size              # H before pruning
-        self.query = PackedLinear(config.hidden_size, width)
-        self.key = PackedLinear(config.hidden_size, width)
-        self.value = PackedLinear(config.hidden_size, width)
+        self.query, self.key, self.value = (
+            PackedLinear(config.hidden_size, width) for _ in range(3))
         self.output = PackedLinear(width, config.hidden_size)
         self.dropout = config.attention_probs_dropout_prob
         self.attention_function = sdpa_attention
@@ -82,8 +78,7 @@ class SelfAttention(nn.Module):
         self.attention_function = function
 
     def set_masked_heads(self, config, heads):
-        """Mask these heads in every pass: `head_mask` [num_attention_heads] is 0 for each of them,
-        or None if there are none."""
+        """Mask these heads in every pass: `head_mask` [num_attention_heads] is 0 for each."""
         weight = next(self.parameters())     # on meta they are loaded later; the mask is needed now
         mask = torch.ones(config.num_attention_heads, dtype=weight.dtype,
                           device="cpu" if weight.is_meta else weight.device)

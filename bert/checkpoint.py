@@ -1,6 +1,5 @@
 """Hugging Face checkpoints: read under this project's names, checked strictly, written under
-theirs. An absent pooler and absent parameters of the attention function are made new, and heads of
-tasks are left out, each with a warning.
+theirs. What is absent and made new, or left out (heads of tasks), is a warning.
 
     their name                                           our name
     encoder.layer.3.attention.self.query.weight    ↔     layers.3.attention.query.weight
@@ -17,24 +16,21 @@ from bert.config import BertConfig
 from bert.errors import UserError
 from bert.files import read_json, read_tensors, resolve_checkpoint, write_json, write_tensors
 
-RENAME = [                                                   # (their module, ours)
-    ("embeddings.word_embeddings", "word_embeddings"),
-    ("embeddings.position_embeddings", "position_embeddings"),
-    ("embeddings.token_type_embeddings", "token_type_embeddings"),
-    ("embeddings.LayerNorm", "embedding_norm"),
-    ("encoder.layer.#.attention.self.query", "layers.#.attention.query"),
-    ("encoder.layer.#.attention.self.key", "layers.#.attention.key"),
-    ("encoder.layer.#.attention.self.value", "layers.#.attention.value"),
-    ("encoder.layer.#.attention.self.attention_function", "layers.#.attention.attention_function"),
-    ("encoder.layer.#.attention.output.dense", "layers.#.attention.output"),
-    ("encoder.layer.#.attention.output.LayerNorm", "layers.#.attention_norm"),
-    ("encoder.layer.#.intermediate.dense", "layers.#.ffn.fc_in"),
-    ("encoder.layer.#.output.dense", "layers.#.ffn.fc_out"),
-    ("encoder.layer.#.output.LayerNorm", "layers.#.output_norm"),
-    ("pooler.dense", "pooler"),
-]
-FROM_HF = dict(RENAME)
-TO_HF = {ours: theirs for theirs, ours in RENAME}
+FROM_HF = {                                              # their module: ours
+    "embeddings.word_embeddings": "word_embeddings",
+    "embeddings.position_embeddings": "position_embeddings",
+    "embeddings.token_type_embeddings": "token_type_embeddings",
+    "embeddings.LayerNorm": "embedding_norm",
+    **{f"encoder.layer.#.attention.self.{part}": f"layers.#.attention.{part}"
+       for part in ("query", "key", "value", "attention_function")},
+    "encoder.layer.#.attention.output.dense": "layers.#.attention.output",
+    "encoder.layer.#.attention.output.LayerNorm": "layers.#.attention_norm",
+    "encoder.layer.#.intermediate.dense": "layers.#.ffn.fc_in",
+    "encoder.layer.#.output.dense": "layers.#.ffn.fc_out",
+    "encoder.layer.#.output.LayerNorm": "layers.#.output_norm",
+    "pooler.dense": "pooler",
+}
+TO_HF = {ours: theirs for theirs, ours in FROM_HF.items()}
 LEGACY = {"gamma": "weight", "beta": "bias"}             # LayerNorm's names in the first BERT files
 PREFIXES = re.compile(r"^((module|model|bert)\.)*")      # of modules that hold the encoder
 SHARD = re.compile(r"[^/\\:]+\.(safetensors|bin)")       # a file beside the index, and no path
@@ -46,19 +42,17 @@ NEW_FUNCTION = "holds no parameters of the attention function; the model has new
 
 
 def rename(name, table):
-    """→ a parameter's name by `table`; a name whose module is not in it stays unchanged."""
-    layer = re.search(r"\.\d+\.", name)                      # ".3."
-    pattern = name.replace(layer[0], ".#.", 1) if layer else name
-    for module in table:
+    """→ a parameter's name by `table`; one whose module is not in it stays unchanged."""
+    number = re.search(r"\.\d+\.|$", name)[0]               # ".3.", or "" outside the layers
+    pattern = name.replace(number, ".#.", 1) if number else name
+    for module, new in table.items():
         if pattern.startswith(module + "."):
-            name = table[module] + pattern.removeprefix(module)
-            return name.replace(".#.", layer[0], 1) if layer else name
+            return (new + pattern.removeprefix(module)).replace(".#.", number)
     return name
 
 
 def read_weights(name, path):
-    """→ {name: tensor} of a file of weights, or of all shards listed in `path`, an index. Shards of
-    a hub's model `name` are downloaded."""
+    """→ {name: tensor} of a file of weights, or of the shards that the index `path` lists."""
     if path.suffix != ".json":
         return read_tensors(path)
     shards = read_json(path).get("weight_map")               # {tensor: its file}
@@ -81,10 +75,13 @@ def read_weights(name, path):
 
 
 def read_checkpoint(name):
-    """→ config, path of the weights, {our name: tensor} of the encoder, {their name: tensor} of the
-    heads."""
+    """→ config, path of the weights, {our name: tensor} of the encoder, {their name: …} of heads"""
     folder = resolve_checkpoint(name, [("config.json",), WEIGHTS])
-    config = BertConfig.load(folder / "config.json")
+    fields = read_json(folder / "config.json")
+    try:
+        config = BertConfig.from_dict(fields)
+    except UserError as error:
+        raise UserError(f"{folder / 'config.json'}: {error}") from error
     path = next(folder / file for file in WEIGHTS if (folder / file).is_file())
     encoder, heads = {}, {}
     for given, tensor in read_weights(name, path).items():
@@ -105,37 +102,40 @@ def read_checkpoint(name):
 
 
 def check_names_and_shapes(path, expected, found):
-    """Raise UserError that names the tensors of `path` that are missing, unexpected or of another
-    shape; `expected` and `found` are {name: tensor}."""
+    """Raise UserError if the {name: tensor} `found` in `path` has other names or shapes."""
     expected, found = ({rename(name, TO_HF): list(t.shape) for name, t in side.items()}
                        for side in (expected, found))
-    wrong = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
-        "of another shape:": [f"{name} {found[name]} instead of {shape}"
-                              for name, shape in expected.items()
-                              if found.get(name, shape) != shape],
-    }
+    wrong = {"missing": [name for name in expected if name not in found],
+             "unexpected": [name for name in found if name not in expected],
+             "of another shape:": [f"{name} {found[name]} instead of {shape}" for name, shape
+                                   in expected.items() if found.get(name, shape) != shape]}
     problems = "; ".join(f"{what} {', '.join(names[:5])}"
                          + (f" and {len(names) - 5} more" if len(names) > 5 else "")
                          for what, names in wrong.items() if names)
     if problems:
-        what = "the attention it was trained with" if "_function." in problems else "config.json"
-        raise UserError(f"{path} does not fit its configuration: {problems}. Compare {what} with "
-                        f"the weights")
+        other = "the attention it was trained with" if "_function." in problems else "config.json"
+        raise UserError(f"{path} does not fit its configuration: {problems}. Compare {other}")
 
 
-def load_bert(cls, name, attention, rebuild=None):
-    """→ a `cls` (Bert) with the weights of the checkpoint `name`: a folder, "tiny" or a hub id.
-    `rebuild(bert)` repeats structural edits of the saved model, such as factored matrices, before
-    its weights are loaded."""
+def load_bert(cls, name, attention="sdpa", rebuild=lambda bert: None):
+    """→ a `cls` (Bert) with the weights of `name`, a folder in the Hugging Face layout or a model's
+    name on the hub. `rebuild(bert)` repeats structural edits, such as factored matrices, before the
+    weights are loaded. Warns that a task's head is left out, or that there is no pooler:
+    `pooler_is_new` is then True, forward's pooler_output None, and no pooler is saved. Set
+    `pooler_is_new = False` to train one."""
     config, path, encoder, heads = read_checkpoint(name)
     with torch.device("meta"):                               # no memory: weights are assigned below
         bert = cls(config)
-        if rebuild is not None:
-            rebuild(bert)
+        rebuild(bert)
+    with torch.random.fork_rng(devices=[]):                  # new parts have always the same values
+        torch.default_generator.manual_seed(0)
+        size, std = config.hidden_size, config.initializer_range
+        pooler = {"pooler.weight": torch.empty(size, size).normal_(std=std),
+                  "pooler.bias": torch.zeros(size)}
+        bert.use_attention(attention)
+    function = {name: t for name, t in bert.state_dict().items() if ".attention_function." in name}
     notes = []
-    for note, part in new_parts(bert, attention).items():
+    for note, part in ((NEW_POOLER, pooler), (NEW_FUNCTION, function)):
         if part and not part.keys() & encoder.keys():
             encoder |= part
             notes.append(note)
@@ -146,21 +146,8 @@ def load_bert(cls, name, attention, rebuild=None):
     if left_out:
         notes.append(f"holds a task's head, {'.*, '.join(left_out)}.*; it is left out")
     for note in notes:
-        warnings.warn(f"{path} {note}", stacklevel=3)
+        warnings.warn(f"{path} {note}", stacklevel=2)
     return bert.eval()
-
-
-def new_parts(bert, attention):
-    """Make `bert` use the attention → {warning: {name: tensor}} of the parts that a checkpoint may
-    lack, with a new model's values, always the same. Draws no random numbers of the caller's."""
-    size = bert.config.hidden_size
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        weight = torch.empty(size, size).normal_(std=bert.config.initializer_range)
-        bert.use_attention(attention)
-    function = {name: t for name, t in bert.state_dict().items() if ".attention_function." in name}
-    return {NEW_POOLER: {"pooler.weight": weight, "pooler.bias": torch.zeros(size)},
-            NEW_FUNCTION: function}
 
 
 def pretraining_heads(name):
@@ -175,14 +162,14 @@ def tensors_to_save(bert):
             if not (bert.pooler_is_new and name.startswith("pooler."))}
 
 
-def save_bert(bert, folder, rebuild=None):
-    """Write the Hugging Face layout. UserError if the weights are not those that the configuration,
-    changed by `rebuild` (see load_bert), describes: nobody could open the file."""
+def save_bert(bert, folder, rebuild=lambda bert: None):
+    """Write config.json and model.safetensors. transformers.BertModel opens them too, unless heads
+    or neurons were removed; it ignores masked heads. UserError if the weights are not those that
+    the configuration, changed by `rebuild` (see load_bert), describes."""
     folder = Path(folder)
     with torch.device("meta"):
         plain = type(bert)(bert.config, bert.attention_name)
-        if rebuild is not None:
-            rebuild(plain)
+        rebuild(plain)
     check_names_and_shapes(f"the model to be saved in {folder}", plain.state_dict(),
                            bert.state_dict())
     tensors = tensors_to_save(bert)

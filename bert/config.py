@@ -7,7 +7,6 @@ from functools import partial
 import torch.nn.functional as F
 
 from bert.errors import UserError, check_known
-from bert.files import read_json
 
 ACTIVATIONS = {
     "gelu": F.gelu,                                       # exact: x · Φ(x), Φ by the error function
@@ -21,9 +20,8 @@ FIXED = {"model_type": "bert", "position_embedding_type": "absolute",    # the o
 
 @dataclass
 class BertConfig:
-    """Defaults are bert-base-uncased's. `extra` holds the fields of config.json that the model does
-    not read; they are written back. The remaining heads of a pruned layer keep their numbers. An
-    impossible value raises UserError that names the field."""
+    """Defaults are bert-base-uncased's; `extra` holds fields that the model does not read. The
+    remaining heads of a pruned layer keep their numbers. UserError names an impossible field."""
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -44,8 +42,7 @@ class BertConfig:
     extra: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.pad_token_id is None:
-            self.pad_token_id = 0
+        self.pad_token_id = self.pad_token_id or 0           # null in some files
         for name, kind in ((f.name, f.type) for f in fields(self)):
             value = getattr(self, name)
             least, most = 0 if name == "pad_token_id" else 1, 1.0 if "prob" in name else math.inf
@@ -57,8 +54,6 @@ class BertConfig:
             raise UserError(f"num_attention_heads {self.num_attention_heads} does not divide "
                             f"hidden_size {self.hidden_size}")
         check_known(self.hidden_act, list(ACTIVATIONS), "activation", where="hidden_act")
-        if self.pad_token_id >= self.vocab_size:
-            raise UserError(f"pad_token_id {self.pad_token_id} is not below vocab_size")
         for name, only in FIXED.items():
             if self.extra.get(name, only) != only:
                 raise UserError(f"{name} is {self.extra[name]!r}; this encoder knows only {only!r}")
@@ -66,7 +61,7 @@ class BertConfig:
             setattr(self, name, self._by_layer(name))
 
     def _by_layer(self, name):
-        """The field as {layer: value}: JSON makes the layers texts. Empty values are left out."""
+        """→ the field as {layer: value} (JSON makes the layers texts), without empty values."""
         neurons, layers = name == "pruned_neurons", range(self.num_hidden_layers)
         known = range(self.intermediate_size + 1 if neurons else self.num_attention_heads)
         try:
@@ -81,12 +76,10 @@ class BertConfig:
         return {layer: given[layer] for layer in sorted(given) if given[layer]}
 
     def remaining_heads(self, layer):
-        """The numbers of the heads that this layer still has."""
         gone = self.pruned_heads.get(layer, ())
         return [head for head in range(self.num_attention_heads) if head not in gone]
 
     def ffn_size(self, layer):
-        """How many neurons the feed-forward network of this layer still has."""
         return self.intermediate_size - self.pruned_neurons.get(layer, 0)
 
     @classmethod
@@ -96,17 +89,8 @@ class BertConfig:
         return cls(**{k: v for k, v in values.items() if k in known},
                    extra={k: v for k, v in values.items() if k not in known})
 
-    @classmethod
-    def load(cls, path):
-        """From the file config.json at `path`."""
-        values = read_json(path)
-        try:
-            return cls.from_dict(values)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
-
     def to_dict(self):
         """The fields of config.json, `extra` among them, in the form transformers reads."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
-        own = {name: value for name, value in own.items() if value != {}}   # nothing was pruned
+        own = {name: value for name, value in vars(self).items()
+               if name != "extra" and value != {}}         # {}: nothing was pruned
         return {**self.extra, **own, "model_type": "bert", "architectures": ["BertModel"]}

@@ -1,5 +1,4 @@
-"""Files: found in a folder or on the hub, read with a sentence about what is wrong with them, and
-written whole or not at all."""
+"""Files: found in a folder or on the hub, read, and written whole or not at all."""
 
 import hashlib
 import io
@@ -21,13 +20,12 @@ TINY = Path(__file__).parent / "tiny"                      # the checkpoint in t
 def resolve_checkpoint(name, required, optional=()):
     """→ the folder of a checkpoint's files. `name` is a local folder, "tiny" or a hub id, whose
     files are downloaded once into huggingface_hub's cache (HF_HUB_OFFLINE=1 keeps to that cache).
-    `required`: tuples of file names, one of each of which must exist, or UserError."""
+    `required`: tuples of file names, one of each of which must exist."""
     name = str(name)
-    folder = TINY if name == "tiny" and TINY.is_dir() else Path(name).expanduser()
+    folder = TINY if name == "tiny" else Path(name).expanduser()
     if not folder.is_dir():
         if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
-            raise UserError(f"{name!r} is not a folder; give a folder that holds {required[0][0]}, "
-                            "or a model's name on the hub")
+            raise UserError(f"{name!r} is not a folder; give one, or a model's name on the hub")
         try:
             return _download(name, required, optional)
         except Exception as error:                       # bad name, no such model, no permission, …
@@ -36,8 +34,7 @@ def resolve_checkpoint(name, required, optional=()):
                             "check the name and the network, or give a folder") from error
     for names in required:
         if not any((folder / file).is_file() for file in names):
-            raise UserError(f"{folder} holds no {' or '.join(names)}; give a folder in the Hugging "
-                            f"Face layout")
+            raise UserError(f"{folder} holds no {' or '.join(names)}; give a checkpoint's folder")
     return folder
 
 
@@ -47,37 +44,30 @@ def _download(name, required, optional):
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     huggingface_hub.logging.set_verbosity_error()            # its retries fill a screen
-    online = was_online = True
-    for names in (*required, *((file,) for file in optional)):
-        found = None
+    online = True
+    for names in (*((file,) for file in optional), *required):   # so, if the network breaks off, a
+        found = None                                         # vocabulary never lacks its settings
         for file in names:
             try:
                 found = huggingface_hub.hf_hub_download(name, file, local_files_only=not online)
                 break
-            except EntryNotFoundError as error:          # Local…: the hub was not reached
+            except EntryNotFoundError as error:              # Local…: the hub was not reached
                 online = online and not isinstance(error, LocalEntryNotFoundError)
-        if names in required:
-            if found is None:
-                raise FileNotFoundError(f"no {' or '.join(names)}"
-                                        + (" in the cache, and no network" if not online else ""))
-            folder, was_online = Path(found).parent, online
-    if was_online and not online:                        # or a cased model would be lower-cased
-        raise ConnectionError("the network broke off; try again")
-    return folder
+        if found is None and names in required:
+            where = "on the hub" if online else "in the cache, and no network"
+            raise FileNotFoundError(f"no {' or '.join(names)} {where}")
+    return Path(found).parent
 
 
 def read_utf8(path):
-    """→ the text of a file in UTF-8. UserError names the first line that is something else."""
+    """→ the text of a file in UTF-8. UserError names the first line that is not."""
     try:
         content = Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; check the name") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if b"\0" in content:
         line = content[:content.index(b"\0")].count(b"\n") + 1
-        raise UserError(f"{path} line {line} holds a zero byte; this is a binary file (or UTF-16), "
-                        "not text in UTF-8")
+        raise UserError(f"{path} line {line} holds a zero byte: it is binary or UTF-16, not UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -101,7 +91,6 @@ def read_json(path):
 def read_tensors(path):
     """→ {name: tensor} of a .safetensors file, or of a .bin file without code: a dictionary of
     tensors, or a training state with one under "state_dict"."""
-    path = Path(path)
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -111,13 +100,12 @@ def read_tensors(path):
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is corrupt, or a pickle that could run code when it is opened; "
-                        "use a .safetensors file") from error
+        raise UserError(f"{path} is corrupt, or could run code when it is opened; use a "
+                        f".safetensors file") from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split())[:150] or "it ends too soon"
         raise UserError(f"{path} is corrupt or cut short ({reason}); fetch it again") from error
-    if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
-        tensors = tensors["state_dict"]
+    tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else tensors
     if not (isinstance(tensors, dict)
             and all(isinstance(value, torch.Tensor) for value in tensors.values())):
         raise UserError(f"{path} is no file of weights: it holds no dictionary of tensors")
@@ -135,8 +123,8 @@ def read_metadata(path):
 
 @contextmanager
 def atomic_write(path):
-    """Yield a binary file that replaces `path` when all of it is on the disk: a reader of `path`,
-    even after a crash, finds the whole old content or the whole new one."""
+    """Yield a binary file that replaces `path` when all of it is on the disk: even after a crash
+    `path` has the whole old content or the whole new one."""
     path = Path(path)
     part = path.with_name(path.name + ".part")
     try:
@@ -147,22 +135,21 @@ def atomic_write(path):
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}; nothing was "
-                        "lost") from error
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; nothing was lost"
+                        ) from error
     finally:
         with suppress(OSError):
             part.unlink()                                 # still there only if something went wrong
 
 
 def write_json(path, values):
-    """Write an object as indented JSON in UTF-8."""
     with atomic_write(path) as file:
         file.write((json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def write_tensors(path, tensors, **metadata):
-    """Write {name: tensor} as .safetensors, with one field of text in its header (the library puts
-    several in another order each time); tensors that share memory are written apart."""
+    """Write {name: tensor} as .safetensors, with one field of text in its header (several would be
+    in another order each time); tensors that share memory are written apart."""
     whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     with atomic_write(path) as file:
         file.write(save(whole, metadata=metadata or {"format": "pt"}))

@@ -1,7 +1,5 @@
 """Batches without padding: which cell of the [batch, tokens] grid each row of a matrix belongs to.
-
-About half of a batch of real sentences is padding. Linear layers, LayerNorms and GELUs work on one
-matrix with a row for each of the N real tokens; only attention needs them side by side on the grid.
+Half of a real batch is padding; all but attention works on one matrix of its N real tokens.
 
     layout = Layout(attention_mask)          # [batch, tokens] of 0/1
     grid = layout.pad(rows)                  # [N, …] → [batch, tokens, …], zeros at padding
@@ -10,6 +8,7 @@ matrix with a row for each of the N real tokens; only attention needs them side 
 A selection is a layout of some of the rows: layout.cls_rows(), .select(mask), .keep(sequences).
 """
 
+from copy import copy
 from itertools import groupby
 
 import torch
@@ -26,11 +25,11 @@ def check_shape(what, tensor, axes):
 
 
 class Layout:
-    """The cells of N rows on a [batch, tokens] grid. Make it on the CPU and move it with
-    `.to(device)`: counting real tokens synchronizes a GPU.
+    """N rows on a [batch, tokens] grid. Make it on the CPU, because counting synchronizes a GPU.
 
     mask [batch, tokens]   True at real tokens
     flat_index [N]         each row's cell on the flattened grid
+    sequence [N]           the number of each row's sequence
     positions [N]          each row's position in its sequence, from 0; a selection keeps them
     rows [M]               of a selection: its rows among the N of its parent (None: no selection)
     """
@@ -38,24 +37,22 @@ class Layout:
     def __init__(self, mask, rows=None, positions=None):
         check_shape("attention_mask", mask, "batch, tokens")
         if rows is None and 0 in mask.shape:
-            raise UserError(f"the batch is empty: attention_mask is {list(mask.shape)}; give at "
-                            f"least one sequence of one token")
+            raise UserError(f"the batch is empty: attention_mask is {list(mask.shape)}")
         self.batch, self.tokens = mask.shape
         self.mask, self.rows = mask.bool(), rows
         self.adapters = self.adapter_rows = None
-        self.flat_index, own_positions = self._cells()
+        self.flat_index, self.sequence, own_positions = self._cells()
         self.positions = own_positions if positions is None else positions
         self.no_padding = self.flat_index.size(0) == mask.numel()
         self.length_buckets = self._length_buckets() if rows is None else []
 
     def _cells(self):
-        """→ flat_index [N], positions [N]"""
-        empty = ~self.mask.any(dim=1)
-        if self.rows is None and empty.any():
-            raise UserError(f"attention_mask hides every token of sequence "
-                            f"{empty.nonzero()[0].item()}; it must keep one")
+        """→ flat_index [N], sequence [N], positions [N]"""
+        empty = (~self.mask.any(dim=1)).nonzero() if self.rows is None else ()
+        if len(empty):
+            raise UserError(f"attention_mask hides every token of sequence {empty[0].item()}")
         cells = self.mask.flatten().nonzero().squeeze(1)
-        return cells, cells % self.tokens
+        return cells, cells // self.tokens, cells % self.tokens
 
     def __len__(self):
         return len(self.flat_index)
@@ -65,14 +62,9 @@ class Layout:
         """[batch, 1, 1, tokens], True at real tokens; None if every cell holds one."""
         return None if self.no_padding else self.mask[:, None, None, :]
 
-    @property
-    def sequence(self):
-        """[N] the number of the sequence that each row belongs to."""
-        return self.flat_index // self.tokens
-
     def _length_buckets(self):
-        """→ one selection for each group of sequences of similar length, because attention costs
-        the square of the grid's length. [] if one grid is as good, and always on a GPU."""
+        """→ a selection for each group of sequences of similar length, because attention costs the
+        square of the grid's length; [] if one grid is as good, and always on a GPU."""
         if self.no_padding or self.mask.device.type != "cpu":
             return []
         lengths = (self.mask * torch.arange(1, self.tokens + 1)).amax(dim=1)
@@ -120,15 +112,12 @@ class Layout:
         return self._selection(packed, rows).with_adapters(self.adapters)
 
     def cls_rows(self):
-        """→ the selection of every sequence's first token, [CLS]."""
+        """→ the selection of [CLS], every sequence's first token."""
         return self.select(self.mask & (self.mask.cumsum(dim=1) == 1))
 
     def keep(self, sequences):
-        """→ the selection of the sequences with these numbers [k], for the remaining layers:
-
-            kept = layout.keep(sequences)
-            hidden, layout = hidden.index_select(0, kept.rows), kept
-        """
+        """→ the selection `kept` of the sequences with these numbers [k]. The remaining layers take
+        hidden.index_select(0, kept.rows) and kept."""
         check_shape("sequences", sequences, "sequences")
         if sequences.dtype != torch.int64 or not len(sequences):
             raise UserError("sequences must hold the numbers (int64) of one or more sequences")
@@ -141,15 +130,14 @@ class Layout:
         return kept.with_adapters(adapters)
 
     def with_adapters(self, adapters):
-        """→ this layout with the LoRA adapter of each sequence: `adapters` is [(name, number of
-        sequences), …] in their order, the name None means no adapter. `adapter_rows` is then
-        [(name, number of rows), …]. Call this on the CPU: counting synchronizes a GPU."""
+        """→ this layout with the LoRA adapters [(name or None, number of sequences), …] of its
+        sequences in their order. Give several on the CPU: counting rows synchronizes a GPU."""
         if adapters is None:
             return self
         total = sum(count for _, count in adapters)
         if total != self.batch:
             raise UserError(f"adapters {adapters} are for {total} of {self.batch} sequences")
-        other = self._map(lambda tensor: tensor)
+        other = copy(self)
         other.adapters, other.adapter_rows = adapters, self._count_rows(adapters)
         return other
 
@@ -160,39 +148,33 @@ class Layout:
         return [(name, int(rows.sum())) for (name, _), rows in zip(adapters, lengths)]
 
     def pin_memory(self):
-        """→ this layout in page-locked memory, for asynchronous copies to a GPU."""
+        """→ the same in page-locked memory, for asynchronous copies to a GPU."""
         return self._map(torch.Tensor.pin_memory)
 
     def to(self, device, non_blocking=False):
-        """→ this layout on another device."""
         other = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
         other.length_buckets = self.length_buckets if other.mask.device.type == "cpu" else []
         return other
 
     def _map(self, function):
-        other = object.__new__(type(self))
-        vars(other).update({name: function(value) if isinstance(value, torch.Tensor) else value
-                            for name, value in vars(self).items()})
+        other = copy(self)
+        vars(other).update({name: function(value) for name, value in vars(self).items()
+                            if isinstance(value, torch.Tensor)})
         return other
 
 
 class DenseLayout(Layout):
-    """A layout with a row for every cell, N = batch · tokens: all shapes follow from the mask's
-    shape, so graphs can be exported and compiled (docs/export.md). `pad` and `unpad` set padding to
-    zero. A sequence without any token is allowed; its states are zero."""
+    """A layout with a row for every cell, N = batch · tokens: all shapes follow from the mask's, so
+    graphs can be exported and compiled (docs/export.md). `pad` and `unpad` set padding to zero."""
 
     def _cells(self):
-        cells, positions = (torch.arange(count, device=self.mask.device)
-                            for count in (self.mask.numel(), self.tokens))
-        return cells, positions.repeat(self.batch)
-
-    @property
-    def sequence(self):
-        return torch.arange(self.batch, device=self.mask.device).repeat_interleave(self.tokens)
+        cells, sequence, positions = (torch.arange(count, device=self.mask.device)
+                                      for count in (self.mask.numel(), self.batch, self.tokens))
+        return cells, sequence.repeat_interleave(self.tokens), positions.repeat(self.batch)
 
     @property
     def key_mask(self):
-        """A sequence without any token attends to its padding: softmax over nothing is NaN."""
+        """A sequence without any token attends to padding: softmax over nothing is NaN."""
         return (self.mask | ~self.mask.any(dim=1, keepdim=True))[:, None, None, :]
 
     def pad(self, rows):
@@ -212,8 +194,59 @@ class DenseLayout(Layout):
         return DenseLayout(ones, rows, positions=column).with_adapters(self.adapters)
 
     def keep(self, sequences):
-        raise UserError("a DenseLayout cannot drop sequences, because its shapes must not depend "
-                        "on values; use Layout (dense=False)")
+        raise UserError("a DenseLayout cannot drop sequences: its shapes are fixed; use a Layout")
 
     def _count_rows(self, adapters):
         return [(name, count * self.tokens) for name, count in adapters]
+
+
+def input_layout(config, input_ids, attention_mask, inputs_embeds, dense=False):
+    """Check the encoder's arguments → the layout of input_ids [B, T] or inputs_embeds [B, T, H].
+    attention_mask is [B, T], None (no padding) or a Layout; `dense` makes a DenseLayout of it."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise UserError("give either input_ids or inputs_embeds")
+    what, given, axes = (("input_ids", input_ids, "batch, tokens") if inputs_embeds is None else
+                         ("inputs_embeds", inputs_embeds, "batch, tokens, hidden size"))
+    check_shape(what, given, axes)
+    batch, tokens, *width = given.shape
+    if width and (width != [config.hidden_size] or not given.is_floating_point()):
+        raise UserError(f"inputs_embeds is {given.dtype} of the shape {list(given.shape)}; it must "
+                        f"hold floats [batch, tokens, {config.hidden_size}]")
+    if tokens > config.max_position_embeddings:
+        raise UserError(f"a sequence of {tokens} tokens is longer than the model's "
+                        f"{config.max_position_embeddings} positions; truncate it")
+    layout = given.new_ones(batch, tokens) if attention_mask is None else attention_mask
+    if not isinstance(layout, Layout):
+        layout = DenseLayout(layout) if dense else Layout(layout)
+    check_grid("input", [batch, tokens], layout)
+    return layout
+
+
+def check_grid(what, shape, layout):
+    if shape != [layout.batch, layout.tokens]:
+        raise UserError(f"{what} is {shape} but attention_mask is {[layout.batch, layout.tokens]}; "
+                        f"both are [batch, tokens]")
+
+
+def unpad_ids(what, ids, layout, count):
+    """ids [B, T] → [N], each from 0 to count - 1. Values are checked on the CPU only, because a
+    check synchronizes a GPU, and not for a DenseLayout, whose graph must not depend on values."""
+    check_shape(what, ids, "batch, tokens")
+    check_grid(what, list(ids.shape), layout)
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise UserError(f"{what} is {ids.dtype}, not whole numbers; convert it with .long()")
+    rows = layout.unpad(ids)
+    if rows.device.type == "cpu" and not isinstance(layout, DenseLayout):
+        wrong = rows[(rows < 0) | (rows >= count)]
+        if len(wrong):
+            raise UserError(f"{what} holds {wrong[0].item()}; this model has only 0 to {count - 1}")
+    return rows
+
+
+def check_head_mask(head_mask, layers, heads, layout, hidden):
+    """→ head_mask, [layers, heads] or [batch, layers, heads], on the device of `hidden`."""
+    given = list(head_mask.shape) if isinstance(head_mask, torch.Tensor) else type(head_mask)
+    if given not in ([layers, heads], [layout.batch, layers, heads]):
+        raise UserError(f"head_mask is {given}; it must be a tensor [{layers} layers, {heads} "
+                        f"heads] or [{layout.batch} in the batch, {layers} layers, {heads} heads]")
+    return head_mask.to(hidden.device, hidden.dtype)

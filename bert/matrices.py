@@ -2,7 +2,6 @@
 
     module_name(bert, 3, "query")                 # "layers.3.attention.query"
     get_linear(bert, 3, "fc_in")                  # the PackedLinear with that matrix
-    replace_module(bert, "layers.3.ffn.fc_in", new)
 """
 
 from bert.errors import UserError, check_known
@@ -28,15 +27,13 @@ def module_name(bert, layer, matrix):
 
 
 def get_linear(bert, layer, matrix):
-    """The PackedLinear that holds this matrix. UserError if another module has replaced it (an
-    adapter, two factors) or if pruning has emptied it."""
+    """The PackedLinear that holds this matrix. UserError if it was replaced or emptied."""
     found = bert.get_submodule(module_name(bert, layer, matrix))
     if not isinstance(found, PackedLinear):
         raise UserError(f"{layer}:{matrix} is a {type(found).__name__}, not a plain matrix; merge "
                         "adapters first (python -m lora merge), or take the run before the change")
     if is_empty(bert, layer, matrix):
-        raise UserError(f"{layer}:{matrix} is empty, because all heads or neurons of its layer "
-                        f"were removed; choose another matrix")
+        raise UserError(f"{layer}:{matrix} is empty: all its heads or neurons were removed")
     return found
 
 
@@ -44,10 +41,3 @@ def is_empty(bert, layer, matrix):
     """Whether pruning has removed all rows or columns of this matrix."""
     weight = getattr(bert.get_submodule(module_name(bert, layer, matrix)), "weight", None)
     return weight is not None and not weight.numel()
-
-
-def replace_module(bert, name, module):
-    """Put `module` where bert has the module called `name`, and return it."""
-    parent, _, attribute = name.rpartition(".")
-    setattr(bert.get_submodule(parent), attribute, module)
-    return module

@@ -4,9 +4,7 @@
     out = bert(**tokenizer(["a sentence", "another"]))       # .last_hidden_state  .pooler_output
 
 Read bert/attention.py first; its header names the shapes. Hidden states are one matrix [N, H]
-without padding (bert/layout.py); `forward` pads its results.
-
-Left out: decoders, relative positions, cross attention, gradient checkpointing.
+without padding (bert/layout.py). Left out: decoders, relative positions, gradient checkpointing.
 """
 
 from typing import NamedTuple
@@ -19,7 +17,7 @@ from bert.attention import ATTENTIONS, PackedLinear, SelfAttention
 from bert.checkpoint import load_bert, save_bert
 from bert.config import ACTIVATIONS
 from bert.errors import UserError, check_known
-from bert.inputs import check_head_mask, input_layout, unpad_ids
+from bert.layout import check_head_mask, input_layout, unpad_ids
 
 
 class PackedLayerNorm(nn.LayerNorm):
@@ -30,8 +28,7 @@ class PackedLayerNorm(nn.LayerNorm):
 
 
 class FeedForward(nn.Module):
-    """W₂·GELU(W₁x + b₁) + b₂ on each row. A module with the same `forward` can take its place; the
-    two halves can be called one by one."""
+    """W₂·GELU(W₁x + b₁) + b₂ on each row. A module with the same `forward` can take its place."""
 
     def __init__(self, config, number=0):
         super().__init__()
@@ -45,11 +42,11 @@ class FeedForward(nn.Module):
         return self.project(self.activate(hidden, layout), layout)
 
     def activate(self, hidden, layout):
-        """The first half, GELU(W₁x + b₁): [N, H] → [N, intermediate]."""
+        """GELU(W₁x + b₁): [N, H] → [N, intermediate]"""
         return self.activation(self.fc_in(hidden, layout))
 
     def project(self, activations, layout):
-        """The second half, W₂·activations + b₂: [N, intermediate] → [N, H]."""
+        """W₂·activations + b₂: [N, intermediate] → [N, H]"""
         return self.fc_out(activations, layout)
 
 
@@ -83,8 +80,6 @@ class BertLayer(nn.Module):
 
 
 class BertOutput(NamedTuple):
-    """What Bert.forward returns."""
-
     last_hidden_state: torch.Tensor                      # [B, T, H], zeros at padding
     pooler_output: torch.Tensor | None                   # [B, H]; None if the checkpoint had none
     hidden_states: tuple | None = None                   # of embeddings and layers: [B, T, H] each
@@ -94,8 +89,8 @@ _register_namedtuple(BertOutput, serialized_type_name="bert.BertOutput")     # f
 
 
 class Bert(nn.Module):
-    """Word, position and token-type embeddings, a stack of layers, a pooler on [CLS]. `edits` is
-    the list of what was done to the model, as run.json has it."""
+    """Word, position and token-type embeddings, a stack of layers, a pooler on [CLS]. `edits` lists
+    what was done to the model, as run.json has it."""
 
     def __init__(self, config, attention="sdpa"):
         super().__init__()
@@ -104,8 +99,8 @@ class Bert(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.embedding_norm = PackedLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.layers = nn.ModuleList(BertLayer(config, number)
-                                    for number in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            BertLayer(config, number) for number in range(config.num_hidden_layers))
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.pooler_is_new = False                           # True: the checkpoint held none
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -118,20 +113,10 @@ class Bert(nn.Module):
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
 
-    @classmethod
-    def from_pretrained(cls, name, attention="sdpa"):
-        """`name`: a folder in the Hugging Face layout, or a model's name on the hub. Warns that a
-        task's head is left out, or that there is no pooler: `pooler_is_new` is then True, forward's
-        pooler_output None, and no pooler is saved. Set `pooler_is_new = False` to train one."""
-        return load_bert(cls, name, attention)
-
-    def save_pretrained(self, folder):
-        """Write config.json and model.safetensors, which transformers.BertModel opens too, unless
-        heads or neurons were removed; it ignores masked heads."""
-        save_bert(self, folder)
+    from_pretrained = classmethod(load_bert)                 # Bert.from_pretrained(name)
+    save_pretrained = save_bert                              # bert.save_pretrained(folder)
 
     def use_attention(self, name):
-        """Use the attention of this name in ATTENTIONS in every layer."""
         check_known(name, ATTENTIONS, "attention")
         self.attention_name = name
         for layer in self.layers:
@@ -139,9 +124,8 @@ class Bert(nn.Module):
 
     def embed(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None,
               dense=False):
-        """→ hidden [N, H], layout.  input_ids, attention_mask (1 keeps a token) and token_type_ids
-        are [B, T]; inputs_embeds [B, T, H] replaces input_ids. attention_mask may also be a Layout;
-        `dense` makes a DenseLayout of a mask."""
+        """→ hidden [N, H], layout.  input_ids, attention_mask (1 keeps a token; or a Layout) and
+        token_type_ids are [B, T]; inputs_embeds [B, T, H] replaces input_ids."""
         layout = input_layout(self.config, input_ids, attention_mask, inputs_embeds, dense)
         words = (layout.unpad(inputs_embeds) if input_ids is None else self.word_embeddings(
             unpad_ids("input_ids", input_ids, layout, self.config.vocab_size)))          # [N, H]
@@ -153,9 +137,8 @@ class Bert(nn.Module):
 
     def encode(self, hidden, layout, head_mask=None, output_rows=None, states=None, start=0):
         """Run the layers from number `start` on: hidden [N, H] → [N, H], or [M, H] if `output_rows`
-        is a selection of `layout`: the last layer computes no other rows. head_mask is [layers,
-        heads] or [batch, layers, heads], of all heads before pruning. A list `states` receives
-        every layer's output."""
+        is a selection of `layout`: the last layer computes no others. head_mask is [layers, heads]
+        or [batch, layers, heads], of all before pruning. `states` receives each layer's output."""
         if output_rows is not None and output_rows.batch != layout.batch:
             raise UserError(f"output_rows is of {output_rows.batch} sequences, layout of "
                             f"{layout.batch}; select the rows from this layout")
@@ -170,17 +153,15 @@ class Bert(nn.Module):
         return hidden
 
     def walk(self, output_rows=None, start=0):
-        """Yield (number, layer, rows) of each layer from `start` on; `rows` is the selection that
-        the layer computes (None: all rows). Use this for every walk over the layers."""
+        """Yield (number, layer, the selection of rows that it computes or None) from layer `start`
+        on. Use this for every walk over the layers."""
         for number, layer in enumerate(self.layers[start:], start):
             yield number, layer, output_rows if number == len(self.layers) - 1 else None
 
     def check_pooler(self):
-        """Raise UserError if the pooler is new, because its output is random."""
         if self.pooler_is_new:
-            raise UserError("the checkpoint holds no pooler, so this model's is random; read [CLS] "
-                            "or the mean (--pooling cls, --pooling mean), or set "
-                            "bert.pooler_is_new = False to train it")
+            raise UserError("the checkpoint holds no pooler, so this one is random; use --pooling "
+                            "cls or mean, or set bert.pooler_is_new = False to train it")
 
     def pool(self, first):
         """tanh(W·h + b) of [CLS]: [B, H] → [B, H], the input of BERT's next-sentence task."""
@@ -189,9 +170,8 @@ class Bert(nn.Module):
 
     def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, inputs_embeds=None,
                 head_mask=None, output_hidden_states=False, dense=False):
-        """All hidden states of the last layer, padded → BertOutput. For fewer rows call embed and
-        encode. `dense` computes padding too, so that no shape depends on a value: for torch.export,
-        ONNX, torch.func and torch.compile (docs/export.md)."""
+        """→ BertOutput, padded. For fewer rows call embed and encode. `dense` computes padding too,
+        so that no shape depends on a value, for export and compilation (docs/export.md)."""
         hidden, layout = self.embed(input_ids, attention_mask, token_type_ids, inputs_embeds, dense)
         states = [hidden] if output_hidden_states else None
         hidden = self.encode(hidden, layout, head_mask, states=states)

@@ -7,14 +7,12 @@
 
 import math
 import warnings
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer as Backend
-from tokenizers.models import WordPiece
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
-from tokenizers.processors import TemplateProcessing
+from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from bert.errors import UserError
 from bert.files import atomic_write, read_json, read_utf8, resolve_checkpoint
@@ -25,46 +23,32 @@ SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 class Tokenizer:
-    """`backend` is a tokenizers.Tokenizer with a WordPiece vocabulary, `limit` the number of tokens
-    of the model's longest sequence, `files` {name: bytes} what save_pretrained writes."""
+    """`backend` is a tokenizers.Tokenizer with WordPiece, `limit` the number of tokens of the
+    model's longest sequence, `files` {name: bytes} what save_pretrained writes."""
 
     def __init__(self, backend, limit=512, files=None):
         self.backend, self.limit, self.files = backend, limit, files or {}
-        absent = [token for token in SPECIAL if backend.token_to_id(token) is None]
-        if absent:
-            raise UserError(f"the vocabulary lacks {', '.join(absent)}, which BERT needs")
+        self.vocab_size = backend.get_vocab_size()
         self.pad_token_id, self.mask_token_id = map(backend.token_to_id, ("[PAD]", "[MASK]"))
         backend.no_padding()
         backend.no_truncation()
-        backend.post_processor = TemplateProcessing(
-            single="[CLS]:0 $A:0 [SEP]:0",
-            pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-            special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
-        )
-
-    @property
-    def vocab_size(self):
-        return self.backend.get_vocab_size()
+        backend.post_processor = processors.TemplateProcessing(
+            single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+            special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")])
 
     @classmethod
     def from_pretrained(cls, name):
-        """Open the vocabulary of `name`, a folder or a model's name on the hub, with the settings
-        (lower-casing, limit) of its tokenizer_config.json."""
-        folder = resolve_checkpoint(name, [VOCABULARY], ("vocab.txt", *SETTINGS, "config.json"))
+        """Open the vocabulary of `name`, a folder or a model's name on the hub."""
+        folder = resolve_checkpoint(name, [VOCABULARY], (*SETTINGS, "config.json", "vocab.txt"))
         files = {name: (folder / name).read_bytes() for name in VOCABULARY + SETTINGS
                  if (folder / name).is_file()}
         limit = min(_limit(folder / "tokenizer_config.json", "model_max_length"),
                     _limit(folder / "config.json", "max_position_embeddings"))
-        backend = _read_backend(folder)
-        try:
-            return cls(backend, 512 if limit == math.inf else limit, files)
-        except UserError as error:
-            raise UserError(f"{folder}: {error}") from error
+        return cls(_read_backend(folder), 512 if limit == math.inf else limit, files)
 
     def save_pretrained(self, folder):
         """Write the files that the tokenizer was made from, unchanged."""
-        files = self.files or {"tokenizer.json": self.backend.to_str().encode()}
-        for name, content in files.items():
+        for name, content in self.files.items():
             with atomic_write(Path(folder) / name) as file:
                 file.write(content)
 
@@ -81,9 +65,9 @@ class Tokenizer:
         limit = self.limit if max_length is None else max_length
         special = 2 + any(text is not None for text in pairs)            # [CLS], one or two [SEP]
         if type(limit) is not int or min(limit, self.limit) <= special:
-            raise UserError(f"a sequence may have {limit!r} tokens (the model's limit: {self.limit}"
-                            f"), of which [CLS] and [SEP] take {special}; allow a whole number of "
-                            f"tokens, {special + 1} or more")
+            raise UserError(f"a sequence may have {limit!r} tokens (the model: {self.limit}), and "
+                            f"[CLS] and [SEP] take {special}; allow a whole number of tokens, "
+                            f"{special + 1} or more")
         limit = min(limit, self.limit)
         self.backend.enable_truncation(limit, strategy="longest_first")
         try:
@@ -112,14 +96,13 @@ class Tokenizer:
         [batch, tokens of the longest]."""
         if not ids:
             raise UserError("the batch is empty; give one or more lists of token ids")
-        lengths = torch.tensor([len(row) for row in ids])
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]       # [batch, tokens]
-        input_ids = torch.full(mask.shape, self.pad_token_id)
-        token_types = torch.zeros_like(input_ids)
-        input_ids[mask] = torch.tensor([i for row in ids for i in row])
-        token_types[mask] = torch.tensor([t for row in types for t in row])
-        return {"input_ids": input_ids, "attention_mask": mask.long(),
-                "token_type_ids": token_types}
+
+        def grid(rows, filler):
+            return torch.tensor(list(zip_longest(*rows, fillvalue=filler))).T.contiguous()
+
+        return {"input_ids": grid(ids, self.pad_token_id),
+                "attention_mask": grid([[1] * len(row) for row in ids], 0),
+                "token_type_ids": grid(types, 0)}
 
 
 def check_texts(texts):
@@ -130,18 +113,12 @@ def check_texts(texts):
         except (AttributeError, UnicodeEncodeError) as error:
             why = ("holds half a character (a lone surrogate)" if isinstance(text, str)
                    else f"is of the type {type(text).__name__}")
-            raise UserError(f"text {number}, {text!r:.60}, {why}; give a str of whole "
-                            "characters") from error
-
-
-def _read_settings(path):
-    return read_json(path) if path.is_file() else {}
+            raise UserError(f"text {number}, {text!r:.60}, {why}; give a whole str") from error
 
 
 def _limit(path, field):
-    """The maximum number of tokens by this field of a file; infinity if it is absent or 10³⁰, which
-    transformers writes for no limit."""
-    limit = _read_settings(path).get(field)
+    """The maximum number of tokens by this field; absent or 10³⁰ (as transformers writes) is ∞."""
+    limit = read_json(path).get(field) if path.is_file() else None
     if limit is None or (isinstance(limit, (int, float)) and limit >= 10 ** 9):
         return math.inf
     if type(limit) is not int or limit < 3:
@@ -150,28 +127,31 @@ def _limit(path, field):
 
 
 def _read_backend(folder):
-    """From tokenizer.json or vocab.txt; tokenizer_config.json overrides how texts are cleaned."""
+    """From tokenizer.json or vocab.txt; tokenizer_config.json overrides how text is cleaned."""
     path, text_path = folder / "tokenizer.json", folder / "vocab.txt"
     if path.is_file():
         try:
             backend = Backend.from_file(str(path))
-        except Exception as error:                        # all that the library raises is Exception
+        except Exception as error:                           # the library raises nothing else
             raise UserError(f"{path} is not a tokenizer file: {error}") from error
-        if not isinstance(backend.model, WordPiece):
-            raise UserError(f"{path} holds a {type(backend.model).__name__} tokenizer; BERT's is "
-                            "WordPiece")
+        if not isinstance(backend.model, models.WordPiece):
+            raise UserError(f"{path} holds a {type(backend.model).__name__}; BERT's is WordPiece")
     else:
         lines = read_utf8(text_path).replace("\r\n", "\n").removesuffix("\n").split("\n")
         vocabulary = {token: number for number, token in enumerate(lines)}
         if len(vocabulary) < len(lines):
             raise UserError(f"{text_path} holds a token twice; every line needs its own")
-        backend = Backend(WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
-        backend.pre_tokenizer = BertPreTokenizer()
+        backend = Backend(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         backend.add_special_tokens([token for token in SPECIAL if token in vocabulary])
-    settings = _read_settings(folder / "tokenizer_config.json")
-    now = BertNormalizer() if backend.normalizer is None else backend.normalizer
-    if isinstance(now, BertNormalizer):
-        backend.normalizer = BertNormalizer(
+    absent = [token for token in SPECIAL if backend.token_to_id(token) is None]
+    if absent:
+        raise UserError(f"{folder}: the vocabulary lacks {', '.join(absent)}, which BERT needs")
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path) if path.is_file() else {}
+    now = backend.normalizer or normalizers.BertNormalizer()
+    if isinstance(now, normalizers.BertNormalizer):
+        backend.normalizer = normalizers.BertNormalizer(
             handle_chinese_chars=settings.get("tokenize_chinese_chars", now.handle_chinese_chars),
             strip_accents=settings.get("strip_accents", now.strip_accents),  # None: if lower-casing
             lowercase=settings.get("do_lower_case", now.lowercase))

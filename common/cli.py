@@ -15,8 +15,8 @@ class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one sentence, with the nearest flag there is."""
 
     def __init__(self, **options):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-                         **options)
+        options |= {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(**options)
 
     def error(self, message):
         raise UserError(f"{message}; see --help")
@@ -32,8 +32,7 @@ class Parser(argparse.ArgumentParser):
 RUN_FLAGS = {                                                # of commands that work on a saved run
     "run": dict(metavar="RUN", help="folder of a saved run"),
     "--data": dict(metavar="FOLDER", help="folder with the data files (default: the run's own)"),
-    "--limit": dict(type=int, metavar="N", help="only the first N rows of each dev file (0: all; "
-                                                "default: as in training)"),
+    "--limit": dict(type=int, metavar="N", help="only the first N rows of each file (0: all)"),
     "--device": dict(default="auto", choices=("auto", "cuda", "cpu")),
     "--precision": dict(choices=("auto", "fp32", "bf16"), help="default: the run's"),
     "--overwrite": dict(action="store_true", help="replace the run that is in --out"),
@@ -49,15 +48,14 @@ def add_run_flags(parser, *names):
 def run_command(package, doc, commands, arguments=None):
     """Run `python -m package COMMAND …`. commands: {name: (function, add_flags)}; add_flags(parser)
     declares the flags, the function takes what was parsed, and its docstring is the help."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
         return print(doc)
-    check_known(arguments[0], commands, "command")
-    function, add_flags = commands[arguments[0]]
-    parser = Parser(prog=f"python -m {package} {arguments[0]}",
-                    description=inspect.getdoc(function))
+    check_known(name, commands, "command")
+    function, add_flags = commands[name]
+    parser = Parser(prog=f"python -m {package} {name}", description=inspect.getdoc(function))
     add_flags(parser)
-    return function(parser.parse_args(arguments[1:]))
+    return function(parser.parse_args(rest))
 
 
 class UserStop(Exception):
@@ -70,24 +68,19 @@ def run_script(main):
     try:
         sys.exit(main())
     except UserError as error:
-        sys.exit(_say(f"error: {error}", 2))
+        code, text = 2, f"error: {error}"
     except torch.OutOfMemoryError:
-        sys.exit(_say("error: the GPU's memory is full; lower --batch-size, or --device cpu", 2))
-    except UserStop as stop:
-        sys.exit(_say(str(stop), 130))
-    except KeyboardInterrupt:
-        sys.exit(_say("stopped", 130))
+        code, text = 2, "error: the GPU's memory is full; lower --batch-size, or --device cpu"
+    except (UserStop, KeyboardInterrupt) as stop:
+        code, text = 130, str(stop) or "stopped"
     except BrokenPipeError:                                  # as in: evaluate.py … | head
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
         place = error.filename or "a file"
-        sys.exit(_say(f"error: {place} cannot be read or written: {error.strerror or error}", 2))
-
-
-def _say(text, code):
+        code, text = 2, f"error: {place} cannot be read or written: {error.strerror or error}"
     print(text, file=sys.stderr)
-    return code
+    sys.exit(code)
 
 
 class StopSignal:

@@ -20,8 +20,7 @@ def pick_device(name, precision="fp32"):
 
 
 def peak_memory(device):
-    """The most bytes this process has held so far: of the GPU's memory, or else of the machine's;
-    None where the system does not say."""
+    """The most bytes this process has held, on the GPU or else in the machine; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with suppress(ImportError):                              # Windows has no such module

@@ -17,24 +17,27 @@ class Log:
     path nothing is written."""
 
     def __init__(self, path, step):
-        """Begin the file, or go on with it after `step`: later lines are of steps to be done
-        again."""
-        self.path, self.sums = path, {}
-        self.lines = [line for line in _read_lines(path) if line["step"] <= step]
-        if path is not None:
-            with atomic_write(path) as file:
-                file.write("".join(json.dumps(line) + "\n" for line in self.lines).encode())
+        """Begin the file, or go on with it after `step`; later lines are dropped."""
+        self.path, self.sums, self.lines = path, {}, []
+        if path is None:
+            return
+        for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            try:
+                self.lines.append(json.loads(text))
+            except ValueError:                               # cut short by a kill
+                break
+        self.lines = [line for line in self.lines if line["step"] <= step]
+        with atomic_write(path) as file:
+            file.write("".join(json.dumps(line) + "\n" for line in self.lines).encode())
 
     def add(self, what, name, value, weight=1.0):
-        """Add a value (a number or a scalar tensor) of this step, such as the "loss" of a task; it
-        is multiplied by its weight already."""
+        """Add a number or scalar tensor, such as the "loss" of a task, already times its weight."""
         value = value.detach() if isinstance(value, torch.Tensor) else value
         total, weights = self.sums.get((what, name), (0.0, 0.0))
         self.sums[what, name] = total + value, weights + weight
 
     def write_means(self, step, seconds, total=float):
-        """Write the means since the last line → {name: mean loss}. `total` makes a number of a sum;
-        making it makes a GPU finish its work."""
+        """Write the means since the last line → {name: mean loss}. `total` waits for a GPU."""
         means = {}
         for (what, name), (value, weight) in self.sums.items():
             means.setdefault(what, {})[name] = total(value) / total(weight)
@@ -62,17 +65,6 @@ class Log:
             for name, value in line.get(what, {}).items():
                 points.setdefault(name, []).append((line["step"], value))
         return points
-
-
-def _read_lines(path):
-    lines = []
-    there = path is not None and path.is_file()
-    for text in path.read_text(encoding="utf-8").splitlines() if there else ():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:                                   # cut short by a kill
-            break
-    return lines
 
 
 def progress_bar(title, total, unit, done=0, leave=True, silent=False):

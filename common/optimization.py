@@ -4,9 +4,8 @@ import torch
 
 
 def warmup_then_decay(step, steps, warmup, decay=True):
-    """The factor of the learning rate in this step: it rises linearly over the first `warmup`
-    fraction of the steps, then falls linearly to zero (Devlin et al. 2019, appendix A.2), or stays
-    if not `decay`. Steps count from 1."""
+    """The learning rate's factor in this step, 1 …: it rises linearly over the `warmup` fraction of
+    the steps, then falls linearly to zero (Devlin et al. 2019, appendix A.2), or stays."""
     rising = warmup * steps
     up = step / rising if rising else 1.0
     down = (steps - step + 1) / (steps - max(rising, 1) + 1) if decay else 1.0
@@ -15,8 +14,7 @@ def warmup_then_decay(step, steps, warmup, decay=True):
 
 def parameter_groups(modules, weight_decay):
     """[(module, {"max_lr": highest learning rate, …})] → parameter groups for an optimizer: the
-    trainable parameters of each module, of which only those of 2 or more dimensions decay. The
-    loop sets "lr" from "max_lr" in every step."""
+    trainable parameters of each module, of which only matrices decay; the loop sets "lr"."""
     groups = [{"params": [p for p in module.parameters()
                           if p.requires_grad and (p.dim() > 1) == matrices],
                "weight_decay": weight_decay if matrices else 0.0, **more}

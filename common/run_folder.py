@@ -1,4 +1,5 @@
-"""A run's folder: check that a new one may be made, and read the record of an existing one."""
+"""A run's folder: check that a new one may be made, read an existing one's record, save and read
+the state from which a stopped run goes on."""
 
 import json
 import platform
@@ -7,12 +8,13 @@ from pathlib import Path
 import torch
 
 from bert.errors import UserError
+from bert.files import atomic_write
 
 
 def check_new_folder(out, record_file, kind, overwrite, resume, sources):
-    """→ the Path of a new run's folder. Nothing is written yet: a mistake found later leaves no
-    trace. kind: what such a run is called. resume: the command that goes on with it. sources {flag:
-    path}: what the run reads, which must not lie in the folder that it replaces."""
+    """→ the Path of a new run's folder; nothing is written yet. kind: what such a run is called.
+    resume: the command that goes on with it. sources {flag: path}: what the run reads, which must
+    not lie in the folder that it replaces."""
     folder = Path(out).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; a run is a folder")
@@ -33,22 +35,23 @@ def check_new_folder(out, record_file, kind, overwrite, resume, sources):
 def read_record(path, kind, version, fields):
     """→ the fields of run.json or pretrain.json at `path`. UserError where the file is missing,
     damaged, lacks one of `fields`, or is of another `version` of the format."""
-    path = Path(path)
     if not path.is_file():
         raise UserError(f"{path.parent} is not a {kind}: it has no {path.name}")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         found, missing = record.get("version", 1), set(fields) - set(record)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); restore it, or train the run again"
-                        ) from error
+        raise damaged(path, repr(error)) from error
     if found != version:
         raise UserError(f"{path} is of format {found}, and this version reads format {version}; "
                         f"open the run with the version that wrote it, or train it again")
     if missing:
-        raise UserError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}; restore it, or "
-                        f"train the run again")
+        raise damaged(path, f"it lacks {', '.join(sorted(missing))}")
     return record
+
+
+def damaged(path, why):
+    return UserError(f"{path} is damaged ({why}); restore it, or train the run again")
 
 
 def versions():
@@ -57,6 +60,42 @@ def versions():
             "threads": torch.get_num_threads()}
 
 
-def weight_bytes(folder):
-    """The bytes of the .safetensors files in a folder."""
-    return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+def rng_state(device):
+    """The states of the random number generators, on the CPU and on `device`."""
+    return [torch.get_rng_state(),
+            torch.cuda.get_rng_state(device) if device.type == "cuda" else None]
+
+
+def save_state(path, model, optimizer, rng_states, **more):
+    """Write the state to resume from. `rng_states` has the rng_state of each process."""
+    with atomic_write(path) as file:
+        try:
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                        "rng_states": rng_states, **more}, file)
+        except RuntimeError as error:                        # what torch raises if the disk is full
+            raise OSError(0, " ".join(str(error).split())[:150]) from error
+
+
+def read_state(path):
+    """What save_state wrote, or None where nothing was saved yet."""
+    if not path.is_file():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}); start the run anew with "
+                        f"--overwrite") from error
+
+
+def restore(state, model, optimizer, device, process=0):
+    """Load the weights, the optimizer's state and the random states of this process."""
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        cpu, cuda = state["rng_states"][min(process, len(state["rng_states"]) - 1)]
+        torch.set_rng_state(cpu)
+        if device.type == "cuda" and cuda is not None:
+            torch.cuda.set_rng_state(cuda, device)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the saved state does not fit the model, whose checkpoint has changed "
+                        f"since ({' '.join(str(error).split())[:150]}); start a new run") from error

@@ -7,8 +7,7 @@ from bert.files import atomic_write
 
 
 def text_table(rows, left=1):
-    """Rows of texts, the header first → aligned lines. The first `left` columns are flush left, the
-    others flush right."""
+    """Rows of texts, the header first → aligned lines; the first `left` columns are flush left."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(cell.ljust(width) if n < left else cell.rjust(width)
                                for n, (cell, width) in enumerate(zip(row, widths))).rstrip()
@@ -20,11 +19,13 @@ def format_number(value):
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
-def comparison_table(columns):
-    """{title: {name: number}} → text_table with a column for each title, a row for each name."""
-    names = next(iter(columns.values()))
-    return text_table([["", *columns], *(
-        [name, *(format_number(column[name]) for column in columns.values())] for name in names)])
+def rows_table(rows, left=1):
+    """Rows {column: text, number or None} → text_table; the first row has all columns."""
+    def text(value):
+        return value if isinstance(value, str) else "–" if value is None else format_number(value)
+
+    names = list(rows[0]) if rows else []
+    return text_table([names, *([text(row[name]) for name in names] for row in rows)], left)
 
 
 def markdown_table(rows):

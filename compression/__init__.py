@@ -7,5 +7,3 @@ Reading order: codecs, autoencoder (a matrix → its stored form → a matrix), 
 """
 
 from compression.stored import CODECS, Compressed
-
-__all__ = ["CODECS", "Compressed"]

@@ -7,33 +7,36 @@
     python -m compression tiny --data FOLDER                   # a checkpoint: its masked-LM loss
 
 A ratio of 10 gives the chosen matrices a tenth of their bytes, counting everything that is needed
-to decode them. Opening a saved run decodes its matrices: this saves space, not time (two
-thin matrices, python -m laser apply --factored, save both).
-
-Writes compress-MATRICES.csv and .png to RUN/compression (or --out). A stopped command resumes when
-it is called again. Methods: see compression/codecs.py and compression/autoencoder.py.
+to decode them. Opening a saved run decodes its matrices: this saves space, not time (python -m
+laser apply --factored saves both). Writes compress-MATRICES.csv and .png to RUN/compression (or
+--out). A stopped command resumes when called again. Methods: compression/codecs.py, autoencoder.py.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from bert import UserError
+from bert.checkpoint import pretraining_heads
 from bert.errors import check_known
 from bert.files import write_json
 from bert.matrices import MATRICES
 from common.cli import Parser, add_run_flags, run_script
+from common.device import pick_device
 from common.flags import parse_numbers
 from common.plots import draw_curves
-from common.tables import format_number, text_table, write_csv
-from compression.codecs import FLOAT
+from common.tables import rows_table, write_csv
 from compression.stored import CODECS, EMBEDDINGS, Compressed, find_modules
 from multitask import runs
-from multitask.evaluation import load_split, model_fingerprint
-from multitask.metrics import main_scores
+from multitask.evaluation import load_split, model_fingerprint, read_split
+from multitask.metrics import COURSE, main_scores
 from multitask.session import RunSession
+from pretraining.corpus import Corpus
+from pretraining.masking import HeldOut, Masking
+from pretraining.model import MaskedLM, load_head, open_checkpoint
 
 DEFAULT = "svd", "centered", "weighted", "kronecker", "prune", "bits", "autoencoder", "shared"
 DEFAULT_EMBEDDINGS = "centered", "prune", "bits", "direction"
@@ -45,13 +48,11 @@ def parse(arguments):
     parser = Parser(prog="python -m compression", description=__doc__)
     add_run_flags(parser, "run", "--data", "--limit", "--device", "--precision", "--overwrite")
     parser.add_argument("--out", help="folder of the results (default: RUN/compression)")
-    parser.add_argument("--matrices", default="fc_in,fc_out",
-                        help=f"all, or some of {', '.join(MATRICES)} (default: %(default)s), or "
-                             f"{EMBEDDINGS}")
+    parser.add_argument("--matrices", default="fc_in,fc_out", help="embeddings, all, or some of "
+                        f"{', '.join(MATRICES)} (default: %(default)s)")
     parser.add_argument("--methods", help=f"some of {', '.join(CODECS)} (default: all that suit)")
     parser.add_argument("--ratios", default="5,10", help="times fewer bytes (default: 5,10)")
-    parser.add_argument("--save", metavar="RUN2", help="save a run that stores its matrices "
-                                                       "so: one method, one ratio")
+    parser.add_argument("--save", metavar="RUN2", help="save such a run: one method, one ratio")
     args = parser.parse_args(arguments)
     default = DEFAULT_EMBEDDINGS if args.matrices == EMBEDDINGS else DEFAULT
     is_run = runs.is_saved_run(args.run)
@@ -69,6 +70,26 @@ def parse(arguments):
     if not is_run and (args.save or "weighted" in args.methods):
         raise UserError(f"--save and the method weighted need a saved run, and {args.run} is none")
     return args
+
+
+class CheckpointSession:
+    """A RunSession of a checkpoint: scores its masked LM on the texts of the dev files."""
+
+    def __init__(self, args):
+        self.first_splits, self.precision = {}, args.precision or "fp32"
+        self.device, self.autocast = pick_device(args.device, self.precision)
+        tokenizer, bert = open_checkpoint(args.run)
+        self.model = MaskedLM(bert).to(self.device)
+        if not load_head(self.model.head, pretraining_heads(args.run), args.run):
+            raise UserError(f"{args.run} is neither a saved run nor a checkpoint with a masked-LM "
+                            f"head; there is nothing to score it by")
+        texts = dict.fromkeys(text for task in COURSE for example in read_split(
+            task, "dev", args.data or "data")[:args.limit] for text in example.texts)
+        corpus, line_ids = Corpus(tokenizer, list(texts), 128), torch.arange(len(texts))
+        self.heldout = HeldOut(corpus, line_ids, line_ids, Masking(tokenizer))
+
+    def evaluate(self):
+        return self.heldout.scores(self.model, None, self.device, self.autocast), None
 
 
 def fisher_importance(session, matrices):
@@ -91,91 +112,73 @@ def fisher_importance(session, matrices):
 
 
 def put_weights(modules, weights):
-    """Put the weights {target: [n, m]} into {target: module} → the previous weights."""
-    previous = {target: module.weight.data for target, module in modules.items()}
+    """Put the weights {target: [n, m]} into {target: module}."""
     for target, module in modules.items():
-        module.weight.data = weights[target].to(previous[target].device)
-    return previous
+        module.weight.data = weights[target].to(module.weight.device)
 
 
-def reconstruction_error(weights, decoded):
-    """{target: [n, m]} both → {"rmse" of all entries, "cosine": mean over the rows}"""
-    old, new = (torch.cat([w.flatten() for w in side.values()]) for side in (weights, decoded))
-    cosines = torch.cat([F.cosine_similarity(weights[t], decoded[t]) for t in weights])
-    return {"rmse": float((old - new).square().mean().sqrt()), "cosine": float(cosines.mean())}
-
-
-def measure(session, matrices, compressed=None):
-    """→ a row of the table: sizes in bytes, errors and scores of the model with the decoded
-    matrices, or of the unchanged model"""
-    bert, modules = session.model.bert, find_modules(session.model.bert, matrices)
-    before = FLOAT * sum(module.weight.numel() for module in modules.values())
-    rest = FLOAT * sum(p.numel() for p in bert.parameters()) - before
-    if compressed is None:
-        return {"method": "as it is", "ratio": 1.0, "bytes": before, "model_bytes": rest + before,
-                "rmse": 0.0, "cosine": 1.0, **main_scores(session.evaluate()[0])}
-    decoded = compressed.decode()
-    weights = put_weights(modules, decoded)
+def measure(session, args, method, ratio, importance):
+    """→ a row of the table, of the unchanged model where method is None. "rmse" is of all entries,
+    "cosine" the mean over the rows."""
+    bert, modules = session.model.bert, find_modules(session.model.bert, args.matrices)
+    weights = {target: module.weight.data for target, module in modules.items()}
+    size = sum(weight.nbytes for weight in weights.values())
+    rest, rmse, cosine = sum(p.nbytes for p in bert.parameters()) - size, 0.0, 1.0
+    if method:
+        compressed = Compressed.fit(bert, args.matrices, method, ratio, importance)
+        size, decoded = compressed.bytes, compressed.decode()
+        put_weights(modules, decoded)
+        rows = [(weights[target].cpu(), decoded[target]) for target in modules]
+        difference = torch.cat([(old - new).flatten() for old, new in rows])
+        rmse = float(difference.square().mean().sqrt())
+        cosine = float(torch.cat([F.cosine_similarity(old, new) for old, new in rows]).mean())
     scores = main_scores(session.evaluate()[0])
     put_weights(modules, weights)
-    return {"method": compressed.codec, "ratio": compressed.ratio, "bytes": compressed.bytes,
-            "model_bytes": rest + compressed.bytes,
-            **reconstruction_error({t: w.cpu() for t, w in weights.items()}, decoded), **scores}
+    return {"method": method or "as it is", "ratio": ratio, "bytes": size,
+            "model_bytes": rest + size, "rmse": rmse, "cosine": cosine, **scores}
 
 
 def compare(session, args, folder):
-    """Measure each method at each ratio; write the table and the figure. Rows that were measured
-    before on the same model and data are read from compress-MATRICES.json."""
+    """Measure each method at each ratio; write the table and figure. compress-MATRICES.json holds
+    the rows that were measured before on the same model and data."""
     path = folder / f"compress-{'-'.join(args.matrices)}.json"
     fingerprint = model_fingerprint(session.model, session.first_splits, session.precision)
     found = json.loads(path.read_text()) if path.is_file() else {}
     known = found["rows"] if found.get("fingerprint") == fingerprint else {}
     importance = fisher_importance(session, args.matrices) if "weighted" in args.methods else None
     rows = []
-    for method, ratio in [(None, 1), *((m, r) for m in args.methods for r in args.ratios)]:
+    for method, ratio in [(None, 1.0), *((m, r) for m in args.methods for r in args.ratios)]:
         key = f"{method} {ratio:g}"
         if key not in known:
-            known[key] = measure(session, args.matrices, method and Compressed.fit(
-                session.model.bert, args.matrices, method, ratio, importance))
+            known[key] = measure(session, args, method, ratio, importance)
             write_json(path, {"fingerprint": fingerprint, "rows": known})
         rows.append(known[key])
-    columns = list(rows[0])[2:]
-    print(text_table([["method", "ratio", *columns], *(
-        [row["method"], f"{row['ratio']:g}", *(format_number(row[column]) for column in columns)]
-        for row in rows)]))
+    print(rows_table([row | {"ratio": f"{row['ratio']:g}"} for row in rows]))
     write_csv(path.with_suffix(".csv"), rows)
-    score = next(name for name in ("overall", "mean", "masked_lm_loss") if name in columns)
-    curves = {}
-    for row in rows:
-        curves.setdefault(row["method"], []).append((row["model_bytes"] / 2 ** 20, row[score]))
+    score = next(name for name in ("overall", "mean", "masked_lm_loss") if name in rows[0])
+    curves = {method: [(row["model_bytes"] / 2 ** 20, row[score]) for row in rows
+                       if row["method"] == method] for method in ("as it is", *args.methods)}
     draw_curves([(score, curves)], path.with_suffix(".png"), xlabel="stored model, MiB")
     print(f"\n{folder}/: {path.stem}.csv, {path.stem}.png")
 
 
-def save(args):
-    """Save the run with these matrices in stored form."""
-    (method,), (ratio,) = args.methods, args.ratios
-
-    def edit(session):
-        bert = session.model.bert
-        importance = fisher_importance(session, args.matrices) if method == "weighted" else None
-        bert.compressed = Compressed.fit(bert, args.matrices, method, ratio, importance)
-        put_weights(find_modules(bert, args.matrices), bert.compressed.decode())
-        bert.edits = [*bert.edits, {"method": "compression", "codec": method, "ratio": ratio,
-                                    "matrices": args.matrices}]
-
-    RunSession(args).derive_and_compare(args.save, args.overwrite, edit)
+def compress(args, session):
+    """Replace these matrices of the session's model by what their stored form decodes to."""
+    bert, (method,), (ratio,) = session.model.bert, args.methods, args.ratios
+    importance = fisher_importance(session, args.matrices) if method == "weighted" else None
+    bert.compressed = Compressed.fit(bert, args.matrices, method, ratio, importance)
+    put_weights(find_modules(bert, args.matrices), bert.compressed.decode())
+    bert.edits = [*bert.edits, {"method": "compression", "codec": method, "ratio": ratio,
+                                "matrices": args.matrices}]
 
 
 def main(arguments=None):
     args = parse(arguments)
     if args.save:
-        save(args)
+        RunSession(args).derive_and_compare(args.save, args.overwrite, partial(compress, args))
     elif runs.is_saved_run(args.run):
         compare(RunSession(args), args, Path(args.out or Path(args.run, "compression")))
     else:
-        from compression.checkpoint import CheckpointSession  # imports pretraining, so only here
-
         compare(CheckpointSession(args), args,
                 Path(args.out or f"compression-{Path(args.run).name}"))
 

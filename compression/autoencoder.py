@@ -15,8 +15,8 @@ x is the largest whole number for which  10x² + x·(n + 6 + 4m) + m + n  number
 Embeddings:  z = We + b,  ê = Vz + c,  loss  0.1995 · (1 − cos) + 0.0025 · mean|ê − e|^α,  α falling
 from 1 to 0.1. Training starts at the centered SVD, the best such pair in squared error.
 
-Left out: early stopping by masked-LM loss. Different: encoder inputs are rows with a mean square of
-1, and small matrices get more epochs than the paper's 30.
+Left out: early stopping. Different: encoder inputs are rows with a mean square of 1, and small
+matrices get more epochs than the paper's 30.
 """
 
 import math
@@ -28,7 +28,7 @@ from torch import nn
 from tqdm import tqdm
 
 from bert import UserError
-from compression.codecs import FLOAT, Codec, decode_product, fit_centered
+from compression.codecs import FLOAT, fit_centered
 
 EPOCHS, STEPS = 30, 30_000           # at least so many passes over the rows, and steps
 
@@ -42,11 +42,6 @@ def width(n, m, numbers):
                         f"{m}, whose norms and last bias alone take {m + n:,}; lower --ratios, or "
                         f"leave the method out")
     return x
-
-
-def encoder(m, x):
-    return nn.Sequential(nn.Linear(m, 8 * x), nn.LeakyReLU(), nn.Linear(8 * x, 4 * x),
-                         nn.LeakyReLU(), nn.Linear(4 * x, x))
 
 
 def decoder(m, x):
@@ -66,12 +61,11 @@ def row_loss(directions, target):
     return (10 * (1 - cosine) + (rows - target).square().mean().add(1e-12).sqrt()) / 11
 
 
-def train(parameters, n, batch_size, decays, factor, title):
-    """Train with Adam on n rows in random order: yields (fraction of the epochs that is done,
-    indices of a batch), and takes the optimizer step after the caller's backward pass. The
-    learning rate is multiplied by `factor`, `decays` times."""
+def train(modules, n, batch_size, decays, factor, title):
+    """Train with Adam on n rows in random order: yields (fraction of the epochs done, indices of a
+    batch); the caller runs backward. The learning rate is multiplied by `factor` `decays` times."""
     epochs = max(EPOCHS, math.ceil(STEPS * batch_size / n))
-    optimizer = torch.optim.Adam(parameters, lr=1e-3)
+    optimizer = torch.optim.Adam(nn.ModuleList(modules).parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, max(1, epochs // (decays + 1)), factor)
     generator = torch.Generator().manual_seed(0)
     for epoch in tqdm(range(epochs), title, unit="epoch", leave=False,
@@ -88,10 +82,11 @@ def fit_autoencoder(weight, byte_budget, importance=None):
     x = width(n, m, byte_budget // FLOAT)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        encode, decode = encoder(m, x), decoder(m, x)
+        encode = nn.Sequential(nn.Linear(m, 8 * x), nn.LeakyReLU(), nn.Linear(8 * x, 4 * x),
+                               nn.LeakyReLU(), nn.Linear(4 * x, x))
+        decode = decoder(m, x)
     rows = F.normalize(weight, dim=1) * math.sqrt(m)                     # [n, m]
-    parameters = [*encode.parameters(), *decode.parameters()]
-    for _, batch in train(parameters, n, 16, 14, 0.8, "autoencoder"):
+    for _, batch in train([encode, decode], n, 16, 14, 0.8, "autoencoder"):
         row_loss(decode(encode(rows[batch])), rows[batch]).backward()
     with torch.no_grad():
         return {"codes": encode(rows), "norms": norms, **decode.state_dict()}
@@ -105,12 +100,6 @@ def decode_autoencoder(stored, shape):
         return with_norms(decode(codes), stored["norms"])
 
 
-def direction_loss(decoded, target, power):
-    """0.1995 · (1 − cos) + 0.0025 · mean(|ê − e| + 1e-10)^power"""
-    cosine = F.cosine_similarity(decoded, target).mean()
-    return 0.1995 * (1 - cosine) + 0.0025 * ((decoded - target).abs() + 1e-10).pow(power).mean()
-
-
 def fit_direction(weight, byte_budget, importance=None):
     start = fit_centered(weight, byte_budget)
     rank, mean = len(start["right"]), start["mean"]
@@ -120,17 +109,12 @@ def fit_direction(weight, byte_budget, importance=None):
         decode.bias.copy_(mean)
         encode.weight.copy_(torch.linalg.pinv(start["right"].double()).T)
         encode.bias.copy_(-encode.weight @ mean)
-    parameters = [*encode.parameters(), *decode.parameters()]
-    for done, batch in train(parameters, len(weight), 32, 7, 0.5, "direction"):
-        power = 1 - 0.9 * min(1.5 * done, 1)
-        direction_loss(decode(encode(weight[batch])), weight[batch], power).backward()
+    for done, batch in train([encode, decode], len(weight), 32, 7, 0.5, "direction"):
+        target, power = weight[batch], 1 - 0.9 * min(1.5 * done, 1)                # α
+        decoded = decode(encode(target))
+        cosine = F.cosine_similarity(decoded, target).mean()
+        error = ((decoded - target).abs() + 1e-10).pow(power).mean()
+        (0.1995 * (1 - cosine) + 0.0025 * error).backward()
     with torch.no_grad():
         return {"left": encode(weight), "right": decode.weight.T.contiguous(),
                 "mean": decode.bias.detach()}
-
-
-TRAINED = {
-    "autoencoder": Codec(fit_autoencoder, decode_autoencoder),
-    "shared": Codec(fit_autoencoder, decode_autoencoder, shared=True),
-    "direction": Codec(fit_direction, decode_product),
-}

@@ -27,7 +27,7 @@ def restore(bert, edit, folder):
               if isinstance(module, nn.Embedding) else (module.out_features, module.in_features)
               for target, module in modules.items()}
     try:
-        decoded = Compressed(edit["codec"], edit["ratio"], shapes, stored).decode()
+        decoded = Compressed(edit["codec"], shapes, stored).decode()
     except (KeyError, RuntimeError, ValueError) as error:
         raise UserError(f"{folder / FILE} does not fit run.json ({error!r}); compress the run "
                         f"again") from error
@@ -38,15 +38,16 @@ def restore(bert, edit, folder):
 @contextmanager
 def encoder_alone(bert):
     """Within this context bert lacks the weights that are saved in stored form."""
-    modules = [module for edit in bert.edits if edit["method"] == "compression"
-               for module in find_modules(bert, edit["matrices"]).values()]
-    weights = [module.weight for module in modules]
-    for module in modules:
-        module.weight = None
+    weights = {}
+    for edit in bert.edits:
+        if edit["method"] == "compression":
+            modules = find_modules(bert, edit["matrices"]).values()
+            weights |= {module: module.weight for module in modules}
+            rebuild(bert, edit)
     try:
         yield
     finally:
-        for module, weight in zip(modules, weights):
+        for module, weight in weights.items():
             module.weight = weight
 
 

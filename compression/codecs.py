@@ -15,7 +15,6 @@ by `weighted` only. Everything that is stored counts: factors, decoders, norms, 
 """
 
 import math
-from collections import namedtuple
 
 import numpy as np
 import torch
@@ -23,7 +22,6 @@ import torch
 from bert import UserError
 
 FLOAT = 4                                                    # bytes
-Codec = namedtuple("Codec", "fit decode shared", defaults=[False])   # shared: by all layers
 
 
 def bytes_of(stored):
@@ -70,8 +68,7 @@ def fit_weighted(weight, byte_budget, importance=None):
 
 
 def fit_kronecker(weight, byte_budget, importance=None):
-    """A [a, b] and B [c, d] have the shapes with the fewest entries in both; among equals those
-    whose A is closest to W in aspect ratio."""
+    """A [a, b] and B [c, d] have the fewest entries; of equals, A is nearest W in aspect ratio."""
     n, m = weight.shape
     a, b = min(((a, b) for a in range(1, n + 1) if n % a == 0
                 for b in range(1, m + 1) if m % b == 0),
@@ -121,13 +118,3 @@ def decode_bits(stored, shape):
     weights = (1 << np.arange(len(planes))).astype(np.float32)
     codes = torch.from_numpy(weights @ planes).view(shape)
     return codes * stored["step"][:, None] + stored["low"][:, None]
-
-
-CLOSED_FORM = {
-    "svd": Codec(fit_svd, decode_product),
-    "centered": Codec(fit_centered, decode_product),
-    "weighted": Codec(fit_weighted, decode_product),
-    "kronecker": Codec(fit_kronecker, decode_kronecker),
-    "prune": Codec(fit_prune, decode_prune),
-    "bits": Codec(fit_bits, decode_bits),
-}

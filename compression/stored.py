@@ -2,21 +2,31 @@
 tensors: {matrix}.{layer}.{tensor}, or for a decoder of all layers' rows [m] {matrix}.{m}.{tensor}.
 """
 
+from collections import namedtuple
 from dataclasses import dataclass
 
 import torch
 
 from bert.matrices import get_linear, is_empty
-from compression.autoencoder import TRAINED
-from compression.codecs import CLOSED_FORM, FLOAT, bytes_of
+from compression import autoencoder, codecs
 
-CODECS = CLOSED_FORM | TRAINED
+Codec = namedtuple("Codec", "fit decode shared", defaults=[False])   # shared: by all layers
+CODECS = {
+    "svd": Codec(codecs.fit_svd, codecs.decode_product),
+    "centered": Codec(codecs.fit_centered, codecs.decode_product),
+    "weighted": Codec(codecs.fit_weighted, codecs.decode_product),
+    "kronecker": Codec(codecs.fit_kronecker, codecs.decode_kronecker),
+    "prune": Codec(codecs.fit_prune, codecs.decode_prune),
+    "bits": Codec(codecs.fit_bits, codecs.decode_bits),
+    "autoencoder": Codec(autoencoder.fit_autoencoder, autoencoder.decode_autoencoder),
+    "shared": Codec(autoencoder.fit_autoencoder, autoencoder.decode_autoencoder, shared=True),
+    "direction": Codec(autoencoder.fit_direction, codecs.decode_product),
+}
 EMBEDDINGS = "embeddings"                # a matrix besides bert.matrices.MATRICES
 
 
 def find_modules(bert, matrices):
-    """{(layer, matrix): its module} of all layers; matrices that pruning has emptied are left out.
-    UserError if another module has replaced one."""
+    """{(layer, matrix): its module} of all layers, without matrices that pruning has emptied."""
     embeddings = {(0, EMBEDDINGS): bert.word_embeddings} if EMBEDDINGS in matrices else {}
     return embeddings | {
         (layer, matrix): get_linear(bert, layer, matrix) for matrix in matrices
@@ -29,40 +39,38 @@ class Compressed:
     """Matrices stored by one codec: shapes {(layer, matrix): [n, m]}, stored {name: tensor}."""
 
     codec: str
-    ratio: float
     shapes: dict
     stored: dict
 
     @classmethod
     def fit(cls, bert, matrices, codec, ratio, importance=None):
-        """Store these matrices of bert in 1/ratio of their bytes. importance {(layer, matrix):
-        [n]}, one number for each row, is used by the codec `weighted`."""
+        """Store these matrices of bert in 1/ratio of their bytes; importance {target: [n]}"""
         weights = {target: module.weight.detach().cpu()
                    for target, module in find_modules(bert, matrices).items()}
-        shapes, stored = {target: weight.shape for target, weight in weights.items()}, {}
-        for prefix, group in groups(shapes, codec).items():
-            stacked = torch.cat([weights[target] for target in group])
-            byte_budget = stacked.numel() * FLOAT / ratio
-            rows = torch.cat([importance[target] for target in group]) if importance else None
-            found = CODECS[codec].fit(stacked, byte_budget, rows)
-            assert bytes_of(found) <= byte_budget
-            stored |= {f"{prefix}.{name}": tensor for name, tensor in found.items()}
-        return cls(codec, ratio, shapes, stored)
+        found = cls(codec, {target: weight.shape for target, weight in weights.items()}, {})
+        for prefix, targets in groups(found.shapes, codec).items():
+            stacked = torch.cat([weights[target] for target in targets])
+            byte_budget = stacked.nbytes / ratio
+            rows = torch.cat([importance[target] for target in targets]) if importance else None
+            tensors = CODECS[codec].fit(stacked, byte_budget, rows)
+            assert codecs.bytes_of(tensors) <= byte_budget
+            found.stored |= {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+        return found
 
     @property
     def bytes(self):
-        return bytes_of(self.stored)
+        return codecs.bytes_of(self.stored)
 
     def decode(self):
         """→ {(layer, matrix): [n, m]}"""
         weights = {}
-        for prefix, group in groups(self.shapes, self.codec).items():
-            sizes = [self.shapes[target][0] for target in group]
+        for prefix, targets in groups(self.shapes, self.codec).items():
+            sizes = [self.shapes[target][0] for target in targets]
             # clone: fitted and loaded tensors get the same alignment, so both give the same bits
             own = {name.removeprefix(prefix + "."): tensor.clone()
                    for name, tensor in self.stored.items() if name.startswith(prefix + ".")}
-            stacked = CODECS[self.codec].decode(own, (sum(sizes), self.shapes[group[0]][1]))
-            weights |= {t: part.clone() for t, part in zip(group, stacked.split(sizes))}
+            stacked = CODECS[self.codec].decode(own, (sum(sizes), self.shapes[targets[0]][1]))
+            weights |= {t: part.clone() for t, part in zip(targets, stacked.split(sizes))}
         return weights
 
 

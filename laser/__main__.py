@@ -9,6 +9,7 @@ matrices are fc_in, fc_out, query, key, value and attention_output, keep is a fr
 or with :magnitude after it a fraction of the entries.
 """
 
+from functools import partial
 from pathlib import Path
 
 from bert import UserError
@@ -16,13 +17,10 @@ from bert.errors import check_known
 from bert.matrices import MATRICES
 from common.cli import add_run_flags, run_command, run_script
 from common.flags import parse_numbers
-from common.tables import write_csv
-from laser import plots, search
-from laser.binding import edit_of
-from laser.edit import apply
-from laser.interventions import VARIANTS, parse
+from common.tables import rows_table, write_csv
+from laser import search, sweep
+from laser.interventions import VARIANTS, apply, parse
 from laser.output_cache import OutputCache
-from laser.sweep import KEEPS, grid, parse_layers, sweep, sweep_table
 from multitask.session import RunSession
 
 
@@ -32,7 +30,7 @@ def add_grid_flags(parser):
     parser.add_argument("--layers", default="upper", help="upper (default), all, or as in 3,4,5")
     parser.add_argument("--matrices", default="fc_in,fc_out",
                         help=f"all, or some of {', '.join(MATRICES)} (default: %(default)s)")
-    parser.add_argument("--keep", default=",".join(map(str, KEEPS)), metavar="FRACTIONS",
+    parser.add_argument("--keep", default=",".join(map(str, sweep.KEEPS)), metavar="FRACTIONS",
                         help="fractions of the rank to keep (default: %(default)s)")
     parser.add_argument("--variant", default="svd", choices=VARIANTS,
                         help="lower rank (svd, the default), or smallest entries zero (magnitude)")
@@ -45,8 +43,8 @@ def open_grid(args):
     matrices = list(MATRICES) if args.matrices == "all" else args.matrices.split(",")
     keeps = parse_numbers("--keep", args.keep, lambda keep: 0 < keep <= 1,
                           "fractions above 0 and up to 1, as in 0.9,0.5,0.1")
-    interventions = grid(bert, parse_layers(args.layers, len(bert.layers)), matrices, keeps,
-                         args.variant)
+    layers = sweep.parse_layers(args.layers, len(bert.layers))
+    interventions = sweep.grid(bert, layers, matrices, keeps, args.variant)
     return OutputCache(session, folder / "outputs.safetensors"), interventions, folder
 
 
@@ -59,20 +57,20 @@ def sweep_command(args):
     Writes sweep.csv, heatmap.png, spectra.png and outputs.safetensors to RUN/laser, or --out. A
     stopped sweep resumes with the same command, and a search reuses its outputs."""
     outputs, interventions, folder = open_grid(args)
-    rows = sweep(outputs, interventions)
+    rows = sweep.sweep(outputs, interventions)
     write_csv(folder / "sweep.csv", rows)
-    plots.draw_heat_maps(rows, folder / "heatmap.png")
-    plots.draw_spectra({i.target: outputs.evaluator.projection(i.target).decomposition
+    sweep.draw_heat_maps(rows, folder / "heatmap.png")
+    sweep.draw_spectra({i.target: outputs.evaluator.decomposition(i.target)
                         for i in interventions}, folder / "spectra.png")
-    print(f"{sweep_table(rows)}\n\n{folder}/: sweep.csv, heatmap.png, spectra.png\n"
+    print(f"{sweep.sweep_table(rows)}\n\n{folder}/: sweep.csv, heatmap.png, spectra.png\n"
           f"These are the best of {len(interventions)} on the examples on which they were chosen; "
           f"to see whether a gain is real: python -m laser search")
 
 
 def add_search_flags(parser):
     add_grid_flags(parser)
-    parser.add_argument("--metric", default="", help="score to raise: overall, mean (ranks stacks "
-                        "as Alappat's sum does), or a task (default: overall if there is one)")
+    parser.add_argument("--metric", default="", help="score to raise: overall (default if there is "
+                                                     "one), mean (as Alappat's sum), or a task")
     parser.add_argument("--splits", type=int, default=5, help="random halvings of dev (default: 5)")
 
 
@@ -90,13 +88,11 @@ def search_command(args):
     scores = outputs.scores(())
     check_known(args.metric or "mean", scores, "score", where="--metric")
     metric = args.metric or ("overall" if "overall" in scores else "mean")
-    print(search.paper_table(search.paper_protocol(outputs, interventions, metric)), flush=True)
+    print(rows_table(search.paper_protocol(outputs, interventions, metric)), flush=True)
     found = search.held_out(outputs, interventions, metric, args.splits)
-    print(f"\n{search.held_out_table(found, metric)}\n\n{search.summary_table(found, metric)}")
-    write_csv(folder / "search.csv", [
-        {**row, "gain": row["gain"].value, "low": row["gain"].low, "high": row["gain"].high}
-        for row in found])
-    plots.draw_gains(found, f"gain in {metric}", folder / "search.png")
+    print(f"\n{search.held_out_tables(found, metric)}")
+    write_csv(folder / "search.csv", found)
+    search.draw_gains(found, f"gain in {metric}", folder / "search.png")
     print(f"\n{folder}/: search.csv, search.png")
 
 
@@ -114,20 +110,14 @@ def apply_command(args):
     stack = parse(args.laser)
 
     def edit(session):
-        bert = session.model.bert
-        apply(bert, stack, args.factored)
-        bert.edits = [*bert.edits, edit_of(bert, stack)]
+        apply(session.model.bert, stack, args.factored)
 
     RunSession(args).derive_and_compare(args.out, args.overwrite, edit)
 
 
 COMMANDS = {"sweep": (sweep_command, add_grid_flags), "search": (search_command, add_search_flags),
             "apply": (apply_command, add_apply_flags)}
-
-
-def main(arguments=None):
-    return run_command("laser", __doc__, COMMANDS, arguments)
-
+main = partial(run_command, "laser", __doc__, COMMANDS)
 
 if __name__ == "__main__":
     run_script(main)

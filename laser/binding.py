@@ -1,19 +1,8 @@
 """LASER in runs: run.json records the interventions, and which matrices are factored."""
 
 from bert import UserError
-from bert.matrices import get_linear, module_name, replace_module
-from laser.edit import Factored
-from laser.interventions import format_stack
-
-
-def edit_of(bert, stack):
-    """The record of a stack that was applied to bert: {"ranks": {"2:fc_in": rank, …}} for
-    the factored matrices; the others are dense."""
-    modules = {f"{i.layer}:{i.matrix}": bert.get_submodule(module_name(bert, *i.target))
-               for i in stack}
-    return {"method": "laser", "interventions": format_stack(stack),
-            "ranks": {target: module.down.out_features for target, module in modules.items()
-                      if isinstance(module, Factored)}}
+from bert.matrices import get_linear, module_name
+from laser.interventions import Factored
 
 
 def rebuild(bert, edit):
@@ -23,5 +12,5 @@ def rebuild(bert, edit):
         old = get_linear(bert, int(layer), matrix)
         if not 1 <= rank <= min(old.weight.shape):
             raise UserError(f"run.json: {target} cannot have the rank {rank}")
-        replace_module(bert, module_name(bert, int(layer), matrix),
-                       Factored(old.in_features, rank, old.out_features))
+        bert.set_submodule(module_name(bert, int(layer), matrix),
+                           Factored(old.in_features, rank, old.out_features))

@@ -1,5 +1,4 @@
-"""The outputs of edited models for every dev example, kept in a file: scores on any subset of the
-examples come from it, and a stopped pass resumes from it."""
+"""The outputs of edited models for every dev example, in a file from which any pass resumes."""
 
 import json
 import math
@@ -25,31 +24,27 @@ SAVE_SECONDS = 30
 class OutputCache:
     """Outputs of a RunSession's model under stacks of interventions on its dev sets. `path`: the
     file, which is read if it exists. `tables` {task: [stacks, n, outputs]} hold NaN where nothing
-    is computed yet; `rows` {format_stack(stack): its row of a table}."""
+    is computed yet; `rows` {format_stack(stack): its row of a table}; `labels` {task: [n]}."""
 
     def __init__(self, session, path):
-        self.splits, self.device, self.autocast = (session.first_splits, session.device,
-                                                   session.autocast)
-        self.path, self.rows = Path(path), {}
+        self.session, self.splits = session, session.first_splits
         self.fingerprint = model_fingerprint(session.model, self.splits, session.precision)
         self.evaluator = SharedPrefixEvaluator(session.model)
-        self.batches = {task: split.by_length(TOKENS) for task, split in self.splits.items()}
+        self.labels = {task: split.labels.numpy() for task, split in self.splits.items()}
+        self.path, stacks = Path(path), []
         self.tables = {task: torch.empty(0, len(split), TASKS[task].outputs)
                        for task, split in self.splits.items()}
         if self.path.is_file():
-            self._read()
-
-    def _read(self):
-        try:
-            about = json.loads(read_metadata(self.path).get("about", ""))
-        except ValueError as error:
-            raise UserError(f"{self.path} is no file of outputs; move it away") from error
-        if about.get("fingerprint") != self.fingerprint:
-            raise UserError(f"{self.path} holds outputs of another model, data or precision; give "
-                            f"another --out, or remove the file")
-        self.rows = {text: row for row, text in enumerate(about["stacks"])}
-        found = read_tensors(self.path)
-        self.tables = {task: found[task] for task in self.tables}
+            try:
+                about = json.loads(read_metadata(self.path).get("about", ""))
+            except ValueError as error:
+                raise UserError(f"{self.path} is no file of outputs; move it away") from error
+            if about.get("fingerprint") != self.fingerprint:
+                raise UserError(f"{self.path} holds outputs of another model, data or precision; "
+                                f"give another --out, or remove the file")
+            found, stacks = read_tensors(self.path), about["stacks"]
+            self.tables = {task: found[task] for task in self.tables}
+        self.rows = {text: row for row, text in enumerate(stacks)}
 
     def save(self):
         about = json.dumps({"fingerprint": self.fingerprint, "stacks": list(self.rows)})
@@ -62,22 +57,19 @@ class OutputCache:
         self.tables = {task: torch.cat([t, t.new_full((len(new), *t.shape[1:]), math.nan)])
                        for task, t in self.tables.items()}
         by_row = {self.rows[format_stack(stack)]: stack for stack in stacks}
-        todo = []                                            # [(task, examples, rows)]
-        for task, batches in self.batches.items():
-            for examples in batches:
-                rows = [r for r in by_row if self.tables[task][r, examples[0]].isnan().any()]
-                if rows:
-                    todo.append((task, examples, rows))
-        if todo:
-            self._run(todo, by_row, title)
-
-    def _run(self, todo, by_row, title):
+        todo = [(task, examples, [row for row in by_row
+                                  if self.tables[task][row, examples[0]].isnan().any()])
+                for task, split in self.splits.items() for examples in split.by_length(TOKENS)]
         total = sum(len(examples) * len(rows) for _, examples, rows in todo)
         saved = time.monotonic()
+        if not total:
+            return
         with StopSignal() as stop, progress_bar(title, total, "example", leave=False) as bar:
             for task, examples, rows in todo:
-                batch = self.splits[task].batch(examples).to(self.device)
-                with self.autocast():
+                if not rows:
+                    continue
+                batch = self.splits[task].batch(examples).to(self.session.device)
+                with self.session.autocast():
                     found = self.evaluator.outputs(task, batch, [by_row[row] for row in rows])
                 self.tables[task][torch.tensor(rows)[:, None], torch.tensor(examples)] = found.cpu()
                 bar.update(len(examples) * len(rows))
@@ -94,11 +86,6 @@ class OutputCache:
         row = self.rows[format_stack(stack)]
         return {task: np.asarray(TASKS[task].predict(table[row]).tolist())
                 for task, table in self.tables.items()}
-
-    @property
-    def labels(self):
-        """{task: [n]}"""
-        return {task: split.labels.numpy() for task, split in self.splits.items()}
 
     def scores(self, stack):
         """→ {task: its first metric, "overall": …, "mean": …} on all examples"""

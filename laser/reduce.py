@@ -5,13 +5,15 @@ entries to zero. `keep` is the fraction of the largest possible rank, or of the 
 import math
 
 import torch
+import torch.nn.functional as F
 
 from bert import UserError
 
 
 def low_rank(weight, rank):
     """U_k Σ_k V_kᵀ, the closest matrix of this rank in the Frobenius norm (Eckart–Young)."""
-    return Decomposition(weight).low_rank(rank)
+    svd = Decomposition(weight)
+    return svd.left[:, :rank] @ svd.right[:rank]
 
 
 def rank_of(keep, shape):
@@ -28,10 +30,14 @@ class Decomposition:
         u, self.values, vh = torch.linalg.svd(weight.detach().double(), full_matrices=False)
         self.right = vh.to(weight.dtype)                     # Vᵀ  [r, in]
         self.left = (u * self.values).to(weight.dtype)       # UΣ  [out, r]
+        self.rows = self.projected = None
 
-    def low_rank(self, rank):
-        """→ W_k [out, in]"""
-        return self.left[:, :rank] @ self.right[:rank]
+    def product(self, rows, rank, bias):
+        """W_k x + b of rows x: [N, in] → [N, out]. All ranks share Vᵀx, which is cached while
+        `rows` is the same tensor."""
+        if rows is not self.rows:
+            self.rows, self.projected = rows, F.linear(rows, self.right)                # [N, r]
+        return F.linear(self.projected[:, :rank], self.left[:, :rank], bias)
 
     def factors(self, rank):
         """→ √Σ_k V_kᵀ [rank, in] and U_k √Σ_k [out, rank]"""

@@ -8,56 +8,39 @@ all layers below their first difference. They form a tree, which branches at eac
                              ├─ 3* ─ 4 ─ 5             3:fc_out:0.1
                              └─ 3* ─ 4 ─ 5             3:fc_out:0.5
 
-A layer may branch at its attention, at fc_in and at fc_out; branches at fc_out share the
-activations of fc_in. Depth-first traversal, one batch at a time, keeps the hidden states of one
-path in memory.
+A layer may branch at its attention, at fc_in and at fc_out. Depth-first traversal, one batch at a
+time, keeps the hidden states of one path in memory.
 """
 
-from contextlib import contextmanager
+from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from bert import UserError
 from bert.matrices import MATRICES, get_linear, module_name
 from bert.model import BertLayer, FeedForward
-from laser.edit import reduced_linear, replace_modules
+from laser.interventions import reduced_linear, replace_modules
 from laser.reduce import Decomposition, rank_of
 
 ATTENTION = tuple(name for name, module in MATRICES.items() if module.startswith("attention."))
 
 
-class SharedProjection:
-    """W_k x = (UΣ)[:, :k] (Vᵀx)[:k] for every rank k of one matrix. All ranks share Vᵀx, which is
-    cached while the input rows are the same tensor."""
-
-    def __init__(self, weight):
-        self.decomposition = Decomposition(weight)
-        self.rows = self.projected = None
-
-    def product(self, rows, rank, bias):
-        """rows [N, in] → W_k x + b [N, out]"""
-        if rows is not self.rows:
-            self.rows = rows
-            self.projected = F.linear(rows, self.decomposition.right)                   # [N, r]
-        return F.linear(self.projected[:, :rank], self.decomposition.left[:, :rank], bias)
-
-
 class TruncatedLinear(nn.Module):
-    """A PackedLinear whose matrix is a SharedProjection at one rank."""
+    """Takes a PackedLinear's place with the Decomposition of its matrix, cut at a rank."""
 
-    def __init__(self, projection, rank, bias):
+    def __init__(self, decomposition, rank, bias):
         super().__init__()
-        self.projection, self.rank, self.bias = projection, rank, bias
+        self.decomposition, self.rank, self.bias = decomposition, rank, bias
 
     def forward(self, rows, layout=None):
-        return self.projection.product(rows, self.rank, self.bias)
+        return self.decomposition.product(rows, self.rank, self.bias)
 
 
 class SharedPrefixEvaluator:
-    """Evaluates a MultitaskModel under many stacks of interventions. Each matrix is decomposed
-    once, when it is first needed. UserError if a layer is not a plain BertLayer."""
+    """Evaluates a MultitaskModel under many stacks of interventions. UserError if a layer is not a
+    plain BertLayer. `decomposition` of a target (layer, matrix) and `module` of an intervention
+    are made once, when they are first needed."""
 
     def __init__(self, model):
         for _, layer, _ in model.bert.walk():
@@ -67,25 +50,19 @@ class SharedPrefixEvaluator:
                                 f"LASER cannot run in parts; take the run from which this one was "
                                 f"made")
         self.model, self.bert = model.eval(), model.bert
-        self.projections, self.modules = {}, {}              # by target, by intervention
+        self.decomposition = cache(lambda target: Decomposition(self.linear(target).weight))
+        self.module = cache(self.make_module)
 
-    def projection(self, target):
-        """The SharedProjection of the matrix `target` (layer, matrix)."""
-        if target not in self.projections:
-            self.projections[target] = SharedProjection(get_linear(self.bert, *target).weight)
-        return self.projections[target]
+    def linear(self, target):
+        return get_linear(self.bert, *target)
 
-    def module(self, intervention):
-        """The module that replaces the intervention's PackedLinear."""
-        if intervention not in self.modules:
-            linear = get_linear(self.bert, *intervention.target)
-            if intervention.variant == "svd" and intervention.keep < 1:
-                new = TruncatedLinear(self.projection(intervention.target),
-                                      rank_of(intervention.keep, linear.weight.shape), linear.bias)
-            else:
-                new = reduced_linear(linear, intervention)
-            self.modules[intervention] = new
-        return self.modules[intervention]
+    def make_module(self, intervention):
+        """→ the module that takes the place of the intervention's PackedLinear"""
+        linear = self.linear(intervention.target)
+        if intervention.variant == "magnitude" or intervention.keep == 1:
+            return reduced_linear(linear, intervention)
+        return TruncatedLinear(self.decomposition(intervention.target),
+                               rank_of(intervention.keep, linear.weight.shape), linear.bias)
 
     @torch.inference_mode()
     def outputs(self, task, batch, stacks):
@@ -121,20 +98,14 @@ class SharedPrefixEvaluator:
                         after = layer.add_and_norm(attended, output, ffn_layout)
                     yield from self.run(rest, after, layout, same_layer)
 
-    @contextmanager
     def edited(self, interventions):
-        """Within this context the modules of these interventions are in the model."""
-        undo = replace_modules(self.bert, {module_name(self.bert, *i.target): self.module(i)
+        """→ a context in which the modules of these interventions are in the model"""
+        return replace_modules(self.bert, {module_name(self.bert, *i.target): self.module(i)
                                            for i in interventions})
-        try:
-            yield
-        finally:
-            undo()
 
 
 def group_by_edits(stacks, layer, matrices):
-    """Group [(number, stack)] by the interventions on these matrices of a layer →
-    [(interventions, members)]"""
+    """[(number, stack)] → [(interventions on these matrices of a layer, members)]"""
     groups = {}
     for number, stack in stacks:
         edits = tuple(sorted(i for i in stack if i.layer == layer and i.matrix in matrices))

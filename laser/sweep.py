@@ -1,13 +1,13 @@
-"""A sweep: every intervention of a grid of layers, matrices and keeps, each alone."""
+"""A sweep: every intervention of a grid, each alone; its table and figures."""
 
-import torch
+import numpy as np
 
 from bert import UserError
 from bert.matrices import get_linear, is_empty
 from common.flags import parse_numbers
-from common.tables import format_number, text_table
-from laser.edit import reduced_weight
-from laser.interventions import Intervention, format_stack
+from common.plots import draw_curves, new_figure, save_figure
+from common.tables import rows_table
+from laser.interventions import Intervention, reduced_linear
 from laser.reduce import rank_of
 
 KEEPS = (0.9, 0.8, 0.6, 0.5, 0.4, 0.2, 0.1, 0.05, 0.01)
@@ -21,8 +21,7 @@ def parse_layers(text, depth):
 
 
 def grid(bert, layers, matrices, keeps, variant="svd"):
-    """→ [Intervention] for every combination; empty matrices are left out. UserError if an
-    intervention is impossible, or if none is left."""
+    """→ [Intervention], without empty matrices. UserError if one is impossible, or none is left."""
     targets = [(layer, matrix) for layer in layers for matrix in matrices
                if not is_empty(bert, layer, matrix)]
     if not targets:
@@ -34,31 +33,23 @@ def grid(bert, layers, matrices, keeps, variant="svd"):
 
 
 def approximation_stats(evaluator, intervention):
-    """How close the reduced matrix W' is to W: {"rank" (empty for magnitude), "energy": ‖W'‖²/‖W‖²,
-    "error": ‖W − W'‖_F}."""
-    linear = get_linear(evaluator.bert, *intervention.target)
+    """Of W' beside W: "rank" (magnitude: ""), "energy" ‖W'‖²/‖W‖², "error" ‖W − W'‖_F."""
+    linear = evaluator.linear(intervention.target)
     if intervention.variant == "svd":
         rank = rank_of(intervention.keep, linear.weight.shape)
-        svd = evaluator.projection(intervention.target).decomposition
+        svd = evaluator.decomposition(intervention.target)
         return {"rank": rank, "energy": svd.energy(rank), "error": svd.error(rank)}
-    weight, new = linear.weight.detach(), reduced_weight(linear, intervention)
-    return {"rank": "", "energy": float(new.square().sum() / weight.square().sum()),
-            "error": float(torch.linalg.norm(weight - new))}
+    old, new = linear.weight.detach(), reduced_linear(linear, intervention).weight.detach()
+    return {"rank": "", "energy": float(new.square().sum() / old.square().sum()),
+            "error": float((old - new).norm())}
 
 
 def sweep(outputs, interventions):
-    """Score each intervention alone, from an OutputCache → [{column: value}]; the first row is the
-    unedited model."""
-    stacks = [(), *((intervention,) for intervention in interventions)]
-    outputs.add(stacks, "sweep")
-    rows = []
-    for stack in stacks:
-        row = {"laser": format_stack(stack)}
-        for i in stack:
-            row |= {"layer": i.layer, "matrix": i.matrix, "keep": i.keep, "variant": i.variant,
-                    **approximation_stats(outputs.evaluator, i)}
-        rows.append(row | outputs.scores(stack))
-    return rows
+    """Score each intervention alone → [{column: value}]; the first row is the unedited model."""
+    outputs.add([(), *((i,) for i in interventions)], "sweep")
+    return [{"laser": ""} | outputs.scores(()), *(
+        {"laser": str(i)} | i._asdict() | approximation_stats(outputs.evaluator, i)
+        | outputs.scores((i,)) for i in interventions)]
 
 
 def score_names(rows):
@@ -68,9 +59,45 @@ def score_names(rows):
 
 def sweep_table(rows):
     """The unedited model, and for each score the best intervention, as a table."""
-    names = score_names(rows)
-    chosen = {"(none)": rows[0]} | {name: max(rows[1:], key=lambda row: row[name])
-                                    for name in names}
-    return text_table([["chosen by", "laser", *names], *(
-        [metric, row["laser"] or "the run as it is", *(format_number(row[n]) for n in names)]
-        for metric, row in chosen.items())], left=2)
+    best = {name: max(rows[1:], key=lambda row: row[name]) for name in score_names(rows)}
+    first = {"chosen by": "(none)"} | rows[0] | {"laser": "the run as it is"}
+    return rows_table([first, *({"chosen by": name} | row for name, row in best.items())], left=2)
+
+
+def draw_heat_maps(rows, path):
+    """Draw the rows of a sweep: a panel for each score and matrix, layers × keeps. Color and number
+    are the gain in points (hundredths) over the unedited model, whose score is in the title."""
+    base, edited, names = rows[0], rows[1:], score_names(rows)
+    matrices, layers, keeps = (list(dict.fromkeys(row[key] for row in edited))
+                               for key in ("matrix", "layer", "keep"))
+    figure = new_figure(1.5 + 0.55 * len(keeps) * len(matrices),
+                        1 + (0.6 + 0.3 * len(layers)) * len(names))
+    panels = figure.subplots(len(names), len(matrices), squeeze=False)
+    for name, panel_row in zip(names, panels):
+        gain = {(row["matrix"], row["layer"], row["keep"]): 100 * (row[name] - base[name])
+                for row in edited}
+        for matrix, axes in zip(matrices, panel_row):
+            gains = np.array([[gain.get((matrix, layer, keep), np.nan) for keep in keeps]
+                              for layer in layers])
+            axes.imshow(gains, cmap="RdBu", vmin=-3, vmax=3, aspect="auto")
+            for y, x in np.argwhere(~np.isnan(gains)):       # an empty matrix has no gain
+                axes.text(x, y, f"{gains[y, x]:+.1f}", ha="center", va="center", fontsize=6,
+                          color="white" if abs(gains[y, x]) > 2 else "black")
+            axes.set_title(f"{name} ({base[name]:.3f}), {matrix}", fontsize=9)
+            axes.set_xticks(range(len(keeps)), [f"{k:g}" for k in keeps], fontsize=7)
+            axes.set_yticks(range(len(layers)), layers, fontsize=7)
+            axes.set(xlabel="keep", ylabel="layer")
+    figure.suptitle("gain in points when one matrix is reduced", fontsize=10)
+    save_figure(figure, path)
+
+
+def draw_spectra(decompositions, path):
+    """Draw of each {(layer, matrix): Decomposition} singular values and the share of ‖W‖²."""
+    panels = {}
+    for (layer, matrix), svd in decompositions.items():
+        values = svd.values.cpu().numpy()
+        fractions = np.arange(1, len(values) + 1) / len(values)
+        energy = np.cumsum(values ** 2) / np.sum(values ** 2)
+        for label, y in (("singular values", values), ("energy kept", energy)):
+            panels.setdefault(f"{matrix}: {label}", {})[f"layer {layer}"] = list(zip(fractions, y))
+    draw_curves(list(panels.items()), path, xlabel="fraction of the rank")

@@ -6,10 +6,10 @@ differ in the last digits only, and pruning and LASER can change its matrices.
 """
 
 from dataclasses import fields, replace
+from functools import partial
 
 import lora
 from bert import UserError
-from bert.checkpoint import check_names_and_shapes
 from common.cli import add_run_flags, run_command, run_script
 from lora.binding import Flags
 from multitask.model import chosen_tasks, with_heads
@@ -18,34 +18,27 @@ from multitask.session import RunSession
 from multitask.settings import SHARED
 
 
-def tasks_to_keep(model, task):
-    """The tasks whose adapter is that of `task` (None: the run's only adapter)."""
-    by_task = model.adapters
+def merge_adapter(session, task):
+    """Replace the session's model by one without adapters, with all tasks whose adapter is that of
+    `task` (None: the run's only one) → its settings."""
+    model, settings, by_task = session.model, session.settings, session.model.adapters
     if not by_task:
         raise UserError("the run has no adapters: its encoder is plain already")
     if task is None and len(set(by_task.values())) > 1:
         raise UserError(f"the run has adapters for {', '.join(by_task)}, and an encoder can hold "
-                        f"only one for good; choose with --task")
+                        f"only one; choose with --task")
     chosen = by_task[chosen_tasks(model, task, "--task")[0]]
-    return [name for name, adapter in by_task.items() if adapter == chosen]
-
-
-def merge_adapter(session, task):
-    """Replace the session's model by one without adapters that has only the tasks to keep → its
-    settings. UserError if a tensor outside the encoder has another shape in the new model."""
-    model, settings, tasks = session.model, session.settings, tasks_to_keep(session.model, task)
-    lora.merge(model.bert, model.adapters[tasks[0]])
+    tasks = [name for name, adapter in by_task.items() if adapter == chosen]
+    lora.merge(model.bert, chosen)
     lora.detach(model.bert)
     model.bert.edits = [edit for edit in model.bert.edits if edit["method"] != "lora"]
     heads = ",".join(f"{task}={settings.head_kinds[task]}" for task in tasks)
     settings = replace(settings, tasks=",".join(tasks), head=heads, train_tasks="", surgery="none",
-                       task_lr="", task_epochs="", **{f.name: f.default for f in fields(Flags)})
+                       **{f.name: f.default for f in fields(Flags)})
     session.model = with_heads({SHARED: model.bert}, settings)
-    new, old = session.model.own_state(), model.own_state()
-    check_names_and_shapes(f"the merged model of {session.run}", new,
-                           {name: tensor for name, tensor in old.items() if name in new})
-    for name, tensor in new.items():
-        tensor.copy_(old[name])
+    kept = session.model.own_state()
+    session.model.load_own_state({name: t for name, t in model.own_state().items() if name in kept},
+                                 f"the merged model of {session.run}")
     return settings
 
 
@@ -62,9 +55,7 @@ def add_merge_flags(parser):
     parser.add_argument("--task", help="merge this task's adapter (default: the only one)")
 
 
-def main(arguments=None):
-    return run_command("lora", __doc__, {"merge": (merge, add_merge_flags)}, arguments)
-
+main = partial(run_command, "lora", __doc__, {"merge": (merge, add_merge_flags)})
 
 if __name__ == "__main__":
     run_script(main)

@@ -1,31 +1,27 @@
-"""Operations on the adapters of a model: attach, activate, train_only, merge, unmerge, detach. Each
-changes the model in place; train() and eval() attach and merge nothing. The model keeps no list of
-its adapters: the names in its AdapterLayers are the list.
-"""
+"""Operations on the adapters of a model, in place. The model keeps no list of its adapters: the
+names in its AdapterLayers are the list."""
 
 import re
 from contextlib import contextmanager
+from copy import deepcopy
 
+import torch
 from torch import nn
 
-from bert import UserError
-from bert.errors import check_known
-from bert.matrices import MATRICES, module_name, replace_module
+from bert.errors import UserError, check_known
+from bert.matrices import MATRICES, module_name
 from bert.model import PackedLinear
 from lora.kinds import make_adapter
-from lora.layers import AdaptedLayerNorm, AdapterLayer, LayerNormCopy, LoRALinear
-
-NAME = re.compile(r"[A-Za-z0-9_-]+")                         # of an adapter
+from lora.layers import AdaptedLayerNorm, AdapterLayer, LoRALinear
 
 
 def matrix_names(bert):
-    """{module's name: (layer, matrix)}, as {"layers.3.attention.query": (3, "query"), …}"""
+    """{module's name: (layer, matrix)}"""
     return {module_name(bert, layer, matrix): (layer, matrix)
             for layer in range(len(bert.layers)) for matrix in MATRICES}
 
 
 def layernorm_names(bert):
-    """The names of all LayerNorms."""
     return ["embedding_norm"] + [f"layers.{layer}.{norm}" for layer in range(len(bert.layers))
                                  for norm in ("attention_norm", "output_norm")]
 
@@ -44,8 +40,7 @@ def adapter_layers(bert):
 
 def adapter_names(bert):
     """The names of the attached adapters, oldest first."""
-    layers = list(adapter_layers(bert).values())
-    return list(layers[0].adapters) if layers else []
+    return next((list(layer.adapters) for layer in adapter_layers(bert).values()), [])
 
 
 def adapter_parameters(bert, adapter):
@@ -64,74 +59,60 @@ def matrices(bert, adapter):
 
 
 def check_attached(bert, adapter):
-    """UserError unless an adapter of this name is attached."""
     check_known(adapter, adapter_names(bert), "adapter")
 
 
 def check_new(bert, adapter):
-    """UserError unless an adapter of this name can be attached."""
-    if not NAME.fullmatch(adapter) or hasattr(nn.ModuleDict, adapter):
-        raise UserError(f"an adapter cannot be called {adapter!r}; choose a plain word of letters, "
-                        f"digits, - and _")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", adapter) or hasattr(nn.ModuleDict, adapter):
+        raise UserError(f"an adapter cannot be called {adapter!r}; use letters, digits, - and _")
     if adapter in adapter_names(bert):
-        raise UserError(f"there is an adapter {adapter!r} already; detach it first, or choose "
-                        f"another name")
+        raise UserError(f"there is an adapter {adapter!r} already; choose another name")
     check_unmerged(bert)
 
 
 def check_unmerged(bert):
-    """UserError if an adapter is merged, because the weights are then not the pretrained ones."""
+    """UserError if an adapter is merged: the weights are then not the pretrained ones."""
     for layer in adapter_layers(bert).values():
         if layer.merged is not None:
-            raise UserError(f"adapter {layer.merged!r} is merged into the weights, which are not "
-                            f"the pretrained ones now; unmerge first")
+            raise UserError(f"adapter {layer.merged!r} is merged into the weights; unmerge first")
 
 
 def attach(bert, targets=("query", "value"), rank=8, adapters=("default",), alpha=None, dropout=0.0,
            layernorms=False, kind="lora"):
-    """Add new adapters, all of the same kind, and freeze the pretrained weights. The new adapters
-    are trainable, earlier ones stay as they are. If no adapter is active, the first becomes active.
+    """Add new trainable adapters and freeze the pretrained weights. If no adapter is active, the
+    first becomes active. After a UserError the model is unchanged.
 
     targets: matrices to adapt in every layer (bert.matrices.MATRICES). rank: an int, or
     {(layer, matrix): int}, which replaces `targets`. alpha: ΔW is scaled by alpha/rank (None: by
     1). layernorms: give each adapter its own copy of all LayerNorms. kind: a row of lora/kinds.py.
-    Matrices from which all heads were removed get no adapter. UserError, and the model unchanged,
-    if nothing would be adapted, a name is taken or unknown, or a matrix is not a PackedLinear."""
+    Empty matrices get no adapter."""
     if isinstance(adapters, str) or isinstance(targets, str):
         raise UserError("adapters and targets are lists of names; write ('a',) for a single one")
     if not 0 <= dropout < 1:
         raise UserError(f"dropout is {dropout}; it must be 0 or more and below 1")
     ranks = rank if isinstance(rank, dict) else {
         (layer, matrix): rank for layer in range(len(bert.layers)) for matrix in targets}
-    adapted, new = plain_matrices(bert, ranks), {}
+    if not ranks:
+        raise UserError(f"nothing would be trained; choose targets among {', '.join(MATRICES)}")
+    adapted, new = {}, {}
+    for (layer, matrix), rank in ranks.items():
+        name = module_name(bert, layer, matrix)
+        base = base_layer(bert, name)
+        if not isinstance(rank, int) or rank < 1:
+            raise UserError(f"the rank of {matrix} in layer {layer} is {rank}; choose 1 or more")
+        if not isinstance(base, PackedLinear):
+            raise UserError(f"{name} is a {type(base).__name__}, and LoRA adapts plain matrices; "
+                            f"attach adapters before matrices are factored, or choose others")
+        if base.weight.numel():
+            adapted[name] = base, rank
     for adapter in adapters:
         check_new(bert, adapter)
         new[adapter] = {name: make_adapter(kind, base.weight, rank, alpha or rank, dropout)
                         for name, (base, rank) in adapted.items()}
         for name in layernorm_names(bert) if layernorms else ():
-            new[adapter][name] = LayerNormCopy(base_layer(bert, name))
+            new[adapter][name] = deepcopy(base_layer(bert, name)).requires_grad_()
     insert_adapters(bert, new)
     return bert
-
-
-def plain_matrices(bert, ranks):
-    """{(layer, matrix): rank} → {module's name: (PackedLinear, rank)}, without empty matrices."""
-    if not ranks:
-        raise UserError(f"no matrix is named, so nothing would be trained; choose targets among "
-                        f"{', '.join(MATRICES)}")
-    found = {}
-    for (layer, matrix), rank in ranks.items():
-        name = module_name(bert, layer, matrix)
-        base = base_layer(bert, name)
-        if not isinstance(rank, int) or rank < 1:
-            raise UserError(f"the rank of {matrix} in layer {layer} is {rank}; it must be a whole "
-                            f"number from 1 on (leave the matrix out to adapt nothing)")
-        if not isinstance(base, PackedLinear):
-            raise UserError(f"{name} is a {type(base).__name__}, and LoRA adapts plain matrices; "
-                            f"attach adapters before matrices are factored, or choose others")
-        if base.weight.numel():
-            found[name] = base, rank
-    return found
 
 
 def insert_adapters(bert, new):
@@ -141,8 +122,9 @@ def insert_adapters(bert, new):
     for name in dict.fromkeys(name for modules in new.values() for name in modules):
         base = bert.get_submodule(name)
         if not isinstance(base, AdapterLayer):
-            layer = AdaptedLayerNorm if isinstance(base, nn.LayerNorm) else LoRALinear
-            replace_module(bert, name, layer(base)).adapters.update(dict.fromkeys(before))
+            layer = (AdaptedLayerNorm if isinstance(base, nn.LayerNorm) else LoRALinear)(base)
+            layer.adapters.update(dict.fromkeys(before))
+            bert.set_submodule(name, layer)
     for name, layer in adapter_layers(bert).items():
         layer.adapters.update({adapter: modules.get(name) for adapter, modules in new.items()})
         layer.train(layer.base.training)
@@ -161,55 +143,73 @@ def activate(bert, adapter):
 
 
 def train_only(bert, adapters):
-    """Make these adapters trainable and freeze everything else."""
     trained = [p for adapter in adapters for p in adapter_parameters(bert, adapter).values()]
     bert.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
 
 
+@torch.no_grad()
 def merge(bert, adapter):
-    """W ← W₀ + ΔW, and the adapter's LayerNorms replace the pretrained ones, so the adapter costs
-    nothing in the forward pass. Starts from W₀ each time: merging twice is merging once."""
-    check_attached(bert, adapter)
-    for layer in adapter_layers(bert).values():
-        layer.merge(adapter)
+    """W ← W₀ + ΔW, always from W₀; the adapter's LayerNorms replace the pretrained ones."""
     activate(bert, adapter)
+    unmerge(bert)
+    for layer in adapter_layers(bert).values():
+        if (module := layer.adapters[adapter]) is not None:
+            layer.pretrained = deepcopy(layer.base.state_dict())
+            if isinstance(module, nn.LayerNorm):
+                layer.base.load_state_dict(module.state_dict())
+            else:
+                module.merge_into(layer.base)
+        layer.merged = adapter
 
 
 def unmerge(bert):
-    """Restore the pretrained weights bit for bit. Does nothing if no adapter is merged."""
+    """Restore the pretrained weights bit for bit."""
     for layer in adapter_layers(bert).values():
-        layer.unmerge()
+        if layer.pretrained:
+            layer.base.load_state_dict(layer.pretrained)
+        layer.merged, layer.pretrained = None, {}
 
 
 def detach(bert, adapter=None):
-    """Remove one adapter, or all (None). When none is left, the plain modules are restored
-    and trainable. `merge`, then `detach` of all keeps the merged weights: a plain Bert."""
+    """Remove one adapter, or all (None). When none is left, the plain modules are restored and
+    trainable; after `merge` they hold the merged weights."""
     if adapter is not None:
         check_attached(bert, adapter)
     for name, layer in adapter_layers(bert).items():
         if adapter is not None and layer.merged == adapter:
-            raise UserError(f"adapter {adapter!r} is merged into the weights; unmerge first")
+            check_unmerged(bert)
         for gone in list(layer.adapters) if adapter is None else [adapter]:
             del layer.adapters[gone]
             layer.active = None if layer.active == gone else layer.active
         if not layer.adapters:
-            replace_module(bert, name, layer.base)
+            bert.set_submodule(name, layer.base)
     if not adapter_layers(bert):
         bert.requires_grad_(True)
 
 
 @contextmanager
 def detached(bert):
-    """Context in which the pretrained modules replace their AdapterLayers, so that the encoder can
-    be saved or counted without adapters. UserError if an adapter is merged."""
+    """Context in which bert has no adapters, to save or count it. UserError if one is merged."""
     check_unmerged(bert)
     layers = adapter_layers(bert)
     for name, layer in layers.items():
-        replace_module(bert, name, layer.base)
+        bert.set_submodule(name, layer.base)
     try:
         yield bert
     finally:
         for name, layer in layers.items():
-            replace_module(bert, name, layer)
+            bert.set_submodule(name, layer)
+
+
+def count(bert, heads=0):
+    """→ the parameters to store, of LoRA-XS R alone: {"base", "heads", "adapters": {name: …},
+    "incremental": heads and all adapters, "bundled": all}. `heads`: those outside the encoder."""
+    with detached(bert):
+        base = sum(parameter.numel() for parameter in bert.parameters())
+    sizes = {name: sum(parameter.numel() for parameter in adapter_parameters(bert, name).values())
+             for name in adapter_names(bert)}
+    incremental = heads + sum(sizes.values())
+    return {"base": base, "heads": heads, "adapters": sizes, "incremental": incremental,
+            "bundled": base + incremental}

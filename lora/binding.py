@@ -6,53 +6,49 @@
 """
 
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import lora
-from bert import UserError
-from bert.checkpoint import check_names_and_shapes
-from bert.errors import check_known
+from bert.errors import UserError, check_known
 from bert.files import read_tensors, write_tensors
 from bert.matrices import MATRICES
 from common.flags import command, setting
 from common.tables import text_table
-from lora.accounting import count
+from lora.adapters import count
 from lora.adapters import detached as encoder_alone  # noqa: F401  part of the binding
 from lora.files import base_fingerprint
 from lora.kinds import KINDS
 from multitask.settings import SHARED
 
 HEADS = "heads.safetensors"
-GROUP = "LoRA: adapters on a frozen encoder"
+flag = partial(setting, group="LoRA: adapters on a frozen encoder")
 
 
 @dataclass
 class Flags:
-    lora: int = setting(0, "train adapters of this rank on a frozen encoder (0: train the encoder "
-                           "itself)", min=0, group=GROUP)
-    adapters: str = setting("separate", "an adapter for each task, one that all tasks share "
-                                        "(shared), or groups, as in sst=a,para=b,sts=b",
-                            group=GROUP)
-    lora_targets: str = setting("query,key,value,attention_output", "matrices to adapt, of "
-                                + ", ".join(MATRICES), group=GROUP)
-    lora_kind: str = setting("lora", "LoRA, or LoRA-XS with Σ in A (xs) or in B (xs-out); --lr is "
-                                     "by default the encoder's times "
-                                     + ", ".join(f"{kind.lr_factor:g}" for kind in KINDS.values()),
-                             KINDS, group=GROUP)
-    lora_alpha: float = setting(0, "scale adapters by alpha/rank (0: by 1)", min=0, group=GROUP)
-    lora_dropout: float = setting(0, "dropout on the input of adapters", min=0, max=1, group=GROUP)
-    lora_norms: bool = setting(False, "give each adapter LayerNorms of its own", group=GROUP)
-    lora_top: int = setting(0, "rank in the third of the layers whose heads matter most (0: --lora "
-                               "in all)", min=0, group=GROUP)
+    lora: int = flag(0, "train adapters of this rank on a frozen encoder (0: train the encoder "
+                        "itself)", min=0)
+    adapters: str = flag("separate", "an adapter for each task, one that all tasks share (shared), "
+                                     "or groups, as in sst=a,para=b,sts=b")
+    lora_targets: str = flag("query,key,value,attention_output",
+                             f"matrices to adapt, of {', '.join(MATRICES)}")
+    lora_kind: str = flag("lora", "LoRA, or LoRA-XS with Σ in A (xs) or in B (xs-out); --lr is by "
+                                  "default the encoder's times "
+                                  + ", ".join(f"{kind.lr_factor:g}" for kind in KINDS.values()),
+                          KINDS)
+    lora_alpha: float = flag(0, "scale adapters by alpha/rank (0: by 1)", min=0)
+    lora_dropout: float = flag(0, "dropout on the input of adapters", min=0, max=1)
+    lora_norms: bool = flag(False, "give each adapter LayerNorms of its own")
+    lora_top: int = flag(0, "rank in the third of the layers whose heads matter most (0: --lora in "
+                            "all)", min=0)
 
     @property
     def adapter_by_task(self):
         """{task: name of the adapter that serves it}"""
-        if not self.lora:
-            return {}
-        tasks = self.task_names
-        if self.adapters in ("separate", SHARED):
-            return {task: task if self.adapters == "separate" else SHARED for task in tasks}
+        tasks = self.task_names if self.lora else ()
+        if not tasks or self.adapters in ("separate", SHARED):
+            return {task: SHARED if self.adapters == SHARED else task for task in tasks}
         parts = [part.strip().partition("=") for part in self.adapters.split(",")]
         named = {task: name for task, equals, name in parts if equals}
         if set(named) != set(tasks) or len(named) < len(parts):
@@ -80,16 +76,14 @@ def in_use(settings):
 def check(settings):
     """UserError if the settings exclude each other or name an unknown matrix."""
     if settings.lora and (settings.encoders == "separate" or settings.freeze):
-        raise UserError("--lora trains adapters on one frozen encoder: leave out --encoders "
-                        "separate and --freeze")
+        raise UserError("--lora freezes one encoder: leave out --encoders separate and --freeze")
     for matrix in settings.lora_targets.split(","):
         check_known(matrix, MATRICES, "matrix", where="--lora-targets")
 
 
 def prepare(model, tokenizer, settings, device, edits=()):
     """Attach the adapters that the settings name, and freeze the rest of the encoder. Adapters of
-    the source run are kept, or removed if no task uses them now. UserError if the flags differ from
-    those of a kept adapter that is trained, or if there are adapters and no --lora."""
+    the source run are kept, or removed if no task uses them now."""
     attached = lora.adapter_names(next(iter(model.encoders.values())))
     if not settings.lora:
         raise UserError(f"the run has adapters ({', '.join(attached)}), which only --lora goes on "
@@ -108,14 +102,13 @@ def prepare(model, tokenizer, settings, device, edits=()):
             lora.detach(bert, name)
         elif name in settings.training_groups and before[name] != given:
             raise UserError(f"the run's adapter {name} goes on as it is, which is {before[name]}, "
-                            f"and the flags say {given}; give it its own, or name a new adapter "
-                            f"with --adapters")
+                            f"and the flags say {given}; use its own, or name another (--adapters)")
         else:
             print(f"{name}: its adapter in the run")
     if new := [name for name in names if name not in attached]:
         lora.attach(bert, settings.lora_targets.split(","), ranks, new, settings.lora_alpha,
                     settings.lora_dropout, settings.lora_norms, settings.lora_kind)
-    lora.train_only(bert, settings.training_groups)
+    lora.adapters.train_only(bert, settings.training_groups)
     edit = {"method": "lora", "kind": "adapters", "adapters": by_task,
             "flags": {name: before.get(name, given) for name in names}}
     if settings.lora_top:
@@ -133,7 +126,7 @@ def describe(settings):
 
 
 def storage_table(counts):
-    """The result of accounting.count as a table: parameters, bytes in float32, percent."""
+    """The result of adapters.count as a table: parameters, bytes in float32, percent."""
     rows = {"base": counts["base"], "heads": counts["heads"],
             **{f"adapter {name}": n for name, n in counts["adapters"].items()},
             "incremental": counts["incremental"], "bundled": counts["bundled"]}
@@ -142,8 +135,7 @@ def storage_table(counts):
 
 
 def save(model, tasks, folder):
-    """Write the adapters of these tasks, each with the heads and further modules of all tasks that
-    it serves."""
+    """Write the adapters of these tasks, each with the own_state of all tasks that it serves."""
     base = base_fingerprint(model.bert)
     for name in dict.fromkeys(model.adapters[task] for task in tasks):
         served = [task for task, adapter in model.adapters.items() if adapter == name]
@@ -156,14 +148,13 @@ def weight_files(folder):
 
 
 def restore(bert, edit, folder):
-    """Attach a saved run's adapters."""
     for name in dict.fromkeys(edit["adapters"].values()):
         lora.load(bert, folder / "adapters" / name, name)
 
 
 def swap(model, task, folder):
     """Use the adapter in another folder for `task`, with the head and further modules that the
-    folder holds for the task, if any → whether it holds them. Other tasks are not changed."""
+    folder holds for it → whether there are any. Other tasks are not changed."""
     path = Path(folder, HEADS)
     found = read_tensors(path) if path.is_file() else {}
     own = {name: tensor for name, tensor in found.items() if task in name.split(".")[:2]}
@@ -172,9 +163,7 @@ def swap(model, task, folder):
                  if any(other in name.split(".")[:2] for name in found)]
         raise UserError(f"{path} has no head for {task}; it has one for {', '.join(tasks)}")
     if own:
-        check_names_and_shapes(path, model.own_state([task]), own)
+        model.load_own_state(own, path, [task])
     model.adapters[task] = lora.load(model.bert, folder, f"{task}-swapped",
                                      reads_pooler=model.pooling_name == "pooler")
-    for name, tensor in model.own_state([task]).items() if own else ():
-        tensor.copy_(own[name])
     return bool(own)

@@ -1,40 +1,55 @@
-"""An adapter as a folder in peft's layout: peft opens it on transformers' BertModel, and peft's
-adapters open here.
+"""An adapter as a folder in the layout of huggingface/peft: peft opens it, and peft's open here.
 
     adapter_config.json          rank, alpha, dropout and modules, by Hugging Face's names
     adapter_model.safetensors    base_model.model.encoder.layer.0.output.dense.lora_A.weight, …
 
 LoRA-XS uses the same two files with lora_R alone; peft cannot open it. The files saved here also
-hold a fingerprint of the base model, and loading checks it. Heads are files of their own.
+hold a fingerprint of the base model, and loading checks it.
 """
 
+import math
+import re
 import warnings
+from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 
 from torch import nn
 
 from bert import UserError, files
 from bert.checkpoint import TO_HF, check_names_and_shapes, rename
+from bert.matrices import MATRICES
 from lora import adapters
 from lora.kinds import KINDS, make_adapter
-from lora.layers import LayerNormCopy, LoRALinear
-from lora.peft import MERGE, make_config, rank_and_alpha, read_config, to_hf_name
+from lora.layers import LoRALinear
 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."                               # of every key in peft's files
+PLAIN_LORA = {"bias": "none", "fan_in_fan_out": False, "inference_mode": True, "use_dora": False,
+              "use_rslora": False, "init_lora_weights": True}
+REFUSED = ("bias", "use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out",
+           "target_parameters", "trainable_token_indices", "alora_invocation_tokens",
+           "layer_replication", "arrow_config", "kasa_config", "monteclora_config",
+           "velora_config")
+INITS_THAT_KEEP_THE_BASE = ("true", "false", "none", "gaussian", "orthogonal", "eva", "mica")
+MERGE = "merge it in peft (merge_and_unload) and open the merged checkpoint"
+
+
+def to_hf_name(module):
+    """"layers.0.attention.query" → "encoder.layer.0.attention.self.query" """
+    return rename(f"{module}.weight", TO_HF).removesuffix(".weight")
 
 
 def base_fingerprint(bert):
-    """The fingerprint of the weights without adapters, under Hugging Face's names. UserError if an
-    adapter is merged."""
+    """The fingerprint of the pretrained weights. UserError if an adapter is merged."""
     with adapters.detached(bert):
         weights = {rename(name, TO_HF): tensor for name, tensor in bert.state_dict().items()}
     return files.fingerprint(*(part for item in sorted(weights.items()) for part in item))
 
 
 def save(bert, adapter, folder, base=None):
-    """Write one adapter. base: the base_fingerprint, if the caller has it. UserError if an adapter
-    is merged."""
+    """Write one adapter; the most common rank and alpha are the file's defaults, and patterns hold
+    the others. base: the base_fingerprint, if the caller has it."""
     adapters.check_attached(bert, adapter)
     matrices, norms, tensors = {}, [], {}
     for name, layer in adapters.adapter_layers(bert).items():
@@ -48,76 +63,113 @@ def save(bert, adapter, folder, base=None):
         for key, tensor in module.named_parameters():
             tensors[f"{PREFIX}{hf_name}.{stored.get(key, key)}"] = tensor
     files.write_tensors(Path(folder, WEIGHTS[0]), tensors, base=base or base_fingerprint(bert))
-    files.write_json(Path(folder, CONFIG), make_config(matrices, norms))
+    first = next(iter(matrices.values()))
+    (rank, alpha), _ = Counter((m.rank, m.alpha) for m in matrices.values()).most_common(1)[0]
+    kind = KINDS[first.kind]
+    files.write_json(Path(folder, CONFIG), {
+        "peft_type": kind.peft_type, "task_type": None, "base_model_name_or_path": None,
+        "r": rank, "lora_alpha": alpha, "lora_dropout": first.dropout,
+        "target_modules": list(matrices), "modules_to_save": norms or None,
+        "rank_pattern": {name: m.rank for name, m in matrices.items() if m.rank != rank},
+        "alpha_pattern": {name: m.alpha for name, m in matrices.items() if m.alpha != alpha},
+    } | (PLAIN_LORA if kind.peft_type == "LORA" else {}) | kind.fields)
 
 
 def load(bert, folder, adapter=None, reads_pooler=False):
-    """Attach the adapter in a folder, or of that name on the hub → its name in the model, `adapter`
-    or else the folder's. Weights for the pooler are left out with a warning. UserError if there are
-    some and the heads read the pooler (`reads_pooler`), or if the adapter does not fit."""
+    """Attach the adapter in a folder, or of that name on the hub → its name in the model. Weights
+    for the pooler are left out with a warning, or refused if the heads read it (reads_pooler)."""
     directory = files.resolve_checkpoint(folder, [(CONFIG,), WEIGHTS])
-    adapter = Path(str(folder)).resolve().name if adapter is None else adapter
+    adapter = Path(folder).resolve().name if adapter is None else adapter
     adapters.check_new(bert, adapter)
     path = next(directory / file for file in WEIGHTS if (directory / file).is_file())
     config, kind = read_config(directory / CONFIG)
-    metadata = files.read_metadata(path) if path.suffix == ".safetensors" else {}
-    if metadata.get("base") not in (None, base_fingerprint(bert)):
-        raise UserError(f"{path} was trained on another base (its fingerprint is "
-                        f"{metadata['base']}, this model's is {base_fingerprint(bert)}); open the "
-                        f"run it was trained in")
+    base = files.read_metadata(path).get("base") if path.suffix == ".safetensors" else None
+    own = base_fingerprint(bert)
+    if base not in (None, own):
+        raise UserError(f"{path} was trained on another base (its fingerprint is {base}, this "
+                        f"model's is {own}); open the run it was trained in")
     tensors = files.read_tensors(path)
-    found, others = group_by_module(bert, tensors, KINDS[kind].tensors)
-    check_others(bert, path, found, others, reads_pooler)
+    found = group_by_module(bert, path, tensors, KINDS[kind].tensors, reads_pooler)
     prefix = "bert." if any(f"{PREFIX}bert.encoder." in key for key in tensors) else ""
     modules = {}
     for name, parameters in found.items():
-        base, hf_name = adapters.base_layer(bert, name), prefix + to_hf_name(name)
-        modules[name] = LayerNormCopy(base) if isinstance(base, nn.LayerNorm) else make_adapter(
-            kind, base.weight, *rank_and_alpha(config, hf_name), config.get("lora_dropout", 0.0))
+        layer, hf_name = adapters.base_layer(bert, name), prefix + to_hf_name(name)
+        modules[name] = deepcopy(layer) if isinstance(layer, nn.LayerNorm) else make_adapter(
+            kind, layer.weight, *rank_and_alpha(config, hf_name), config.get("lora_dropout", 0.0))
         check_names_and_shapes(f"{path}: {hf_name}", modules[name].state_dict(), parameters)
-        modules[name].load_state_dict(parameters)
+        modules[name].requires_grad_().load_state_dict(parameters)
     adapters.insert_adapters(bert, {adapter: modules})
     return adapter
 
 
-def without_prefix(key):
-    """"base_model.model.bert.encoder.layer.0…" → "encoder.layer.0…" """
-    return key.removeprefix(PREFIX).removeprefix("bert.")
-
-
-def group_by_module(bert, tensors, stored):
-    """A file's {key: tensor} → {module's name: {parameter: tensor}} of the matrices and LayerNorms
-    to adapt, and the keys of all other tensors. `stored`: the kind's {parameter: name in the
-    file}."""
+def group_by_module(bert, path, tensors, stored, reads_pooler):
+    """A file's {key: tensor} → {module's name: {parameter: tensor}}; stored: the kind's {parameter:
+    name in the file}. Further modules of the encoder are a UserError, the rest a warning."""
     norms = dict.fromkeys(adapters.layernorm_names(bert), {"weight": "weight", "bias": "bias"})
     suffixes = dict.fromkeys(adapters.matrix_names(bert), stored) | norms
     known = {f"{to_hf_name(name)}.{suffix}": (name, parameter)
              for name in suffixes for parameter, suffix in suffixes[name].items()}
-    found, others = {}, []
+    plain = {key: key.removeprefix(PREFIX).removeprefix("bert.") for key in tensors}
+    found, others = {}, [key for key in tensors if plain[key] not in known]
     for key, tensor in tensors.items():
-        name, parameter = known.get(without_prefix(key), (None, None))
-        if name is None:
-            others.append(key)
-        else:
+        if plain[key] in known:
+            name, parameter = known[plain[key]]
             found.setdefault(name, {})[parameter] = tensor
-    return (found if found.keys() - norms.keys() else {}), others
-
-
-def check_others(bert, path, found, others, reads_pooler):
-    """UserError if the file adapts further modules of the encoder; a warning for the rest (pooler,
-    heads), which is left out."""
-    wrong = [key for key in others if without_prefix(key).startswith(("embeddings.", "encoder."))]
-    if wrong or not found:
-        known = dict.fromkeys(to_hf_name(name).split(".", 3)[3]
-                              for name in adapters.matrix_names(bert))
+    wrong = [key for key in others if plain[key].startswith(("embeddings.", "encoder."))]
+    if wrong or not found.keys() - norms.keys():
+        names = [to_hf_name(f"layers.0.{part}").split(".", 3)[3] for part in MATRICES.values()]
         raise UserError(f"{path} adapts what no adapter here acts on: "
                         f"{', '.join((wrong or others)[:3]) or 'no matrix at all'}; the model's "
-                        f"{len(bert.layers)} layers have {', '.join(known)}, beside LayerNorms")
-    pooler = any(without_prefix(key).startswith("pooler.") for key in others)
+                        f"{len(bert.layers)} layers have {', '.join(names)}, beside LayerNorms")
+    pooler = any(plain[key].startswith("pooler.") for key in others)
     if pooler and reads_pooler:
-        raise UserError(f"{path} adapts the pooler, which the heads of this model read, and no "
-                        f"adapter here acts on it; train one without it (in peft, exclude_modules="
-                        f"['pooler.dense']), or {MERGE}")
+        raise UserError(f"{path} adapts the pooler, which the heads of this model read; train one "
+                        f"without it (in peft, exclude_modules=['pooler.dense']), or {MERGE}")
     if others:
         warnings.warn(f"{path}: left out {', '.join(others)}, which no adapter here acts on"
                       + (" (pooler_output is the base's)" if pooler else ""), stacklevel=3)
+    return found
+
+
+def read_config(path):
+    """→ the fields of adapter_config.json, and the kind of adapter (a key of KINDS)."""
+    config = files.read_json(path)
+    rows = {name: {"peft_type": kind.peft_type} | kind.fields for name, kind in KINDS.items()}
+    matching = [name for name, row in rows.items() if row.items() <= config.items()]
+    if not matching:
+        given = {field: config.get(field) for row in rows.values() for field in row}
+        raise UserError(f"{path} describes an adapter with {given}; supported are "
+                        f"{', '.join(map(str, rows.values()))}; {MERGE}")
+    kind = max(matching, key=lambda name: len(rows[name]))               # the most specific row
+    try:
+        ranks = [config["r"], *(config.get("rank_pattern") or {}).values()]
+        if not all(isinstance(rank, int) and rank > 0 for rank in ranks):
+            raise ValueError(f"ranks {ranks}")
+        alphas = [config["lora_alpha"], *(config.get("alpha_pattern") or {}).values()]
+        if not all(map(math.isfinite, (*alphas, config.get("lora_dropout", 0)))):
+            raise ValueError(f"alpha {alphas}, dropout {config.get('lora_dropout')}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged, or describes no adapter ({error!r})") from error
+    wrong = [field for field in REFUSED if (config.get(field) or "none") != "none"
+             and field not in KINDS[kind].fields]
+    if wrong:
+        raise UserError(f"{path} asks for {', '.join(wrong)}, which is not supported; {MERGE}")
+    init = str(config.get("init_lora_weights", True))
+    if init.lower() not in INITS_THAT_KEEP_THE_BASE:
+        raise UserError(f"{path} has init_lora_weights {init!r}, which changed the base's weights, "
+                        f"and the file holds the adapter alone. In peft, save_pretrained(…, "
+                        f"path_initial_model_for_weight_conversion=…) makes it a plain LoRA; or "
+                        f"{MERGE}")
+    return config, kind
+
+
+def rank_and_alpha(config, module):
+    """A matrix's rank, and its alpha such that alpha/rank is peft's scale (rsLoRA: alpha/√rank).
+    `module` is its name in the file, which peft's patterns match."""
+    def value(field, default):
+        patterns = config.get(f"{field}_pattern") or {}
+        return next((value for pattern, value in patterns.items()
+                     if re.match(rf"(.*\.)?({pattern})$", module)), config[default])
+
+    rank, alpha = value("rank", "r"), value("alpha", "lora_alpha")
+    return rank, alpha * rank ** 0.5 if config.get("use_rslora") else alpha

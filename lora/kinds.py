@@ -8,10 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from bert import UserError
-from bert.errors import check_known
-from lora.layers import LoRA
-from lora.xs import LoRAXS
+from bert.errors import UserError, check_known
+from lora.layers import LoRA, LoRAXS
 
 
 class Kind(NamedTuple):
@@ -40,10 +38,9 @@ def make_adapter(kind, weight, rank, alpha, dropout):
     """A new adapter of this kind for one matrix. Its attribute `kind` is the row's name."""
     check_known(kind, KINDS, "kind of adapter")
     module = KINDS[kind].make(weight, rank=rank, alpha=alpha, dropout=dropout)
-    trained = [name for name, _ in module.named_parameters()]
-    if set(trained) != set(KINDS[kind].tensors):
+    trained, stored = dict(module.named_parameters()), KINDS[kind].tensors
+    if trained.keys() != stored.keys():
         raise UserError(f"adapters of kind {kind!r} train {', '.join(trained)}, and the row in "
-                        f"lora/kinds.py stores {', '.join(KINDS[kind].tensors)}; name each "
-                        f"parameter in its `tensors`")
+                        f"lora/kinds.py stores {', '.join(stored)}; name all in its `tensors`")
     module.kind = kind
     return module

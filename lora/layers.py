@@ -1,18 +1,17 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685), and the layer that holds a pretrained module together
-with its adapters.
+"""LoRA (Hu et al. 2021, arXiv 2106.09685), LoRA-XS (Bałazy et al. 2024, arXiv 2405.17604), and the
+layer that holds a pretrained module together with its adapters.
 
     y = W₀x + b + s·B(Ax)        W₀ [out, in] frozen, A [rank, in], B [out, rank], s = alpha/rank
+    XS: ΔW = s·U_r R Σ_r V_rᵀ    W₀ = U Σ Vᵀ, R [rank, rank] ~ N(0, (1e-5)²) at first
 
-The layout names the adapter of each sequence (bert/layout.py, `with_adapters`). If it names none,
-the active adapter serves every sequence.
+The layout may name the adapter of each sequence (Layout.with_adapters), else the active one serves.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bert import UserError
-from bert.errors import check_known
+from bert.errors import UserError, check_known
 
 
 class LoRA(nn.Module):
@@ -39,21 +38,48 @@ class LoRA(nn.Module):
         base.weight += self.delta()
 
 
-class LayerNormCopy(nn.LayerNorm):
-    """An adapter's own LayerNorm. It starts as a copy of the pretrained one."""
+def singular_factors(weight, rank, sigma="in"):
+    """→ A [rank, in], B [out, rank], whose product B·A is the closest matrix of this rank to weight
+    [out, in]. The sign of each singular vector is arbitrary; here the largest entry of each column
+    of U is positive. float64 on the CPU makes the result the same on every machine."""
+    exact = weight.detach() if weight.is_meta else weight.detach().cpu()
+    u, s, vh = torch.linalg.svd(exact.double(), full_matrices=False)
+    u, s, vh = u[:, :rank], s[:rank], vh[:rank]
+    signs = u.gather(0, u.abs().argmax(dim=0, keepdim=True)).sign()      # [1, rank]
+    a, b = signs.T * vh, u * signs
+    a, b = (s[:, None] * a, b) if sigma == "in" else (a, b * s)
+    return a.to(weight), b.to(weight)
 
-    def __init__(self, norm):
-        super().__init__(norm.normalized_shape, eps=norm.eps, device=norm.weight.device,
-                         dtype=norm.weight.dtype)
-        self.load_state_dict(norm.state_dict())
+
+class LoRAXS(nn.Module):
+    """ΔW = s·B·R·A with A = Σ_r V_rᵀ and B = U_r, as in the authors' code; sigma="out" puts Σ into
+    B. Only R is trained."""
+
+    def __init__(self, weight, rank, alpha, dropout=0.0, sigma="in"):
+        super().__init__()
+        if rank > min(weight.shape):
+            raise UserError(f"rank {rank} is more than a matrix of {list(weight.shape)} has")
+        self.rank, self.alpha, self.dropout = rank, alpha, dropout
+        a, b = singular_factors(weight, rank, sigma)
+        self.register_buffer("A", a, persistent=False)
+        self.register_buffer("B", b, persistent=False)
+        self.R = nn.Parameter(weight.new_empty(rank, rank).normal_(std=1e-5))
+
+    def forward(self, rows, out):
+        """rows [n, in], the frozen layer's output out [n, out] → out + s·B(R(A·rows))"""
+        low = F.linear(F.dropout(rows, self.dropout, self.training), self.A)       # [n, rank]
+        return torch.addmm(out, F.linear(low, self.R), self.B.T, alpha=self.alpha / self.rank)
+
+    def delta(self):
+        """ΔW [out, in]"""
+        return self.alpha / self.rank * self.B @ self.R @ self.A
 
     def merge_into(self, base):
-        base.load_state_dict(self.state_dict())
+        base.weight += self.delta()
 
 
 class AdapterLayer(nn.Module):
-    """A frozen pretrained module `base` and `adapters` {name: module}, where None means that this
-    adapter does not modify this module."""
+    """A frozen pretrained module `base` and `adapters` {name: module, or None: base as it is}."""
 
     def __init__(self, base):
         super().__init__()
@@ -64,48 +90,25 @@ class AdapterLayer(nn.Module):
         self.pretrained = {}                 # base's state_dict before that merge
 
     def adapter_module(self, adapter):
-        """The module to apply beside `base` for the adapter of this name (None: no adapter), or
-        None if there is nothing to apply. UserError if the name is unknown or another adapter is
-        merged."""
+        """The module of this adapter (None: no adapter) to apply beside `base`, or None."""
         if adapter is not None:
             check_known(adapter, self.adapters, "adapter")
-        if self.merged is None:
-            return None if adapter is None else self.adapters[adapter]
-        if adapter != self.merged:
+        if self.merged not in (None, adapter):
             raise UserError(f"adapter {self.merged!r} is merged into the weights, so {adapter!r} "
                             f"cannot act; unmerge first")
-        return None
+        return None if adapter == self.merged else self.adapters[adapter]
 
     def adapters_for(self, rows, layout):
-        """→ the adapter_module of each group of consecutive rows [N, …], and the groups' sizes."""
+        """→ the adapter_module of each group of consecutive rows, and the groups' sizes."""
         served = None if layout is None else layout.adapter_rows
         adapters, sizes = zip(*(served or [(self.active, rows.size(0))]))
         return [self.adapter_module(adapter) for adapter in adapters], sizes
 
     def multiply_adds(self, adapter=None):
-        """Multiply-adds for one row: the numbers in the matrices of `base` and of the adapter of
-        this name (None: the active one)."""
+        """Multiply-adds for one row, in `base` and this adapter (None: the active one)."""
         modules = nn.ModuleList([self.base, self.adapter_module(adapter or self.active)])
         tensors = [*modules.parameters(), *modules.buffers()]    # LoRA-XS keeps A and B in buffers
         return sum(tensor.numel() for tensor in tensors if tensor.dim() == 2)
-
-    @torch.no_grad()
-    def merge(self, adapter):
-        """Add the adapter to base's weights, starting from the pretrained ones."""
-        self.unmerge()
-        module = self.adapter_module(adapter)
-        if module is not None:
-            self.pretrained = {name: tensor.clone()
-                               for name, tensor in self.base.state_dict().items()}
-            module.merge_into(self.base)
-        self.merged = adapter
-
-    @torch.no_grad()
-    def unmerge(self):
-        """Restore the pretrained weights bit for bit."""
-        if self.pretrained:
-            self.base.load_state_dict(self.pretrained)
-        self.merged, self.pretrained = None, {}
 
 
 class LoRALinear(AdapterLayer):
@@ -122,7 +125,7 @@ class LoRALinear(AdapterLayer):
 
 
 class AdaptedLayerNorm(AdapterLayer):
-    """For each sequence its adapter's own LayerNorm, or the pretrained one."""
+    """For each sequence its adapter's own LayerNorm, at first a copy, or the pretrained one."""
 
     def forward(self, rows, layout=None):
         """rows [N, hidden] → [N, hidden]"""

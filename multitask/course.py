@@ -1,9 +1,7 @@
 """The files of the course (CS224N's default project): tab-separated despite their name, with a
-header whose first column has no name.
-
-A defect is an error that names file and line. Only rows in which nothing but the task's nullable
-columns is empty (Quora's label or second sentence) are left out, with a warning.
-"""
+header whose first column has no name. A defect is an error that names file and line. Only rows in
+which nothing but the task's nullable columns is empty (Quora's label or second sentence) are left
+out, with a warning."""
 
 import csv
 import io
@@ -25,20 +23,14 @@ class Example(NamedTuple):
 
 
 def find_file(folder, file):
-    """The path of a task's file in `folder`. A file with a folder of its own, such as
-    RTE/train.tsv, may also lie in a folder with another spelling (rte, SST2 for SST-2), or `folder`
-    may be that folder itself."""
-    folder, file = Path(folder), Path(file)
-
-    def spelled(path):
-        return path.name.lower().replace("-", "").replace("_", "")
-
-    if (folder / file).exists() or file.parent == Path(".") or not folder.is_dir():
-        return folder / file
-    places = [folder.resolve(), *sorted(folder.iterdir())]
-    return next((place / file.name for place in places
-                 if spelled(place) == spelled(file.parent) and (place / file.name).exists()),
-                folder / file)
+    """The path of a task's file in `folder`. Of a file such as RTE/train.tsv the folder may have
+    another spelling (rte, SST2 for SST-2), or `folder` may be it."""
+    folder, file, dashes = Path(folder), Path(file), str.maketrans("", "", "-_")
+    own = file.parent.name.lower().translate(dashes)         # "": a file of the folder itself
+    for place in (folder / file.parent, folder.resolve(), *sorted(folder.glob("*"))) if own else ():
+        if place.name.lower().translate(dashes) == own and (place / file.name).exists():
+            return place / file.name
+    return folder / file
 
 
 def read_course_file(path, task, strict_rows=False):
@@ -48,18 +40,16 @@ def read_course_file(path, task, strict_rows=False):
 
 def parse_examples(path, rows, task, strict_rows, number, complete=False):
     """rows: (line number, cells), the header first → [Example]. `number` is the column with the ids
-    (None: the examples are numbered). complete: rows with an empty text are kept, where the task
-    allows empty texts."""
+    (None: they are numbered). complete: rows with empty texts are kept where the task allows it."""
     header_line, header = next(rows, (1, None))
     if header is None:
         raise UserError(f"{path} is empty; it must start with a header line")
     names = [name.strip() for name in header]
-    needed = (*[number] * (number is not None), *task.columns)
+    needed = [name for name in (number, *task.columns) if name]
     missing = [name for name in needed if name not in names]
     if missing:
-        raise UserError(f"{path} line {header_line} lacks the column {', '.join(missing)}; the "
-                        f"header has {', '.join(filter(None, names))} (columns are separated by "
-                        "tabs)")
+        raise UserError(f"{path} line {header_line} lacks the column {', '.join(missing)}; it has "
+                        f"{', '.join(filter(None, names))} (columns are separated by tabs)")
     labeled = task.label in names
     examples, lines, left_out = [], {}, []
     for place, (line, row) in enumerate(rows):
@@ -68,13 +58,12 @@ def parse_examples(path, rows, task, strict_rows, number, complete=False):
                             f"{len(names)}; mend the row (cells are separated by tabs)")
         cells = dict(zip(names, (" ".join(cell.split()) for cell in row)))
         empty = [name for name in (*needed, *[task.label] * labeled) if not cells[name]]
-        excused = not strict_rows and set(empty) <= set(task.nullable_columns)
-        if empty and excused and not complete:
-            left_out.append(line)
-            continue
-        if empty and not excused:
+        if empty and (strict_rows or not set(empty) <= set(task.nullable_columns)):
             raise UserError(f"{path} line {line} has nothing under {', '.join(empty)}; "
                             f"fill the cell or remove the row")
+        if empty and not complete:
+            left_out.append(line)
+            continue
         name = str(place) if number is None else cells[number].lower()
         if name in lines:
             raise UserError(f"{path} line {line} has the id {name} of line {lines[name]}; "
@@ -84,24 +73,21 @@ def parse_examples(path, rows, task, strict_rows, number, complete=False):
         examples.append(Example(name, tuple(cells[column] for column in task.columns), label))
     if left_out:
         shown = ", ".join(map(str, left_out[:10])) + (", …" if len(left_out) > 10 else "")
-        rows = f"{len(left_out)} row{'s' * (len(left_out) > 1)}"
-        warnings.warn(f"{path}: left out {rows} with an empty {' or '.join(task.nullable_columns)} "
-                      f"(line {shown}); --strict-rows makes this an error", stacklevel=2)
+        warnings.warn(f"{path}: left out {len(left_out)} row{'s' * (len(left_out) > 1)} with an "
+                      f"empty {' or '.join(task.nullable_columns)} (line {shown}); --strict-rows "
+                      f"makes this an error", stacklevel=2)
     if not examples:
-        raise UserError(f"{path} holds a header and no rows that can be used; nothing can be "
-                        f"learned or scored")
+        raise UserError(f"{path} holds a header and no rows that can be used")
     return examples
 
 
 def _rows(path):
     """(line number, cells) of every row; a quoted cell may go over several lines."""
-    text = read_utf8(path)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
+    reader = csv.reader(io.StringIO(read_utf8(path), newline=""), delimiter="\t", strict=True)
     start = 1
     try:
         for row in reader:
-            swallowed = next((cell for cell in row if "\n" in cell and "\t" in cell), None)
-            if swallowed is not None:
+            if any("\n" in cell and "\t" in cell for cell in row):
                 raise csv.Error("a quoted cell runs over tabs into the next lines")
             if row:                                          # blank lines are no rows
                 yield start, row
@@ -112,19 +98,14 @@ def _rows(path):
 
 
 def _label(text, task, path, line):
-    if task.string_labels:
-        if text not in task.label_names:
-            raise UserError(f"{path} line {line}: {task.label} is {text!r}; it must be one of "
-                            f"{', '.join(task.label_names)}")
-        return float(task.label_names.index(text))
+    must = (f"one of {', '.join(task.label_names)}" if task.string_labels else
+            f"a {'' if task.is_regression else 'whole '}number from 0 to {task.max_label}")
     try:
-        label = float(text)
+        label = float(task.label_names.index(text) if task.string_labels else text)
     except ValueError:
         label = math.nan
     if not 0 <= label <= task.max_label or not (task.is_regression or label == int(label)):
-        kind = "number" if task.is_regression else "whole number"
-        raise UserError(f"{path} line {line}: {task.label} is {text!r}; "
-                        f"it must be a {kind} from 0 to {task.max_label}")
+        raise UserError(f"{path} line {line}: {task.label} is {text!r}; it must be {must}")
     return label
 
 

@@ -54,8 +54,7 @@ class Split:
                      layout, layout.cls_rows(), labels)
 
     def by_length(self, tokens):
-        """Lists of all indices, longest first, each of at most `tokens` real tokens, or with one
-        longer example."""
+        """Lists of indices, longest first, each of at most `tokens` tokens or one long example."""
         lengths = [sum(len(ids[i]) for ids, _ in self.segments) for i in range(len(self))]
         batches, room = [], 0
         for i in sorted(range(len(self)), key=lambda i: -lengths[i]):
@@ -68,8 +67,7 @@ class Split:
 
 
 def tokenize(examples, tokenizer, pairs="joint"):
-    """[Example] → Split. pairs="joint": both texts of a pair in one sequence; "separate": each in a
-    sequence of its own."""
+    """[Example] → Split. pairs: both texts of a pair in one sequence ("joint"), or "separate"."""
     texts = list(zip(*(example.texts for example in examples)))
     labels = None if examples[0].label is None else torch.tensor([e.label for e in examples])
     segments = ([tokenizer.encode(*texts)] if pairs == "joint"

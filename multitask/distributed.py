@@ -1,8 +1,7 @@
 """Several processes that train one model (torchrun starts them): each has a shard of every batch,
 and gradients are summed. There is no wrapper around the model: the loop calls all_reduce when
 gradients are ready, so that surgery acts on the gradients of the whole batch. In a single process
-all of this does nothing.
-"""
+all of this does nothing."""
 
 import os
 import sys
@@ -23,7 +22,7 @@ def rank():
 
 
 @contextmanager
-def processes(device="auto"):
+def processes(device):
     """Join the other processes that torchrun started, if it did, each with a GPU of its own where
     there are some and `device` is not "cpu". Only the first one prints."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
@@ -44,8 +43,7 @@ def processes(device="auto"):
 def all_reduce(tensors):
     """Replace each tensor (that is not None) by its sum over all processes."""
     if world() > 1:
-        waits = [dist.all_reduce(t, async_op=True) for t in tensors if t is not None]
-        for wait in waits:
+        for wait in [dist.all_reduce(t, async_op=True) for t in tensors if t is not None]:
             wait.wait()
 
 
@@ -84,7 +82,4 @@ def gather(value):
 
 def broadcast(value):
     """The first process's value, in every process."""
-    values = [value]
-    if world() > 1:
-        dist.broadcast_object_list(values)
-    return values[0]
+    return gather(value)[0]

@@ -24,11 +24,11 @@ def read_split(task, split, folder, strict_rows=False):
         raise UserError(f"{path} does not exist; " + (
             f"{other} is of CMU's course (label ||| sentence), whose files are not read: README "
             f"has a line that makes one of the other" if other.is_file() else
-            "--data must be the folder with this file, and --tasks may leave a task out"))
+            "--data must be the folder with this file, and --tasks may leave a task out"
+            + ("" if Path(folder).is_dir() else f"; {folder} is not a folder")))
     examples = TASKS[task].read_examples(path, TASKS[task], strict_rows)
     if not split.startswith("test") and examples[0].label is None:
-        raise UserError(f"{path} has no column {TASKS[task].label}, the label that {split} data "
-                        "needs")
+        raise UserError(f"{path} has no column {TASKS[task].label}, the label of {split} data")
     return examples
 
 
@@ -38,10 +38,10 @@ def load_split(task, split, folder, tokenizer, settings, limit=0):
     return tokenize(examples[:limit or None], tokenizer, settings.pairs)
 
 
-def load_dev(tasks, settings, tokenizer):
-    """→ {task: {name: Split}}: the dev sets that training scores, by the settings of a run."""
+def load_sets(tasks, settings, tokenizer, kind="dev"):
+    """→ {task: {name: Split}}: the "dev" sets, which training scores, or the "test" sets."""
     return {task: {name: load_split(task, name, settings.data, tokenizer, settings, settings.limit)
-                   for name in TASKS[task].dev_sets} for task in tasks}
+                   for name in getattr(TASKS[task], f"{kind}_sets")} for task in tasks}
 
 
 @torch.inference_mode()
@@ -59,9 +59,8 @@ def run_split(model, task, split, device, autocast, bar=None):
 
 
 def evaluate(model, splits, device, autocast):
-    """splits {task: {split name: Split}} → scores as in metrics.json (of the labeled splits), and
-    predictions {(task, split name): [prediction, …]}. A task's further splits get their name in
-    brackets."""
+    """splits {task: {split name: Split}} → scores as in metrics.json (of labeled splits; a task's
+    further ones get their name in brackets), predictions {(task, split name): [prediction, …]}."""
     scores, predictions = {}, {}
     total = sum(len(split) for named in splits.values() for split in named.values())
     with progress_bar("evaluate", total, "example", leave=False) as bar:
@@ -69,18 +68,16 @@ def evaluate(model, splits, device, autocast):
             for number, (name, split) in enumerate(named.items()):
                 outputs = run_split(model, task, split, device, autocast, bar)
                 predictions[task, name] = predicted = TASKS[task].predict(outputs).tolist()
-                if split.labels is None:
-                    continue
-                for metric, function in TASKS[task].metrics.items():
+                labeled = split.labels is not None
+                for metric, function in TASKS[task].metrics.items() if labeled else ():
                     key = metric if number == 0 else f"{metric} ({name})"
                     scores.setdefault(task, {})[key] = function(predicted, split.labels.tolist())
     return summary(scores) if scores else {}, predictions
 
 
 def model_fingerprint(model, splits, precision):
-    """A fingerprint of all that scores depend on: each module's type and plain attributes (pooling,
-    the adapter of each task, a LoRA's alpha), each parameter and buffer (masks, which no file
-    holds), and the rows and labels of `splits` {task: Split}."""
+    """A fingerprint of all that scores depend on: each module's type and plain attributes (a LoRA's
+    alpha), each parameter and buffer (masks), and the rows and labels of `splits` {task: Split}."""
     plain = (str, int, float, list, tuple, dict, BertConfig, type(None))
     parts = [precision]
     for name, module in model.named_modules():
@@ -95,24 +92,10 @@ def model_fingerprint(model, splits, precision):
     return fingerprint(*parts)
 
 
-def describe_prediction(task, outputs):
-    """outputs [outputs] of one example → {"label": its name, "probability": …}, or "similarity" of
-    a regression."""
-    row = TASKS[task]
-    if row.is_regression:
-        value = outputs.item()
-        nearest = round(min(max(value, 0), row.max_label))
-        return {"label": row.label_names[nearest], "similarity": value}
-    probabilities = (outputs.softmax(dim=0) if row.outputs > 1
-                     else torch.stack([(-outputs).sigmoid(), outputs.sigmoid()]).squeeze(1))
-    return {"label": row.label_names[probabilities.argmax()],
-            "probability": probabilities.max().item()}
-
-
 def write_predictions(folder, splits, predictions):
     """Write a prediction file for each split, in the form that the task's graders read."""
     for (task, name), predicted in predictions.items():
-        file_name, text = TASKS[task].write(TASKS[task], task, name, splits[task][name].ids,
-                                            predicted)
+        row, ids = TASKS[task], splits[task][name].ids
+        file_name, text = row.write(row, task, name, ids, predicted)
         with atomic_write(Path(folder) / file_name) as file:
             file.write(text.encode())

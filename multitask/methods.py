@@ -1,8 +1,7 @@
 """The methods that a run may use, each a folder with a file binding.py that binds it to runs.
 
 To add a method, add its folder, and its name to METHODS. docs/methods.md says what a binding may
-define; every part of it is optional. A binding is imported when a run uses the method.
-"""
+define; every part of it is optional. A binding is imported when a run uses the method."""
 
 import importlib
 from contextlib import ExitStack, contextmanager
@@ -63,8 +62,7 @@ def rebuild(bert, edits):
 
 
 def restore(bert, edits, folder):
-    """After the weights are loaded: attach what the methods saved beside them in the run's
-    folder."""
+    """After the weights are loaded, attach what the methods saved beside them in `folder`."""
     for edit in sorted(edits, key=lambda edit: METHODS.index(edit["method"])):
         for change in parts([edit["method"]], "restore"):
             change(bert, edit, Path(folder))

@@ -12,12 +12,14 @@ def accuracy(predictions, labels):
 
 
 def pearson(predictions, labels):
-    """Pearson's correlation, -1 to 1; 0 where it is undefined (a constant, or fewer than two
-    values)."""
+    """Pearson's correlation, -1 to 1; 0 where it is undefined (a constant, or one value)."""
     predictions, labels = np.asarray(predictions, float), np.asarray(labels, float)
     if len(labels) < 2 or np.ptp(predictions) == 0 or np.ptp(labels) == 0:
         return 0.0
     return float(stats.pearsonr(predictions, labels).statistic)
+
+
+matthews = pearson           # Matthews' correlation of two classes: Pearson's of the zeros and ones
 
 
 def spearman(predictions, labels):
@@ -26,17 +28,10 @@ def spearman(predictions, labels):
 
 
 def f1(predictions, labels):
-    """2·precision·recall/(precision + recall) of class 1; 0 if neither predictions nor labels
-    have it."""
+    """2·precision·recall/(precision + recall) of class 1; 0 if neither side has it."""
     predictions, labels = np.asarray(predictions) == 1, np.asarray(labels) == 1
     named = predictions.sum() + labels.sum()
     return float(2 * (predictions & labels).sum() / named) if named else 0.0
-
-
-def matthews(predictions, labels):
-    """Matthews' correlation of two classes: Pearson's of the zeros and ones; 0 where one side has
-    a single class."""
-    return pearson(predictions, labels)
 
 
 def main_scores(scores):

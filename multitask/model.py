@@ -7,20 +7,20 @@ import torch
 from torch import nn
 
 from bert import UserError
+from bert.checkpoint import check_names_and_shapes
 from bert.errors import check_known
 from bert.r_softmax import configure
-from multitask.heads import HEADS
-from multitask.poolings import POOLINGS
+from multitask.heads import HEADS, POOLINGS
 from multitask.settings import SHARED
 from multitask.tasks import TASKS
 
 
 class MultitaskModel(nn.Module):
     """`encoders` is {"shared": bert} or {task: bert}, `heads` {task: module}, `pooling` a name of
-    POOLINGS. A pair is one vector if encoded jointly, or two. `adapters` is {task: the adapter that
-    serves it}, or empty.
+    POOLINGS, `adapters` {task: the adapter that serves it}, or empty. A pair is one vector if
+    encoded jointly, or two.
 
-    Another module made in __init__ is trained at the heads' learning rate, saved, and opened with
+    A further module made in __init__ is trained at the heads' learning rate, saved and opened with
     them. An nn.ModuleDict by task, as `heads` is, has one module for each task."""
 
     def __init__(self, encoders, heads, pairs="joint", pooling="cls", adapters=()):
@@ -31,8 +31,7 @@ class MultitaskModel(nn.Module):
         width = next(iter(encoders.values())).config.hidden_size
         self.encoders, self.heads = nn.ModuleDict(encoders), nn.ModuleDict(heads)
         self.poolings = nn.ModuleDict({task: POOLINGS[pooling](width) for task in heads})
-        self.pairs, self.pooling_name = pairs, pooling
-        self.adapters = dict(adapters)
+        self.pairs, self.pooling_name, self.adapters = pairs, pooling, dict(adapters)
 
     @property
     def bert(self):
@@ -46,17 +45,22 @@ class MultitaskModel(nn.Module):
         return self.encoders[task if task in self.encoders else SHARED]
 
     def part(self, name):
-        """A tensor's name in state_dict() → the part of the model that it belongs to, and the task
-        that alone uses that part (None: all do), as "heads.sst.out.weight" → ("heads.sst",
-        "sst")."""
+        """A tensor's name in state_dict() → its part of the model, and the task that alone uses
+        this part (None: all do), as "heads.sst.out.weight" → ("heads.sst", "sst")."""
         first, second = (name.split(".") + [""])[:2]
         return (f"{first}.{second}", second) if second in self.heads else (first, None)
 
     def own_state(self, tasks=None):
-        """{name: tensor} of all but the encoders, or of what these tasks alone use. A head's names
-        begin with its task."""
+        """{name: tensor} of all but the encoders, or of what these tasks alone use."""
         return {name.removeprefix("heads."): tensor for name, tensor in self.state_dict().items()
                 if not name.startswith("encoders.") and (not tasks or self.part(name)[1] in tasks)}
+
+    @torch.no_grad()
+    def load_own_state(self, tensors, path, tasks=None):
+        """Copy `tensors` of the file `path` into own_state(tasks). UserError unless they fit."""
+        check_names_and_shapes(path, own := self.own_state(tasks), tensors)
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
 
     def with_adapter(self, task, batch):
         """The batch with a layout that names the task's adapter, unless it names some already."""
@@ -65,13 +69,11 @@ class MultitaskModel(nn.Module):
         return batch.with_adapters([(self.adapters.get(task), batch.layout.batch)])
 
     def forward(self, task, batch, inputs_embeds=None):
-        """→ the task's outputs [B, outputs], in float32. inputs_embeds [sequences, tokens, H] takes
-        the place of the batch's word embeddings."""
+        """→ the task's outputs [B, outputs]. inputs_embeds: [sequences, tokens, H], not words"""
         return self.apply_head(task, self.vectors(task, batch, inputs_embeds))
 
     def vectors(self, task, batch, inputs_embeds=None):
-        """→ [sequences, H], one vector a sequence. The last layer computes only the rows that the
-        task's pooling needs."""
+        """→ [sequences, H], one vector a sequence."""
         bert, batch = self.encoder(task), self.with_adapter(task, batch)
         input_ids = batch.input_ids if inputs_embeds is None else None
         hidden, layout = bert.embed(input_ids, batch.layout, batch.token_type_ids, inputs_embeds)
@@ -104,48 +106,43 @@ def chosen_tasks(model, text, flag="--tasks"):
 
 def build_model(bert, settings):
     """`bert` with a new head for each task; with --encoders separate, a copy of it for each."""
-    if settings.encoders == "shared":
-        return with_heads({SHARED: bert}, settings)
-    return with_heads({task: copy.deepcopy(bert) for task in settings.task_names}, settings)
+    return with_heads({SHARED: bert} if settings.encoders == "shared" else
+                      {task: copy.deepcopy(bert) for task in settings.task_names}, settings)
 
 
 def model_from(saved, settings):
     """The model that the settings describe, made of a saved run's model: its encoder or encoders,
     and every head and further module of it that reads the same vectors and has the same shapes."""
-    lacking = [task for task in settings.task_names if task not in saved.encoders]
-    if SHARED in saved.encoders:
-        model = build_model(saved.bert, settings)
-    elif settings.encoders == "shared":
-        raise UserError(f"{settings.from_run} has an encoder for each task, and this run is to "
-                        f"have one for all; add --encoders separate, or start from one of them: "
-                        f"--bert {settings.from_run}/model/{next(iter(saved.encoders))}")
-    elif lacking:
-        raise UserError(f"{settings.from_run} has encoders for {', '.join(saved.encoders)} and "
-                        f"none for {', '.join(lacking)}; leave that out of --tasks")
-    else:
-        model = with_heads({task: saved.encoders[task] for task in settings.task_names}, settings)
+    encoders, lacking = saved.encoders, set(settings.task_names) - set(saved.encoders)
+    if SHARED not in encoders and settings.encoders == "shared":
+        raise UserError(f"{settings.from_run} has an encoder for each task; add --encoders "
+                        f"separate, or start from one: --bert {settings.from_run}/model/"
+                        f"{next(iter(encoders))}")
+    if SHARED not in encoders and lacking:
+        raise UserError(f"{settings.from_run} has encoders for {', '.join(encoders)} and none for "
+                        f"{', '.join(sorted(lacking))}; leave that out of --tasks")
+    model = (build_model(saved.bert, settings) if SHARED in encoders else
+             with_heads({task: encoders[task] for task in settings.task_names}, settings))
     for bert in model.encoders.values():
         learned = [name for name, _ in bert.named_parameters() if "attention_function." in name]
         if learned and bert.attention_name != settings.attention:
-            raise UserError(f"{settings.from_run} has learned parameters of --attention "
-                            f"{bert.attention_name}, which --attention {settings.attention} would "
-                            f"drop; add --attention {bert.attention_name}")
+            raise UserError(f"{settings.from_run} has learned parameters of its attention; add "
+                            f"--attention {bert.attention_name}")
         if bert.attention_name != settings.attention == "sdpa":
             warnings.warn(f"{settings.from_run} attends by {bert.attention_name} and this run by "
                           f"sdpa; --attention {bert.attention_name} keeps it", stacklevel=2)
         use_attention(bert, settings)
-    old, new = _parts(saved), _parts(model)
-    for part, tensors in new.items():
-        before, task = old.get(part, {}), model.part(next(iter(tensors)))[1]
-        single = task is not None and not TASKS[task].pair
+    old = _parts(saved)
+    for (part, task), tensors in _parts(model).items():
+        before, single = old.get((part, task), {}), task is not None and not TASKS[task].pair
         fits = (saved.pooling_name == model.pooling_name and (single or saved.pairs == model.pairs)
                 and {k: v.shape for k, v in before.items()}
                 == {k: v.shape for k, v in tensors.items()})
         for name, tensor in tensors.items() if fits else ():
             tensor.copy_(before[name])
         what = "head" if part.startswith("heads.") else "module"
-        print(f"{part.removeprefix('heads.')}: "
-              f"{f'its {what} in the run' if fits else f'a new {what}'}")
+        found = f"its {what} in the run" if fits else f"a new {what}"
+        print(f"{part.removeprefix('heads.')}: {found}")
     return model
 
 
@@ -156,11 +153,11 @@ def use_attention(bert, settings):
 
 
 def _parts(model):
-    """{part of the model beside the encoders: {name: tensor}}"""
+    """{(part of the model beside the encoders, its task): {name: tensor}}"""
     found = {}
     for name, tensor in model.state_dict().items():
         if not name.startswith("encoders."):
-            found.setdefault(model.part(name)[0], {})[name] = tensor
+            found.setdefault(model.part(name), {})[name] = tensor
     return found
 
 
@@ -177,8 +174,7 @@ def with_heads(encoders, settings):
 
 def build_head(task, kind, width, pairs, dropout):
     """A new head of this kind for a task; UserError where they do not fit. The bias of a regression
-    starts in the middle of the labels: otherwise the first steps, which only move it there, have by
-    far the largest gradients of all tasks."""
+    starts in the middle of the labels; else the first steps, with huge gradients, move it there."""
     if kind not in TASKS[task].heads:
         raise UserError(f"{task} has no {kind!r} head; it may have {', '.join(TASKS[task].heads)}")
     vectors = 2 if TASKS[task].pair and pairs == "separate" else 1

@@ -9,13 +9,12 @@ Every g'ᵢ is a combination Σ cⱼgⱼ, so the products gᵢ·gⱼ decide it a
 tasks). The projections are done on the coefficients c; the gradients, millions of numbers each, are
 read twice: once for their products and once for the sum.
 
-    combined, grams = pcgrad(gradients, draw_orders(3, seed, step))   # gradients[task][tensor]
-
 Only weights that all tasks share can conflict. A head's gradient must be excluded: it would enlarge
-‖gⱼ‖, so that conflicts are removed only in part, and its projection would change other heads.
-"""
+‖gⱼ‖, so that conflicts are removed only in part, and its projection would change other heads."""
 
 import math
+from functools import partial
+from itertools import combinations, combinations_with_replacement
 
 import torch
 
@@ -32,8 +31,7 @@ def draw_orders(tasks, seed, step):
 def pcgrad(gradients, orders, per_tensor=False, reuse=False):
     """gradients[task][tensor] (None where a task does not reach a tensor) → the combined gradient
     of each tensor (None where no task reaches it), and the products [tensors, T, T]. A task's
-    gradient is one vector, or with `per_tensor` one vector for each tensor. With `reuse` the result
-    overwrites the given gradients."""
+    gradient is one vector, or with `per_tensor` one for each tensor. `reuse` overwrites them."""
     grams = gram_matrices(gradients)
     whole = coefficients(grams.sum(dim=0).tolist(), orders)
     combined = [combine(own, coefficients(gram.tolist(), orders) if per_tensor else whole, reuse)
@@ -54,13 +52,6 @@ def set_grads(parameters, gradients):
         parameter.grad = gradient
 
 
-def log_conflicts(log, grams, tasks):
-    """Log the cosine of each two tasks' gradients, and whether they conflict (cosine < 0)."""
-    for pair, cosine in cosines(grams, tasks).items():
-        log.add("cosine", pair, cosine)
-        log.add("conflict", pair, float(cosine < 0))
-
-
 def coefficients(gram, orders):
     """The algorithm above on coefficients: gram[i][j] = gᵢ·gⱼ → c with Σ g'ᵢ = Σ c[j] gⱼ."""
     total = [0.0] * len(gram)
@@ -75,19 +66,16 @@ def coefficients(gram, orders):
 
 
 def gram_matrices(gradients):
-    """gradients[task][tensor] → [tensors, T, T] products, float64 on the CPU. The
-    only synchronization with a GPU in surgery."""
+    """gradients[task][tensor] → [tensors, T, T] products, float64 on the CPU. The only
+    synchronization with a GPU in surgery."""
     places, products = [], []
     for tensor, own in enumerate(zip(*gradients)):
-        present = [i for i, g in enumerate(own) if g is not None]
-        if not present:
-            continue
-        size = PIECE if own[present[0]].device.type == "cpu" else own[present[0]].numel()
-        for pieces in zip(*[own[i].flatten().split(size) for i in present]):
-            for n, i in enumerate(present):
-                for m, j in enumerate(present[n:], n):
-                    places.append((tensor, i, j))
-                    products.append(pieces[n] @ pieces[m])
+        present = {i: g.flatten() for i, g in enumerate(own) if g is not None}
+        for pieces in zip(*(g.split(PIECE if g.device.type == "cpu" else g.numel())
+                            for g in present.values())):
+            for (i, a), (j, b) in combinations_with_replacement(zip(present, pieces), 2):
+                places.append((tensor, i, j))
+                products.append(a @ b)
     grams = torch.zeros(len(gradients[0]), len(gradients), len(gradients), dtype=torch.float64)
     if products:
         grams.index_put_(tuple(torch.tensor(places).T), torch.stack(products).double().cpu(),
@@ -99,33 +87,24 @@ def combine(own, weights, reuse=False):
     """Σ weights[i]·own[i] over the tasks that have a gradient; None if none has."""
     total = None
     for gradient, weight in zip(own, weights):
-        if gradient is None:
-            continue
-        if total is None:
-            total = gradient.mul_(weight) if reuse else gradient * weight
-        else:
+        if total is not None and gradient is not None:
             total.add_(gradient, alpha=weight)
+        elif gradient is not None:
+            total = gradient.mul_(weight) if reuse else gradient * weight
     return total
 
 
 def cosines(grams, names):
     """[tensors, T, T] products → {"a·b": cosine of the tasks' whole gradients}"""
     gram = grams.sum(dim=0)
-    pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
     return {f"{names[i]}·{names[j]}":
-            (gram[i, j] / math.sqrt(gram[i, i] * gram[j, j] or 1.0)).item() for i, j in pairs}
+            (gram[i, j] / math.sqrt(gram[i, i] * gram[j, j] or 1.0)).item()
+            for i, j in combinations(range(len(names)), 2)}
 
 
-# name → (gradients[task][tensor], seed, step) → the combined gradient of each tensor, the products
-
-def whole_gradient(gradients, seed, step):
-    """PCGrad on each task's whole gradient."""
-    return pcgrad(gradients, draw_orders(len(gradients), seed, step), reuse=True)
+def in_a_step(gradients, seed, step, per_tensor=False):
+    """gradients[task][tensor] → the combined gradient of each tensor, and the products."""
+    return pcgrad(gradients, draw_orders(len(gradients), seed, step), per_tensor, reuse=True)
 
 
-def each_tensor(gradients, seed, step):
-    """PCGrad on each tensor by itself."""
-    return pcgrad(gradients, draw_orders(len(gradients), seed, step), per_tensor=True, reuse=True)
-
-
-SURGERY = {"pcgrad": whole_gradient, "pcgrad-tensor": each_tensor}
+SURGERY = {"pcgrad": in_a_step, "pcgrad-tensor": partial(in_a_step, per_tensor=True)}

@@ -1,14 +1,7 @@
-"""Published experiments, each a set of values for the settings of multitask/settings.py.
-
-    python train_multitask.py --recipes                  # the list
-    python train_multitask.py --recipe mb-comb-gs --epochs 1        # a flag overrides its recipe
-
-    Alappat         A. Alappat, Extending Applications of Layer Selecting Rank Reduction (report of
-                    CS224N)
-    Wang et al.     G. Wang, J. Yang, Y. Sun, Task-oriented Memory-efficient Pruning-Adapter, 2023
-                    (arXiv 2303.14704)
-    Fuest & Tacke   J. Fuest, M. Tacke, Low Rank Adaptation for Multitask BERT (report of CS224N)
-"""
+"""Published experiments, each a set of values for the settings of multitask/settings.py; a flag
+beside --recipe overrides it. Alappat: Extending Applications of Layer Selecting Rank Reduction;
+Fuest & Tacke: Low Rank Adaptation for Multitask BERT (reports of CS224N). Wang et al. 2023:
+Task-oriented Memory-efficient Pruning-Adapter (arXiv 2303.14704)."""
 
 from typing import NamedTuple
 
@@ -20,8 +13,8 @@ class Recipe(NamedTuple):
     settings: dict
 
 
-def course(sst, para, sts):
-    return {"sst": sst, "para": para, "sts": sts}
+def course(*scores):
+    return dict(zip(("sst", "para", "sts"), scores))
 
 
 PAPER = dict(pairs="separate", lr=1e-5, head_lr=1e-5, batch_size=8, epochs=10, warmup=0.0,
@@ -66,9 +59,8 @@ RECIPES = {
                         course(.5077, .7894, .3569), MLP_HEADS),
     "baseline3": Recipe("and a cosine for similarity", "Fuest & Tacke, Baseline 3",
                         course(.4923, .7931, .5841), COSINE_HEAD),
-    "baseline4": Recipe("and an encoder for each task", "Fuest & Tacke, Baseline 4",
-                        course(.4996, .7846, .5885),
-                        COSINE_HEAD | dict(surgery="none", encoders="separate")),
+    "baseline4": Recipe("and an encoder for each task", "Fuest & Tacke, Baseline 4", course(
+        .4996, .7846, .5885), COSINE_HEAD | dict(surgery="none", encoders="separate")),
     # Fuest & Tacke: LoRA (test); 1.11 M parameters a set are rank 15 on the attention's matrices
     "lora1": Recipe("a frozen encoder with an adapter for each task", "Fuest & Tacke, LoRA 1",
                     course(.4951, .7673, .4761), MLP_HEADS | ONE_EACH),
@@ -78,20 +70,16 @@ RECIPES = {
                     course(.4713, .6910, .5755), MLP_HEADS | ONE_FOR_ALL),
     "lora4": Recipe("and a cosine for similarity", "Fuest & Tacke, LoRA 4",
                     course(.4877, .6922, .6658), COSINE_HEAD | ONE_FOR_ALL),
-    "lora4-warmup": Recipe("with a warm-up and batches of 24", "Fuest & Tacke, future work",
-                           course(.5235, .7445, .7274),
-                           COSINE_HEAD | ONE_FOR_ALL | dict(batch_size=24, warmup=0.1)),
+    "lora4-warmup": Recipe("with a warm-up and batches of 24", "Fuest & Tacke, future work", course(
+        .5235, .7445, .7274), COSINE_HEAD | ONE_FOR_ALL | dict(batch_size=24, warmup=0.1)),
     # Wang et al.: Pruning-Adapter on GLUE, Table 1 (dev); --tasks says which
-    "glue-full": Recipe("one task of GLUE, all of the encoder trained", "Wang et al., Full",
-                        dict(mnli=.8456, mrpc=.8014, qnli=.9154, rte=.6245, sst2=.9243,
-                             wnli=.4085), GLUE),
-    "glue-lora": Recipe("adapters of rank 4 and LayerNorms", "Wang et al., LoRA",
-                        dict(mnli=.7724, mrpc=.6838, qnli=.8805, rte=.6065, sst2=.9163,
-                             wnli=.4366), GLUE_LORA),
-    "glue-prune-lora": Recipe("100 of 144 heads stay, then adapters of rank 8 and 4",
-                              "Wang et al., Prune-LoRA",
-                              dict(mnli=.7816, mrpc=.6838, qnli=.8728, rte=.5993, sst2=.9106,
-                                   wnli=.5634), PRUNE_LORA),
+    "glue-full": Recipe("one task of GLUE, all of the encoder trained", "Wang et al., Full", dict(
+        mnli=.8456, mrpc=.8014, qnli=.9154, rte=.6245, sst2=.9243, wnli=.4085), GLUE),
+    "glue-lora": Recipe("adapters of rank 4 and LayerNorms", "Wang et al., LoRA", dict(
+        mnli=.7724, mrpc=.6838, qnli=.8805, rte=.6065, sst2=.9163, wnli=.4366), GLUE_LORA),
+    "glue-prune-lora": Recipe(
+        "100 of 144 heads stay, then adapters of rank 8 and 4", "Wang et al., Prune-LoRA", dict(
+            mnli=.7816, mrpc=.6838, qnli=.8728, rte=.5993, sst2=.9106, wnli=.5634), PRUNE_LORA),
     # ours
     "glue-prune-lora-best": Recipe("the same, at the learning rate that LoRA needs", "", {},
                                    PRUNE_LORA | dict(lr=0.0, head_lr=1e-3, warmup=0.1, epochs=0)),
@@ -104,9 +92,3 @@ RECIPES = {
     "lora-xs": Recipe("LoRA-XS: r × r numbers a matrix", "", {},
                       LORA_BEST | dict(lora=24, lora_kind="xs-out")),
 }
-
-
-def listing():
-    """A line for each recipe: its name, the paper's row, what it is."""
-    return "\n".join(f"{name:21} {recipe.row or 'ours':25} {recipe.description}"
-                     for name, recipe in RECIPES.items())

@@ -1,20 +1,28 @@
-"""What a person looks at when a run has ended: the table of scores and the picture of its
-curves."""
+"""What a person looks at: a run's table of scores and the picture of its curves, and runs side by
+side, beside what the papers printed: a table as text and as Markdown, and a picture."""
 
-from common.plots import draw_curves
-from common.tables import text_table
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from bert import UserError
+from bert.files import atomic_write
+from common.plots import draw_curves, new_figure, save_figure
+from common.tables import markdown_table, text_table
 from multitask.metrics import main_scores
-from multitask.runs import read_scores
-from multitask.settings import SHARED
+from multitask.recipes import RECIPES
+from multitask.runs import RESUME, read_fields, read_scores
+from multitask.settings import SHARED, Settings
+from multitask.tasks import TASKS
 
 
 def score_table(scores, title="dev"):
     """{task: {metric: value}, "overall": …, "mean": …} as lines of text."""
     rows = [["task", "metric", title]]
     for name, value in scores.items():
-        metrics = value if isinstance(value, dict) else {name: value}
-        rows += [[name if isinstance(value, dict) else "", metric, f"{number:.3f}"]
-                 for metric, number in metrics.items()]
+        task, metrics = (name, value) if isinstance(value, dict) else ("", {name: value})
+        rows += [[task, metric, f"{number:.3f}"] for metric, number in metrics.items()]
     return text_table(rows, left=2)
 
 
@@ -36,37 +44,118 @@ def final_report(folder, record):
             f"next: python evaluate.py {folder} --split test")
 
 
-def draw_training(lines, path):
-    """Draw the lines of log.jsonl: losses, dev scores and, of gradient surgery, the cosines of each
-    two tasks' gradients with their share of conflicts, of r-softmax the zeros of attention."""
-    losses, scores, cosines, zeros = {}, {}, {}, {}
-    for line in lines:
-        step = line["step"]
-        for name, terms in line.items():                     # "loss", and further losses
-            if isinstance(terms, dict) and name not in ("dev", "cosine", "conflict", "zeros"):
-                for task, value in terms.items():
-                    curve = task if name == "loss" else f"{name}, {task}"
-                    losses.setdefault(curve, []).append((step, value))
-        for pair, cosine in line.get("cosine", {}).items():
-            cosines.setdefault(pair, []).append((step, cosine))
-        for task, share in line.get("zeros", {}).items():
-            zeros.setdefault(task, []).append((step, share))
-        for name, value in line.get("dev", {}).items():
-            if isinstance(value, dict):                      # a task's metrics: the first counts
-                metric, value = next(iter(value.items()))
-                name = f"{name} {metric}"
-            scores.setdefault(name, []).append((step, value))
+def describe_prediction(task, outputs):
+    """outputs [outputs] of one example → {"label": its name, "probability" or "similarity": …}"""
+    row = TASKS[task]
+    if row.is_regression:
+        nearest = round(min(max(outputs.item(), 0), row.max_label))
+        return {"label": row.label_names[nearest], "similarity": outputs.item()}
+    probabilities = (outputs.softmax(dim=0) if row.outputs > 1
+                     else torch.cat([(-outputs).sigmoid(), outputs.sigmoid()]))
+    return {"label": row.label_names[probabilities.argmax()],
+            "probability": probabilities.max().item()}
+
+
+def draw_training(log, path):
+    """Draw what the Log holds: losses, each task's first metric on dev and, of gradient surgery,
+    the cosines of each two tasks' gradients with their share of conflicts, of r-softmax the zeros
+    of attention."""
+    kinds = dict.fromkeys(name for line in log.lines for name, value in line.items()
+                          if isinstance(value, dict))        # "loss", further losses, "dev", …
+    losses = {task if kind == "loss" else f"{kind}, {task}": points
+              for kind in kinds if kind not in ("dev", "cosine", "conflict", "zeros")
+              for task, points in log.curves(kind).items()}
+    scores = {}
+    for name, points in log.curves("dev").items():
+        if isinstance(points[0][1], dict):
+            metric = next(iter(points[0][1]))
+            name, points = f"{name} {metric}", [(step, values[metric]) for step, values in points]
+        scores[name] = points
+    conflicts = {pair: sum(value for _, value in points) / len(points)
+                 for pair, points in log.curves("conflict").items()}
+    cosines = {f"{pair}: {conflicts[pair]:.0%} in conflict": points
+               for pair, points in log.curves("cosine").items()}
     panels = [("training loss of each task", losses), ("dev scores", scores)]
     if cosines:
-        panels.append(("cosine of the tasks' gradients", {
-            f"{pair}: {conflict_share(lines, pair):.0%} in conflict": points
-            for pair, points in cosines.items()}))
-    if zeros:
+        panels.append(("cosine of the tasks' gradients", cosines))
+    if zeros := log.curves("zeros"):
         panels.append(("share of zeros in attention", zeros))
     draw_curves(panels, path)
 
 
-def conflict_share(lines, pair):
-    """The fraction of steps in which these two tasks' gradients were in conflict."""
-    conflicts = [line["conflict"][pair] for line in lines if pair in line.get("conflict", {})]
-    return sum(conflicts) / len(conflicts)
+def read_rows(folders):
+    """→ rows of runs that differ in nothing but their seed: name, `scores` {task or "overall":
+    score} and `minutes` of each run, parameters, `published` {task: score}."""
+    groups = {}
+    for folder in map(Path, folders):
+        record = read_fields(folder, ("settings", "recipe", "complete", "times", "parameters"))
+        if not record["complete"]:
+            raise UserError(f"{folder} is not complete; {RESUME} {folder} goes on with it")
+        same = repr(sorted((name, value) for name, value in record["settings"].items()
+                           if name not in ("seed", "out", "overwrite", "device")
+                           and value != getattr(Settings, name, None)))
+        recipe = record["recipe"]
+        row = groups.setdefault((recipe, same), SimpleNamespace(
+            name=recipe or folder.name, scores=[], minutes=[], parameters=record["parameters"],
+            published=RECIPES[recipe].published if recipe in RECIPES else {}))
+        row.scores.append(main_scores(read_scores(folder)))
+        row.minutes.append(record["times"]["train_seconds"] / 60)
+    return list(groups.values())
+
+
+def mean_and_spread(values):
+    """".483 ±.005": the mean and half the range; "" of nothing."""
+    if not values:
+        return ""
+    mean, half = sum(values) / len(values), (max(values) - min(values)) / 2
+    return f"{mean:.3f}" + (f" ±{half:.3f}" if len(values) > 1 else "")
+
+
+def score_names(rows):
+    """Of the columns: tasks in the order of their table, others, the course's overall score."""
+    found = {name: None for row in rows for s in row.scores for name in s if name != "mean"}
+    others = [name for name in found if name not in (*TASKS, "overall")]
+    return [name for name in (*TASKS, *others, "overall") if name in found]
+
+
+def cells(rows):
+    """The table: a list of texts for the header and for each row."""
+    names = score_names(rows)
+    printed = [name for name in names if any(name in row.published for row in rows)]
+    header = ["run", "seeds", *names, "trained", "stored", "minutes",
+              *(f"published: {name}" if name == printed[0] else name for name in printed)]
+    return [header] + [
+        [row.name, str(len(row.scores)),
+         *(mean_and_spread([s[name] for s in row.scores if name in s]) for name in names),
+         *(f"{row.parameters[name] / 1e6:.2f}M" for name in ("trained", "stored")),
+         f"{sum(row.minutes) / len(row.minutes):.1f}",
+         *(f"{row.published[name]:.3f}" if name in row.published else "" for name in printed)]
+        for row in rows]
+
+
+def draw(rows, path):
+    """Each score as a point for every run, the papers' as a ring."""
+    names = score_names(rows)
+    figure = new_figure(3 * max(len(names), 2), 1.2 + 0.3 * len(rows))
+    for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names):
+        for place, row in enumerate(rows):
+            points = [s[name] for s in row.scores if name in s]
+            axes.plot(points, [place] * len(points), "o", color="C0", alpha=0.6)
+            if name in row.published:
+                axes.plot(row.published[name], place, "o", color="C1", fillstyle="none")
+        axes.set(title=name, yticks=range(len(rows)), yticklabels=[row.name for row in rows])
+        axes.grid(alpha=0.3)
+    figure.supxlabel("● measured, a point a seed    ○ as the paper printed it", fontsize="small")
+    figure.axes[0].invert_yaxis()
+    save_figure(figure, path)
+
+
+def compare(folders, to):
+    """Print the table and write comparison.md and comparison.png to the folder `to`."""
+    rows = read_rows(folders)
+    draw(rows, to / "comparison.png")
+    with atomic_write(to / "comparison.md") as file:
+        file.write(markdown_table(cells(rows)).encode())
+    print(f"{text_table(cells(rows))}\n\n±: half the range over the seeds. Measured, and Alappat's "
+          f"and Wang et al.'s: dev sets; Fuest & Tacke's: test sets.\n{to / 'comparison.md'}   "
+          f"{to / 'comparison.png'}")

@@ -1,13 +1,5 @@
-"""A run's folder: what training leaves behind and any script opens again.
-
-    model/             the best encoder, in the Hugging Face layout   metrics.json  its dev scores
-    heads.safetensors  the best heads, and further modules            predictions/  the course's
-    adapters/<name>/   each adapter, in peft's layout, and its heads  log.jsonl     what happened
-    last/              the state to resume from                       curves.png    the log drawn
-    run.json           format version, settings, methods, data, edits, versions, times
-
-Where each task has an encoder of its own, it lies in model/<task>/.
-"""
+"""A run's folder (docs/multitask.md says what is in it): begun, the best model saved, opened again.
+Where each task has an encoder of its own, it lies in model/<task>/."""
 
 import json
 import shutil
@@ -19,14 +11,15 @@ from pathlib import Path
 import torch
 
 from bert import Bert, Tokenizer, UserError
-from bert.checkpoint import check_names_and_shapes, load_bert, save_bert
+from bert.checkpoint import load_bert, save_bert
 from bert.files import fingerprint, read_metadata, read_tensors, write_json, write_tensors
-from common.run_folder import check_new_folder, read_record, versions
+from common.run_folder import check_new_folder, damaged, read_record, versions
 from multitask import distributed, methods
 from multitask.course import find_file
 from multitask.evaluation import write_predictions
 from multitask.model import use_attention, with_heads
 from multitask.settings import SHARED
+from multitask.tasks import TASKS
 
 VERSION = 2                                                  # of the format of run.json
 FIELDS = ("settings", "methods", "recipe", "edits", "complete", "data", "times", "versions",
@@ -38,8 +31,7 @@ RESUME = "python train_multitask.py --resume"
 
 
 def choose_folder(settings):
-    """The folder a new run will have. Nothing is written yet: a mistake found later leaves no
-    trace."""
+    """The folder that a new run will have; nothing is written yet."""
     if settings.out:
         return check_new_folder(settings.out, "run.json", "saved run", settings.overwrite, RESUME, {
             "--bert": settings.bert, "--data": settings.data, "--from": settings.from_run})
@@ -52,13 +44,13 @@ def choose_folder(settings):
 def init_run_folder(folder, record):
     """Make the folder, or clear the run that was in it, and write run.json. Delete last/ before
     rewriting run.json: a crash never pairs old state with new settings."""
-    for name in CONTENT:
-        if name == "run.json":
-            write_json(folder / name, record)
-        elif (folder / name).is_dir():
-            shutil.rmtree(folder / name)
+    for path in (folder / name for name in CONTENT):
+        if path.name == "run.json":
+            write_json(path, record)
+        elif path.is_dir():
+            shutil.rmtree(path)
         else:
-            (folder / name).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def new_record(settings, recipe, checksums, model):
@@ -80,14 +72,15 @@ def new_record(settings, recipe, checksums, model):
     }
 
 
-def checksums(folder, files):
-    """{file: the fingerprint of its bytes}: what a run has read."""
+def checksums(folder, splits):
+    """{file: the fingerprint of its bytes}: what a run has read of `splits` {task: split names}."""
+    files = [TASKS[task].files[name] for task, names in splits.items() for name in names]
     return {file: fingerprint(find_file(folder, file).read_bytes()) for file in files}
 
 
 def encoder_folder(folder, name):
     """Where the encoder that all tasks share lies, or a task's own."""
-    return folder / "model" if name == SHARED else folder / "model" / name
+    return folder / "model" / ("" if name == SHARED else name)
 
 
 def weights_fingerprint(folder, names, edits):
@@ -97,10 +90,10 @@ def weights_fingerprint(folder, names, edits):
     return fingerprint(*(file.read_bytes() for file in files + methods.weight_files(edits, folder)))
 
 
-def check_nothing_lost(model, trained):
-    """Raise UserError that names parameters with requires_grad that are not among `trained` (those
-    of the optimizer), and tensors of the encoders that no saved file would hold."""
-    trained = {id(parameter) for parameter in trained}
+def check_nothing_lost(model, optimizer):
+    """Raise UserError that names parameters with requires_grad that the optimizer lacks, and
+    tensors of the encoders that no saved file would hold."""
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     lost = [name for name, parameter in model.named_parameters()
             if parameter.requires_grad and id(parameter) not in trained]
     for key, bert in model.encoders.items():
@@ -112,14 +105,13 @@ def check_nothing_lost(model, trained):
             lost += [f"encoders.{key}.{name}" for name, tensor in bert.state_dict().items()
                      if shapes.get(name) != tensor.shape]
     if lost:
-        raise UserError(f"{', '.join(dict.fromkeys(lost))} would not be trained and saved: the "
-                        f"encoder holds a Bert's own weights only; make a further module in "
-                        f"MultitaskModel's __init__, beside the heads")
+        raise UserError(f"{', '.join(dict.fromkeys(lost))} would not be trained and saved; make a "
+                        "further module in MultitaskModel's __init__, beside the heads")
 
 
 def save_best(folder, model, tokenizer, tasks, scores, splits, predictions):
     """Write the model of these tasks and its scores; what is there of other tasks stays."""
-    for name in {task if task in model.encoders else SHARED: None for task in tasks}:
+    for name in dict.fromkeys(task if task in model.encoders else SHARED for task in tasks):
         bert, place = model.encoders[name], encoder_folder(folder, name)
         if model.adapters and (place / "model.safetensors").is_file():
             continue                                         # it is frozen, only adapters change
@@ -147,21 +139,19 @@ def read_fields(folder, needed=FIELDS):
     return read_record(Path(folder) / "run.json", "saved run", VERSION, needed)
 
 
-def read_settings(folder, record=None):
-    """→ run.json's fields; the Settings, without those that this version does not know; the names
-    of these."""
-    record = record or read_fields(folder)
-    path = Path(folder) / "run.json"
+def read_settings(folder):
+    """→ run.json's fields, the Settings, and the names of settings that this version lacks."""
+    record, path = read_fields(folder), Path(folder) / "run.json"
     try:
         class_ = methods.settings_class(tuple(record["methods"]))
         known = {f.name for f in fields(class_)}
-        unknown = sorted(set(record["settings"]) - known)
+        unknown = sorted(name for name, value in record["settings"].items()
+                         if value and name not in known)     # one that is off does nothing
         settings = class_(**{k: v for k, v in record["settings"].items() if k in known})
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); restore it, or train the run again"
-                        ) from error
+        raise damaged(path, repr(error)) from error
     if unknown:
         warnings.warn(f"{path} has settings that this version does not know, and does without: "
                       f"{', '.join(unknown)}", stacklevel=2)
@@ -190,10 +180,7 @@ def open_run(folder):
         methods.restore(encoders[name], record["edits"], folder)
     tokenizer = Tokenizer.from_pretrained(encoder_folder(folder, names[0]))
     model = with_heads(encoders, settings)
-    saved = read_tensors(heads_file)
-    check_names_and_shapes(heads_file, model.own_state(), saved)
-    for name, tensor in model.own_state().items():
-        tensor.copy_(saved[name])
+    model.load_own_state(read_tensors(heads_file), heads_file)
     return model, tokenizer, settings, record
 
 

@@ -1,58 +1,106 @@
-"""The number of steps, the training groups, and the learning rates of the parameter groups."""
+"""Which tasks a step trains, on which of their examples, and at which learning rates. All follows
+from the seed and the number of the step or pass alone, so that a resumed run draws the same."""
 
-from dataclasses import dataclass, field
-
+import torch
 from torch import nn
 
 from bert import UserError
 from bert.r_softmax import configure
 from common.optimization import warmup_then_decay
-from multitask.sampling import SAMPLERS, BatchSampler, steps_in_epoch
 
 
-@dataclass
-class TrainingGroup:
-    """What is trained, stopped and kept by itself: the encoder that all tasks share with their
-    heads, a task's own encoder with its head, or an adapter with the heads of its tasks."""
+class BatchSampler:
+    """Shuffled passes over n examples, as lists of `size` indices. (seed, pass number) fixes the
+    order of a pass, so two integers are the whole state."""
 
-    name: str
-    tasks: list
-    steps: int
-    parameters: list = field(default_factory=list)
+    def __init__(self, n, size, seed):
+        self.n, self.size, self.seed = n, size, seed
+        self.load_state_dict({"passes": 0, "position": 0})
+
+    def __len__(self):
+        """Batches in one pass."""
+        return -(-self.n // self.size)
+
+    def __next__(self):
+        if self.position >= self.n:
+            self.load_state_dict({"passes": self.passes + 1, "position": 0})
+        indices = self.order[self.position:self.position + self.size]
+        self.position += self.size
+        return indices
+
+    def state_dict(self):
+        return {"passes": self.passes, "position": self.position}
+
+    def load_state_dict(self, state):
+        self.passes, self.position = state["passes"], state["position"]
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.passes)
+        self.order = torch.randperm(self.n, generator=generator).tolist()
 
 
-@dataclass
+def annealing_exponent(epoch, epochs, c):
+    """α = 1 − c·(e − 1)/(E − 1) of epoch e, 1 … E; 1 where there is only one."""
+    return 1.0 if epochs == 1 else 1.0 - c * (epoch - 1) / (epochs - 1)
+
+
+def draw(sizes, alpha, seed, step):
+    """One task, p ∝ N^α, N its number of examples."""
+    weights = torch.tensor(list(sizes.values()), dtype=torch.float64) ** alpha
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    return [list(sizes)[torch.multinomial(weights, 1, generator=generator).item()]]
+
+
+# name → (sizes {task: examples}, step from 1, epoch from 1, epochs, settings) → tasks. With all,
+# shorter data sets are cycled ("stretched"); annealed: Stickland & Murray 2019, section 4.1
+SAMPLERS = {
+    "all": lambda sizes, *_: list(sizes),
+    "round-robin": lambda sizes, step, *_: [list(sizes)[(step - 1) % len(sizes)]],
+    "proportional": lambda sizes, step, epoch, epochs, settings: draw(
+        sizes, 1.0, settings.seed, step),
+    "annealed": lambda sizes, step, epoch, epochs, settings: draw(
+        sizes, annealing_exponent(epoch, epochs, settings.annealing), settings.seed, step),
+}
+
+
+def steps_in_epoch(batches, sampling):
+    """batches {task: batches in a pass} → steps of an epoch: one full pass over the longest task if
+    the sampler gives all tasks equally many batches, or else the batches of all tasks together."""
+    if sampling in ("all", "round-robin"):
+        return max(batches.values()) * (len(batches) if sampling == "round-robin" else 1)
+    return sum(batches.values())
+
+
 class Schedule:
-    groups: dict                                         # name → TrainingGroup
-    batches: dict                                        # task that is trained → BatchSampler
-    epoch_steps: int
-    epochs: int
+    """`groups` {training group: its tasks} and `batches` {task that is trained: BatchSampler}. A
+    step has batch_size examples of a task, times the batches that accumulate, times processes."""
 
-    @property
-    def steps(self):
-        return max(group.steps for group in self.groups.values())
+    def __init__(self, settings, sizes, processes):
+        """sizes: {task that is trained: examples}"""
+        size = settings.batch_size * settings.accumulate * processes
+        self.settings, self.groups = settings, settings.training_groups
+        self.batches = {task: BatchSampler(n, size, settings.seed) for task, n in sizes.items()}
+        passes = {task: len(batches) for task, batches in self.batches.items()}
+        self.epoch_steps = steps_in_epoch(passes, settings.sampling)
+        epochs = settings.epochs or max(3, round(500 / self.epoch_steps))
+        self.steps = settings.steps or epochs * self.epoch_steps
+        self.epochs = -(-self.steps // self.epoch_steps)
 
-    def tasks_of(self, step, running, settings):
+    def tasks_of(self, step, running):
         """The tasks of this step, of the training groups `running` (names)."""
-        sizes = {task: self.batches[task].n for name in running
-                 for task in self.groups[name].tasks}
+        sizes = {task: self.batches[task].n for name in running for task in self.groups[name]}
         epoch = -(-step // self.epoch_steps)
-        return SAMPLERS[settings.sampling](sizes, step, epoch, self.epochs, settings)
+        return SAMPLERS[self.settings.sampling](sizes, step, epoch, self.epochs, self.settings)
 
+    def set_learning_rates(self, optimizer, step):
+        factor = warmup_then_decay(step, self.steps, self.settings.warmup, self.settings.decay)
+        for group in optimizer.param_groups:
+            group["lr"] = group["max_lr"] * factor
 
-def make_schedule(settings, sizes, processes):
-    """sizes {task that is trained: examples} → Schedule. A step has batch_size examples of a task,
-    times the batches that accumulate, times the processes."""
-    size = settings.batch_size * settings.accumulate * processes
-    batches = {task: BatchSampler(n, size, settings.seed) for task, n in sizes.items()}
-    epoch_steps = steps_in_epoch({t: len(b) for t, b in batches.items()}, settings.sampling)
-    epochs = settings.epochs or max(3, round(500 / epoch_steps))
-    steps = settings.steps or epochs * epoch_steps
-    epochs = -(-steps // epoch_steps)
-    own = settings.parse_per_task("task_epochs", int)
-    groups = {name: TrainingGroup(name, tasks, min(own.get(tasks[0], epochs) * epoch_steps, steps))
-              for name, tasks in settings.training_groups.items()}
-    return Schedule(groups, batches, epoch_steps, epochs)
+    def set_ramps(self, model, step):
+        """Set how far r-softmax has come from the softmax in this step: 0 in the first one, 1 after
+        the fraction --zeros-ramp of the steps."""
+        ramp_steps = self.settings.zeros_ramp * self.steps
+        for bert in model.encoders.values():
+            configure(bert, ramp=min(1.0, (step - 1) / ramp_steps) if ramp_steps else 1.0)
 
 
 def default_lr(model, settings):
@@ -61,46 +109,28 @@ def default_lr(model, settings):
     return settings.lr_factor * (3.84 / width) ** 2
 
 
-def set_learning_rates(optimizer, step, settings):
-    """Set each parameter group's learning rate of this step."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["max_lr"] * warmup_then_decay(step, group["steps"], settings.warmup,
-                                                          settings.decay)
-
-
-def set_ramps(model, step, schedule, settings):
-    """Set how far r-softmax has come from the softmax in this step: 0 in the first one, 1 after the
-    fraction --zeros-ramp of the steps."""
-    for name, bert in model.encoders.items():
-        group = schedule.groups.get(name, schedule)          # an encoder of a task's own
-        ramp_steps = settings.zeros_ramp * group.steps
-        configure(bert, ramp=min(1.0, (step - 1) / ramp_steps) if ramp_steps else 1.0)
-
-
 def trained_modules(model, settings, schedule, lr):
-    """→ [(module, {"group": its training group, "max_lr": its highest learning rate, "steps": of
-    its group})]. Each layer learns slower than the one above it by the factor --layer-decay."""
+    """→ [(module, {"group": its training group, "max_lr": its highest learning rate})]. Each layer
+    learns slower than the one above it by the factor --layer-decay."""
     found, more = [], {} if settings.adapters_decay else {"weight_decay": 0.0}
     others = other_parameters(model, schedule)
-    for name, group in schedule.groups.items():
+    for name, tasks in schedule.groups.items():
         bert = model.encoder(name)
-        max_lr = settings.parse_per_task("task_lr", float).get(group.tasks[0], lr)
         embeddings = nn.ModuleList([bert.word_embeddings, bert.position_embeddings,
                                     bert.token_type_embeddings, bert.embedding_norm])
-        levels = [bert.pooler, *reversed(bert.layers), embeddings]
-        if model.adapters:
-            levels = [adapter_of(level, name) for level in levels]
-        found += [(module, {"max_lr": max_lr * settings.layer_decay ** max(depth - 1, 0),
-                            "steps": group.steps, "group": name} | more)
-                  for depth, module in enumerate(levels)]
-        found += [(module, {"max_lr": settings.head_lr, "steps": group.steps, "group": name})
-                  for task in (*group.tasks, None) for module in others.get(task, {}).values()]
+        for depth, level in enumerate([bert.pooler, *reversed(bert.layers), embeddings]):
+            if model.adapters:
+                level = nn.ParameterList(parameter for key, parameter in level.named_parameters()
+                                         if f"adapters.{name}." in key)
+            max_lr = lr * settings.layer_decay ** max(depth - 1, 0)
+            found.append((level, {"max_lr": max_lr, "group": name} | more))
+        found += [(module, {"max_lr": settings.head_lr, "group": name})
+                  for task in (*tasks, None) for module in others.get(task, {}).values()]
     return found
 
 
 def other_parameters(model, schedule):
-    """→ {task, or None for all tasks: {part of the model: its parameters}}: what is trained of
-    heads, poolings and further modules."""
+    """→ {task (None: all tasks): {part of the model beside the encoders: what is trained}}"""
     found = {}
     for name, parameter in model.named_parameters():
         part, task = model.part(name)
@@ -108,13 +138,6 @@ def other_parameters(model, schedule):
             found.setdefault(task, {}).setdefault(part, nn.ParameterList()).append(parameter)
     if len(schedule.groups) > 1 and None in found:
         raise UserError(f"all tasks use {', '.join(found[None])}, but {', '.join(schedule.groups)} "
-                        f"are trained and kept apart, each at its own best step; make one for each "
-                        f"task (an nn.ModuleDict by task), or let the tasks share one encoder or "
-                        f"adapter")
+                        f"are trained and kept apart; make one for each task (an nn.ModuleDict by "
+                        f"task), or let the tasks share one encoder or adapter")
     return found
-
-
-def adapter_of(module, name):
-    """The parameters of one adapter in a part of the encoder."""
-    return nn.ParameterList(parameter for key, parameter in module.named_parameters()
-                            if f"adapters.{name}." in key)

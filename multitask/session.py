@@ -1,20 +1,15 @@
 """A saved run opened for work on it, and the one way to make a run of a run."""
 
-import time
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from bert import UserError
 from common.device import pick_device
-from common.flags import with_absolute_paths
-from common.run_folder import weight_bytes
-from common.tables import comparison_table
+from common.tables import rows_table
 from multitask import runs
-from multitask.evaluation import evaluate, load_dev
+from multitask.evaluation import evaluate, load_sets
 from multitask.metrics import main_scores
 from multitask.settings import SHARED
-from multitask.tasks import TASKS
 
 
 class RunSession:
@@ -27,19 +22,15 @@ class RunSession:
         self.precision = getattr(args, "precision", None) or settings.precision
         self.device, self.autocast = pick_device(args.device, self.precision)
         self.model.to(self.device)
+        data = Path(getattr(args, "data", None) or settings.data).resolve()
         limit = getattr(args, "limit", None)
-        if limit is not None and limit < 0:
-            raise UserError(f"--limit is {limit}; it must be 0 (all rows) or more")
-        data = Path(getattr(args, "data", None) or settings.data)
-        if not data.is_dir():
-            raise UserError(f"--data {data} is not a folder; it must hold the data files")
-        self.settings = replace(settings, precision=self.precision, data=str(data.resolve()),
+        self.settings = replace(settings, precision=self.precision, data=str(data),
                                 limit=settings.limit if limit is None else limit)
 
     @cached_property
     def splits(self):
         """{task: {name: Split}}: the dev sets that training scores."""
-        return load_dev(self.model.heads, self.settings, self.tokenizer)
+        return load_sets(self.model.heads, self.settings, self.tokenizer)
 
     @property
     def first_splits(self):
@@ -47,28 +38,22 @@ class RunSession:
         return {task: next(iter(named.values())) for task, named in self.splits.items()}
 
     def evaluate(self):
-        """→ scores, predictions, seconds"""
-        began = time.perf_counter()
-        scores, predictions = evaluate(self.model, self.splits, self.device, self.autocast)
-        return scores, predictions, time.perf_counter() - began
+        """→ scores and predictions, as of multitask.evaluation.evaluate"""
+        return evaluate(self.model, self.splits, self.device, self.autocast)
 
     def derive(self, out, overwrite, edit):
-        """Make a run of this run in the folder `out`, by edits and without training → folder,
-        scores. edit(session) changes session.model in place and may return other settings. The new
-        run is scored on its dev sets. UserError where `out` is taken, before anything is done."""
-        source = str(self.run.resolve())
-        folder = runs.choose_folder(replace(self.settings, out=str(out), overwrite=overwrite,
-                                            from_run=source))
+        """Make a run of this run in the folder `out`, without training → folder, dev scores.
+        edit(session) changes session.model in place and may return other settings."""
+        changes = {"overwrite": overwrite, "from_run": str(self.run.resolve())}
+        folder = runs.choose_folder(replace(self.settings, out=str(out), **changes))
         self.settings = edit(self) or self.settings
         self.__dict__.pop("splits", None)                    # the tasks may be others now
         self.model.to(self.device)
-        scores, predictions, _ = self.evaluate()
-        files = [TASKS[task].files[name] for task, named in self.splits.items() for name in named]
-        settings = with_absolute_paths(replace(self.settings, out=str(folder), overwrite=overwrite,
-                                               from_run=source), "data")
+        scores, predictions = self.evaluate()
+        settings = replace(self.settings, out=str(folder), **changes)
         self.model.requires_grad_(False)                     # nothing was trained
         record = runs.new_record(settings, self.record["recipe"],
-                                 runs.checksums(settings.data, files), self.model)
+                                 runs.checksums(settings.data, self.splits), self.model)
         record |= {"complete": True, "best_step": {SHARED: 0}}
         record["times"]["train_seconds"] = 0.0
         runs.init_run_folder(folder, record)
@@ -78,12 +63,14 @@ class RunSession:
 
     def derive_and_compare(self, out, overwrite, edit):
         """Like derive, and print the encoder's size and the scores before and after."""
-        columns = {}
+        rows = []
 
         def measure(title, folder, scores):
-            columns[title] = {"parameters": sum(p.numel() for p in self.model.bert.parameters()),
-                              "bytes of the encoder": weight_bytes(Path(folder) / "model"),
-                              **main_scores(scores)}
+            files = (folder / "model").glob("*.safetensors")
+            size = sum(parameter.numel() for parameter in self.model.bert.parameters())
+            rows.append({"": title, "parameters": size,
+                         "bytes of the encoder": sum(file.stat().st_size for file in files),
+                         **main_scores(scores)})
 
         def measure_and_edit(session):
             measure("before", self.run, self.evaluate()[0])
@@ -91,4 +78,4 @@ class RunSession:
 
         folder, scores = self.derive(out, overwrite, measure_and_edit)
         measure("after", folder, scores)
-        print(f"{comparison_table(columns)}\n\nrun: {folder}")
+        print(f"{rows_table(rows)}\n\nrun: {folder}")

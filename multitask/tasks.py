@@ -1,8 +1,7 @@
 """The table of tasks. To add a task, add a row.
 
 A row says where the examples are, what goes in, what comes out and how it is scored. Outputs of a
-task's head are [B, outputs]; labels are floats from 0 to `max_label`.
-"""
+task's head are [B, outputs]; labels are floats from 0 to `max_label`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,18 +11,6 @@ from multitask.losses import binary_cross_entropy, cosine_error, cross_entropy, 
 from multitask.metrics import accuracy, pearson
 
 
-def most_likely(outputs):
-    return outputs.argmax(dim=1)
-
-
-def more_likely_than_not(outputs):
-    return (outputs.squeeze(1) > 0).float()
-
-
-def identity(outputs):
-    return outputs.squeeze(1)
-
-
 @dataclass(frozen=True)
 class Task:
     files: dict                                        # split → file name
@@ -31,9 +18,8 @@ class Task:
     label: str                                         # the label's column
     label_names: tuple                                 # what the labels 0, 1, 2, … mean
     outputs: int                                       # how many numbers the head gives
-    loss: Callable                                     # (outputs [B, outputs], labels [B]) → scalar
-    predict: Callable                                  # outputs [B, outputs] → predictions [B]
-    metrics: dict                                      # name → function; the first one is the score
+    loss: Callable = cross_entropy                     # (outputs [B, outputs], labels [B]) → scalar
+    metrics: dict = field(default_factory=lambda: {"accuracy": accuracy})  # the first is the score
     header: str = ""                                   # of the prediction file's second column
     is_regression: bool = False                        # labels may lie between whole numbers
     string_labels: bool = False                        # the files hold label_names, not numbers
@@ -53,38 +39,43 @@ class Task:
     def pair(self):
         return len(self.columns) == 2
 
+    def predict(self, outputs):
+        """outputs [B, outputs] → predictions [B]: the value, the likeliest class, or of a single
+        output whether class 1 is likelier than class 0."""
+        if self.outputs > 1:
+            return outputs.argmax(dim=1)
+        return outputs.squeeze(1) if self.is_regression else (outputs.squeeze(1) > 0).float()
+
 
 def course_files(stem):
     return {split: f"{stem}-{name}.csv"
             for split, name in (("train", "train"), ("dev", "dev"), ("test", "test-student"))}
 
 
+SIMILARITY = dict(                                     # of two sentences, 0 to 5
+    label_names=("on different topics", "on the same topic", "alike in some details",
+                 "roughly equivalent", "nearly equivalent", "equivalent"), is_regression=True,
+    outputs=1, loss=squared_error, other_losses={"cosine": cosine_error},
+    heads=("linear", "mlp", "cosine", "relu-cosine"))
+
 TASKS = {                                              # and GLUE's: multitask/glue.py
     "sst": Task(
         files=course_files("ids-sst"), columns=("sentence",), label="sentiment",
         label_names=("very negative", "negative", "neutral", "positive", "very positive"),
-        outputs=5, loss=cross_entropy, predict=most_likely, metrics={"accuracy": accuracy},
-        header="Predicted_Sentiment",
+        outputs=5, header="Predicted_Sentiment",
     ),
     "para": Task(
         files=course_files("quora"), columns=("sentence1", "sentence2"), label="is_duplicate",
-        label_names=("not a paraphrase", "a paraphrase"),
-        nullable_columns=("is_duplicate", "sentence2"),
-        outputs=1, loss=binary_cross_entropy, predict=more_likely_than_not,
-        metrics={"accuracy": accuracy}, header="Predicted_Is_Paraphrase",
+        label_names=("not a paraphrase", "a paraphrase"), outputs=1, loss=binary_cross_entropy,
+        nullable_columns=("is_duplicate", "sentence2"), header="Predicted_Is_Paraphrase",
     ),
     "sts": Task(
         files=course_files("sts"), columns=("sentence1", "sentence2"), label="similarity",
-        label_names=("on different topics", "on the same topic", "alike in some details",
-               "roughly equivalent", "nearly equivalent", "equivalent"), is_regression=True,
-        outputs=1, loss=squared_error, other_losses={"cosine": cosine_error}, predict=identity,
-        metrics={"pearson": pearson}, heads=("linear", "mlp", "cosine", "relu-cosine"),
+        metrics={"pearson": pearson}, **SIMILARITY,
         header="Predicted_Similiary",                        # the course's spelling
     ),
     "cfimdb": Task(
         files=course_files("ids-cfimdb"), columns=("sentence",), label="sentiment",
-        label_names=("negative", "positive"),
-        outputs=2, loss=cross_entropy, predict=most_likely, metrics={"accuracy": accuracy},
-        header="Predicted_Sentiment",
+        label_names=("negative", "positive"), outputs=2, header="Predicted_Sentiment",
     ),
 }

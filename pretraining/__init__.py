@@ -2,8 +2,5 @@
 
     loss = −mean log p(tokenₘ | text with masked tokens)              over the M masked tokens
 
-__main__.py   python -m pretraining: the loop    settings.py      its flags
-corpus.py     text → token ids → batches         masking.py       which tokens are hidden, and how
-model.py      encoder + masked-LM head           distillation.py  the loss against a teacher
-evaluation.py scores on held-out lines           run.py           what a run needs, its folder
+Reading order: corpus, masking (and scores), model, distillation, run (flags, folder), __main__.
 """

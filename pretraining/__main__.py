@@ -23,13 +23,11 @@ from common.cli import Parser, StopSignal, UserStop, run_script
 from common.flags import add_flags, with_absolute_paths
 from common.log import Log, progress_bar
 from common.optimization import adamw, parameter_groups, warmup_then_decay
-from common.run_folder import check_new_folder
-from common.train_state import read_state, restore, rng_state, save_state
+from common.run_folder import check_new_folder, read_state, restore, rng_state, save_state
 from pretraining import run
 from pretraining.distillation import compute_targets, sentence_vectors, teacher_loss
 from pretraining.masking import masked_batch
 from pretraining.model import save_checkpoint
-from pretraining.settings import Settings
 
 LOG_EVERY = 10                       # steps over which the logged losses are averaged
 
@@ -47,8 +45,7 @@ def compute_losses(model, batch, targets, autocast):
 
 
 def train(settings, folder, parts, state):
-    """The training loop, from the first step, or from the one after `state` (of train_state).
-    Evaluates and saves as often as the settings say → the log, the seconds taken."""
+    """The training loop, from the first step, or the one after `state` → the log, the seconds."""
     targets = parts.teacher and compute_targets(*parts.teacher, parts.corpus.lines, parts.device)
     model, batches = parts.model.to(parts.device), parts.batches
     steps = settings.steps or settings.epochs * batches.steps_per_epoch
@@ -100,7 +97,7 @@ def train(settings, folder, parts, state):
 def main(arguments=None):
     parser = Parser(prog="python -m pretraining", description=__doc__)
     parser.add_argument("--resume", metavar="FOLDER", type=Path, help="go on with a stopped run")
-    add_flags(parser, Settings)
+    add_flags(parser, run.Settings)
     given = vars(parser.parse_args(arguments))               # only the flags that were given
     if resumed := given.pop("resume"):
         folder = resumed.expanduser()
@@ -109,7 +106,7 @@ def main(arguments=None):
             return print(f"{folder} is complete; its scores are in {folder / 'metrics.json'}")
         state = read_state(folder / run.STATE_FILE)
     else:
-        settings = with_absolute_paths(Settings(**given), "text", "init", "teacher")
+        settings = with_absolute_paths(run.Settings(**given), "text", "init", "teacher")
         folder = check_new_folder(settings.out, run.RECORD, run.KIND, settings.overwrite,
                                   "python -m pretraining --resume",
                                   {"--init": settings.init, "--teacher": settings.teacher})
@@ -119,7 +116,7 @@ def main(arguments=None):
         record = run.start_record(folder, settings, parts)
     elif record["data"] != parts.text_stats:
         raise UserError(f"the text in {settings.text} is no longer that which the run {folder} "
-                        f"began with, so it cannot go on; start a new run")
+                        f"began with; start a new run")
     return run.finish(folder, record, *train(settings, folder, parts, state))
 
 

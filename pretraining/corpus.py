@@ -1,6 +1,5 @@
-"""Text for pretraining: files → lines → token ids, once → batches of line numbers.
-
-A line is a sentence or passage, or a pair: two of them with a tab between.
+"""Text for pretraining: files → lines → token ids, once → batches of line numbers. A line is a
+sentence or passage, or a pair: two of them with a tab between.
 """
 
 import hashlib
@@ -51,9 +50,8 @@ def is_held_out(line, fraction):
 
 def train_tokenizer(lines, size, limit):
     """→ a Tokenizer with a new lower-case WordPiece vocabulary of `size` tokens, for sequences of
-    at most `limit` tokens. [PAD] [UNK] [CLS] [SEP] [MASK] are 0 to 4.
-    The library numbers characters in an order that differs from run to run, and breaks ties by
-    these numbers. Giving it the sorted characters as special tokens fixes their numbers."""
+    at most `limit` tokens. The library would number characters in an order that differs from run to
+    run, and break ties by these numbers: the sorted characters as special tokens fix them."""
     backend = Backend(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -61,8 +59,7 @@ def train_tokenizer(lines, size, limit):
     characters = sorted(c for c, count in counts.items() if count > 1 and not c.isspace())
     first = [*SPECIAL, *characters, *("##" + c for c in characters)]
     if len(first) >= size:
-        raise UserError(f"--vocab-size {size} is too few: the text has {len(characters)} different "
-                        f"characters, so give more than {len(first)}")
+        raise UserError(f"--vocab-size {size} is too few: the characters need {len(first) + 1}")
     backend.train_from_iterator(lines, trainers.WordPieceTrainer(
         vocab_size=size, min_frequency=2, special_tokens=first, show_progress=False))
     ids = backend.get_vocab()

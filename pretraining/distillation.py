@@ -24,7 +24,7 @@ def sentence_vectors(hidden, layout):
 
 class DistillationHead(nn.Module):
     """Linear maps from the model's two sentence vectors to the teacher's vector, and from a pair's
-    [CLS] to the similarity of its texts. It is not part of the saved checkpoint."""
+    [CLS] to the similarity of its texts. The saved checkpoint lacks them."""
 
     def __init__(self, width, teacher_width):
         super().__init__()
@@ -38,7 +38,6 @@ class DistillationHead(nn.Module):
 
 
 class TeacherTargets(NamedTuple):
-    """The teacher's vectors of all lines."""
     vectors: torch.Tensor            # [lines, D] float16, of a line's (first) text
     pair_similarity: torch.Tensor    # [lines] cosine of a pair's two texts; NaN if no pair
 

@@ -35,8 +35,7 @@ class MaskedLMHead(nn.Module):
 
 
 class MaskedLM(nn.Module):
-    """Encoder and masked-LM head; with teacher_width (the teacher's hidden size) also a
-    DistillationHead, which predicts the teacher's vectors."""
+    """Encoder and masked-LM head; with teacher_width [D] also a DistillationHead."""
 
     def __init__(self, bert, teacher_width=None):
         super().__init__()
@@ -64,8 +63,8 @@ def open_checkpoint(name):
 
 
 def load_head(head, tensors, checkpoint):
-    """Load the head's weights from `tensors`, the pretraining_heads of `checkpoint` (a name for
-    messages) → whether there are any. The decoder's, tied to the embeddings, are not read."""
+    """Load the head's weights from `tensors`, the pretraining_heads of `checkpoint` → whether there
+    are any. The decoder's, tied to the embeddings, are not read."""
     own = {name.removeprefix(HEAD): tensor for name, tensor in tensors.items()
            if name.startswith(HEAD) and not name.startswith(HEAD + "decoder.")}
     if own:
@@ -75,8 +74,8 @@ def load_head(head, tensors, checkpoint):
 
 
 def save_checkpoint(folder, model, scores, other_heads=None):
-    """Write encoder and masked-LM head in the Hugging Face layout, and scores as metrics.json.
-    other_heads {name: tensor}: pretraining heads of --init that are not trained."""
+    """Write encoder, masked-LM head and other_heads {name: tensor} in the Hugging Face layout, and
+    scores as metrics.json."""
     tensors = {"bert." + name: tensor for name, tensor in tensors_to_save(model.bert).items()}
     tensors |= {HEAD + name: tensor for name, tensor in model.head.state_dict().items()}
     tensors |= other_heads or {}

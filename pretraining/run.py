@@ -1,27 +1,25 @@
-"""A pretraining run: its model and data, its folder, its report.
-
-The folder is a checkpoint (config.json, model.safetensors, vocab.txt …) with metrics.json (scores),
-pretrain.json (settings, text, versions), log.jsonl and loss.png (losses and scores over the steps)
-and last/state.pt (the state to resume from)."""
+"""A pretraining run: its settings, model and data, and its folder: a checkpoint (config.json,
+model.safetensors, vocab.txt …) with metrics.json (scores), pretrain.json (settings, text, …),
+log.jsonl and loss.png (over the steps) and last/state.pt (to resume from)."""
 
 import hashlib
-from dataclasses import asdict, replace
+import math
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
 
-from bert import Bert, UserError
+from bert import Bert, BertConfig, UserError
 from bert.checkpoint import pretraining_heads
 from bert.files import write_json
 from common.device import pick_device
+from common.flags import check, flag_of, setting
 from common.plots import draw_curves
 from common.run_folder import read_record, versions
 from common.tables import text_table
 from pretraining.corpus import BucketBatchSampler, Corpus, is_held_out, read_text, train_tokenizer
-from pretraining.evaluation import HeldOut
-from pretraining.masking import Masking
+from pretraining.masking import HeldOut, Masking
 from pretraining.model import HEAD, MaskedLM, load_head, open_checkpoint
-from pretraining.settings import Settings
 
 KIND, RECORD, VERSION = "pretraining run", "pretrain.json", 2
 STATE_FILE = Path("last", "state.pt")
@@ -29,9 +27,54 @@ FILES = (STATE_FILE, "config.json", "model.safetensors", "metrics.json", "log.js
          "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
+@dataclass
+class Settings:
+    text: str = setting("", "folder of .txt files, or one file: a sentence or passage a line")
+    out: str = setting("", "folder of the new checkpoint")
+    overwrite: bool = setting(False, "replace the pretraining run that is in --out")
+    init: str = setting("", "start from this checkpoint: its weights, head and vocabulary")
+    teacher: str = setting("", "a larger BERT, whose sentence vectors the model learns to match")
+    teacher_weight: float = setting(5.0, "weight of the teacher's loss in the sum", min=0)
+    whole_word: bool = setting(False, "mask all pieces of a word together")
+    hidden: int = setting(128, "width of the hidden states", min=1, group="new model")
+    layers: int = setting(4, "number of layers", min=1, group="new model")
+    heads: int = setting(4, "attention heads in each layer", min=1, group="new model")
+    intermediate: int = setting(512, "width of the feed-forward network", min=1, group="new model")
+    max_positions: int = setting(128, "longest sequence, in tokens", min=8, group="new model")
+    dropout: float = setting(0.1, "dropout, of attention too", min=0, max=1, group="new model")
+    vocab_size: int = setting(6000, "size of the new vocabulary", min=10, group="new model")
+    max_length: int = setting(128, "tokens of a line; longer lines are truncated", min=8)
+    batch_tokens: int = setting(4096, "tokens in a batch, padding not counted", min=8)
+    heldout: float = setting(0.02, "fraction of the lines that is never trained on", min=0, max=1)
+    epochs: int = setting(10, "passes over the text", min=1)
+    steps: int = setting(0, "number of steps, instead of --epochs (0: use --epochs)", min=0)
+    lr: float = setting(1e-3, "highest learning rate", min=0)
+    warmup: float = setting(0.1, "fraction of the steps with a rising learning rate", min=0, max=1)
+    weight_decay: float = setting(0.01, "AdamW's weight decay, of matrices only", min=0)
+    clip: float = setting(1.0, "largest norm of the gradient (0: no limit)", min=0)
+    seed: int = setting(0, "seed of weights, masks, dropout and the order of lines", min=0)
+    eval_every: int = setting(0, "steps between evaluations (0: an epoch)", min=0)
+    save_every: int = setting(500, "steps between states to --resume from", min=1)
+    device: str = setting("auto", "auto: CUDA if there is one", choices=("auto", "cuda", "cpu"))
+    precision: str = setting("auto", "auto: bf16 on CUDA", choices=("auto", "fp32", "bf16"))
+
+    def __post_init__(self):
+        check(self)
+        if not self.text or not self.out:
+            raise UserError("--text and --out are needed (or --resume FOLDER); see --help")
+        positions = math.inf if self.init else self.max_positions
+        for flag, limit in (("--batch-tokens", self.batch_tokens), ("--max-positions", positions)):
+            if self.max_length > limit:
+                raise UserError(f"--max-length {self.max_length} is more than {flag} {limit}; "
+                                f"lower the first or raise the second")
+        shape = [flag_of(f) for f in fields(self)
+                 if f.metadata["group"] == "new model" and getattr(self, f.name) != f.default]
+        if self.init and shape:
+            raise UserError(f"--init has its own shape and vocabulary; leave out {shape[0]}")
+
+
 class Components:
-    """The model, tokenizer and data of a run. UserError, before a file is written, if settings,
-    text or checkpoints are wrong. start: the checkpoint to begin with, or "" for a new model."""
+    """The model, tokenizer and data of a run. start: the checkpoint, or "" for a new model."""
 
     def __init__(self, settings, start):
         self.device, self.autocast = pick_device(settings.device, settings.precision)
@@ -43,7 +86,11 @@ class Components:
         else:
             trained = [line for line, held in zip(lines, held_out) if not held]
             self.tokenizer = train_tokenizer(trained, settings.vocab_size, settings.max_positions)
-            bert, heads = Bert(settings.bert_config(self.tokenizer.vocab_size)), {}
+            bert, heads = Bert(BertConfig(
+                self.tokenizer.vocab_size, settings.hidden, settings.layers, settings.heads,
+                settings.intermediate, hidden_dropout_prob=settings.dropout,
+                attention_probs_dropout_prob=settings.dropout,
+                max_position_embeddings=settings.max_positions)), {}
         self.teacher = open_checkpoint(settings.teacher) if settings.teacher else None
         self.model = MaskedLM(bert, self.teacher[1].config.hidden_size if self.teacher else None)
         if not load_head(self.model.head, heads, start) and start:

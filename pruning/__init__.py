@@ -17,6 +17,3 @@ from pruning.cost import multiply_adds
 from pruning.gates import importance, normalize
 from pruning.removal import mask_heads, remove_heads, remove_layers, remove_neurons
 from pruning.selection import choose, ranks_by_importance
-
-__all__ = ["choose", "importance", "mask_heads", "multiply_adds", "normalize",
-           "ranks_by_importance", "remove_heads", "remove_layers", "remove_neurons"]

@@ -31,22 +31,18 @@ def check(settings):
 
 
 def prepare(model, tokenizer, settings, device, edits=()):
-    """Mask heads in every encoder, then remove heads, as the settings say. The settings of a
-    resumed run that used neither flag lack these fields."""
-    if getattr(settings, "mask_heads", ""):
-        heads, layers = parse_heads(settings.mask_heads.split(), "mask-heads")
-        if layers:
-            raise UserError(f"--mask-heads {settings.mask_heads!r} names a whole layer; write "
-                            f"layer:head,head as in 0:3,7")
-        for bert in model.encoders.values():
-            mask_heads(bert, heads)
-    if getattr(settings, "keep_heads", ""):
-        keep_heads(model, tokenizer, settings, device, edits)
-
-
-def keep_heads(model, tokenizer, settings, device, edits):
-    """Remove the heads that matter least to all tasks together. When resuming, `edits` supplies the
-    recorded choice, so nothing is measured again."""
+    """Mask heads in every encoder; then remove the heads that matter least to all tasks together.
+    When resuming, `edits` supplies the recorded choice, so nothing is measured again, and the
+    settings of a run that used neither flag lack these fields."""
+    masked = getattr(settings, "mask_heads", "")
+    heads, layers = parse_heads(masked.split(), "mask-heads")
+    if layers:
+        raise UserError(f"--mask-heads {masked!r} names a whole layer; write layer:head,head as in "
+                        f"0:3,7")
+    for bert in model.encoders.values() if masked else ():
+        mask_heads(bert, heads)
+    if not getattr(settings, "keep_heads", ""):
+        return
     bert, recorded = model.bert, [edit for edit in edits if edit.get("kind") == "remove_heads"]
     if recorded:
         remove_heads(bert, {int(layer): heads for layer, heads in recorded[-1]["heads"].items()})
@@ -68,13 +64,13 @@ def measure_before_training(model, tokenizer, settings, device):
 
 def ranks_before_training(model, tokenizer, settings, device, edits=()):
     """→ {(layer, matrix): rank} of the adapters: settings.lora_top in the third of the layers whose
-    heads matter most, settings.lora in the others. An adapter of the run that goes on keeps its
-    ranks; when resuming, `edits` supplies the recorded ones."""
+    heads matter most, settings.lora in the others. An adapter that is there keeps its ranks; when
+    resuming, `edits` supplies the recorded ones."""
     import lora  # not needed without adapters
 
     kept = [name for name in settings.training_groups if name in lora.adapter_names(model.bert)]
     if kept:
-        modules = lora.matrices(model.bert, kept[0])
+        modules = lora.adapters.matrices(model.bert, kept[0])
         return {target: module.rank for target, module in modules.items()}
     recorded = [edit for edit in edits if edit["method"] == "lora"]
     if recorded:

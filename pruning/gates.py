@@ -8,7 +8,7 @@ The absolute value stands inside the sum, so every example needs a gradient of i
 not influence each other: if each has its own gates, one backward pass of the summed loss is enough.
 """
 
-from contextlib import contextmanager
+from contextlib import ExitStack
 
 import torch
 
@@ -16,24 +16,15 @@ from bert.errors import UserError, check_known
 from bert.model import FeedForward
 
 
-def gate_heads(layer, gates):
-    """Scale each head's context before the output matrix; gates [B, heads of the layer] → the
+def scale_inputs(linear, gates, size=1):
+    """Scale the inputs of a PackedLinear, `size` columns by each gate; gates [B, parts] → the
     hook's handle. A layer computes M rows: all, or its `output_rows` ([CLS] in the last layer)."""
-    def scale(output, inputs):
-        context, layout = inputs                             # [M, heads·d]
-        gate = gates.index_select(0, layout.sequence)        # [M, heads]
-        return context * gate.repeat_interleave(layer.attention.head_size, dim=1), layout
+    def scale(linear, inputs):
+        rows, layout = inputs                                # [M, parts·size]
+        gate = gates.index_select(0, layout.sequence)        # [M, parts]
+        return rows * gate.repeat_interleave(size, dim=1), layout
 
-    return layer.attention.output.register_forward_pre_hook(scale)
-
-
-def gate_neurons(layer, gates):
-    """Scale each activation of the feed-forward network; gates [B, neurons of the layer]."""
-    def scale(fc_out, inputs):
-        activations, layout = inputs                         # [M, neurons]
-        return activations * gates.index_select(0, layout.sequence), layout
-
-    return layer.ffn.fc_out.register_forward_pre_hook(scale)
+    return linear.register_forward_pre_hook(scale)
 
 
 def gate_layer(layer, gates):
@@ -48,7 +39,11 @@ def gate_layer(layer, gates):
     return layer.register_forward_hook(scale, with_kwargs=True)
 
 
-GATES = {"heads": gate_heads, "neurons": gate_neurons, "layers": gate_layer}
+GATES = {
+    "heads": lambda layer, gates: scale_inputs(layer.attention.output, gates,
+                                               layer.attention.head_size),
+    "neurons": lambda layer, gates: scale_inputs(layer.ffn.fc_out, gates),
+    "layers": gate_layer}
 NORMS = ("global", "layer")
 
 
@@ -71,24 +66,12 @@ def feed_forward(bert, layer):
     return ffn
 
 
-@contextmanager
-def frozen(module):
-    """Within this context no parameter of the module requires a gradient."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-
-
 def importance(bert, batches, loss, kind="heads"):
     """→ raw importance [layers, parts] in float64, NaN where a part is gone. Each batch has .layout
     and .labels [B]; an example may have several sequences (multitask.data.Batch). loss(batch) runs
-    `bert` and returns the *sum* of the examples' losses. Call it in eval mode: dropout would be
-    noise. The weights of `bert` are frozen meanwhile, so they take no memory for gradients.
-    UserError if there is no such kind, or no example."""
+    `bert`, in eval mode (dropout would be noise), and returns the *sum* of the examples' losses.
+    The weights are frozen meanwhile: they take no memory for gradients. UserError if there is no
+    such kind, or no example."""
     check_known(kind, GATES, "kind of part")
     raw, tokens = zero_importance(bert.config, kind), 0
     layers = {number: layer for number, layer, _ in bert.walk()}
@@ -99,14 +82,13 @@ def importance(bert, batches, loss, kind="heads"):
     for batch in batches:
         gates = [weight.new_ones(len(batch.labels), n, requires_grad=True) for n in counts]
         segments = batch.layout.batch // len(batch.labels)   # 2: each text of a pair on its own
-        hooks = [GATES[kind](layer, ones.repeat(segments, 1))
-                 for layer, ones in zip(layers.values(), gates)]
-        try:
-            with frozen(bert):
-                gradients = torch.autograd.grad(loss(batch), gates)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with ExitStack() as undo:
+            for parameter in bert.parameters():
+                undo.callback(parameter.requires_grad_, parameter.requires_grad)
+                parameter.requires_grad_(False)
+            for layer, ones in zip(layers.values(), gates):
+                undo.enter_context(GATES[kind](layer, ones.repeat(segments, 1)))
+            gradients = torch.autograd.grad(loss(batch), gates)
         for total, gradient in zip(sums, gradients):
             total += gradient.double().abs().sum(dim=0)
         tokens += len(batch.layout)
@@ -120,9 +102,8 @@ def importance(bert, batches, loss, kind="heads"):
 def normalize(raw, by="global"):
     """I' = I/(‖I‖₂ + ε), then (I' - min I')/(max I' - min I'): from 0 to 1 (Wang, Yang & Sun, eq. 1
     and 2). raw [layers, parts], NaN where a part is gone. by="global" takes the norm of all parts,
-    which only changes the scale; by="layer" the norm of each layer's row, as the code of Michel,
-    Levy & Neubig does (benchmarks/importance.py compares the two). Rows of one part, a whole layer,
-    always have the global norm."""
+    by="layer" that of each layer's row, as the code of Michel, Levy & Neubig does
+    (benchmarks/importance.py compares them); of whole layers the norm is always global."""
     check_known(by, NORMS, "norm")
     if raw.isnan().all():
         raise UserError("nothing is left whose importance could be compared")

@@ -1,25 +1,12 @@
-"""Measure importance on a run's tasks, training examples and losses."""
+"""Measure importance on a run's tasks, training examples and losses, and show it."""
 
 import torch
 
 from common.log import progress_bar
+from common.plots import new_figure, save_figure
 from multitask.data import tokenize
 from multitask.evaluation import TOKENS, read_split
 from pruning.gates import importance, normalize
-
-
-def task_importance(model, task, split, loss, device, kind="heads"):
-    """→ raw importance [layers, parts] for one task of a MultitaskModel over all examples of a
-    Split. loss(outputs, labels) → the mean over examples."""
-    model.eval()
-
-    def summed(batch):
-        bar.update(len(batch.labels))
-        return loss(model(task, batch), batch.labels) * len(batch.labels)
-
-    with progress_bar(f"importance, {task}", len(split), "example", leave=False) as bar:
-        batches = (split.batch(indices).to(device) for indices in split.by_length(TOKENS))
-        return importance(model.encoder(task), batches, summed, kind)
 
 
 def training_sample(tokenizer, settings, tasks, examples=1000, seed=0):
@@ -40,7 +27,31 @@ def measure(model, splits, settings, device, kind="heads"):
             for task, split in splits.items()}
 
 
+def task_importance(model, task, split, loss, device, kind="heads"):
+    """→ raw importance [layers, parts] for one task of a MultitaskModel over all examples of a
+    Split. loss(outputs, labels) → the mean over examples."""
+    def summed(batch):
+        bar.update(len(batch.labels))
+        return loss(model(task, batch), batch.labels) * len(batch.labels)
+
+    with progress_bar(f"importance, {task}", len(split), "example", leave=False) as bar:
+        batches = (split.batch(indices).to(device) for indices in split.by_length(TOKENS))
+        return importance(model.eval().encoder(task), batches, summed, kind)
+
+
 def of_all_tasks(raw, norm="global"):
     """{task: raw importance} → importance from 0 to 1, of the one task or of the sum of several."""
     scores = [normalize(values, norm) for values in raw.values()]
     return scores[0] if len(scores) == 1 else normalize(sum(scores))
+
+
+def draw_heat_maps(path, scores, part):
+    """Draw scores {task: [layers, parts]} from 0 to 1; white: a part that is gone."""
+    figure = new_figure(1 + 3.5 * len(scores), 3.4)
+    panels = figure.subplots(1, len(scores), squeeze=False)[0]
+    for axes, (task, values) in zip(panels, scores.items()):
+        image = axes.imshow(values.numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=1)
+        axes.set(title=task, xlabel=part)
+    panels[0].set_ylabel("layer")
+    figure.colorbar(image, ax=list(panels), label="importance")
+    save_figure(figure, path)

@@ -38,15 +38,15 @@ def keep_columns(linear, columns):
 
 
 def remove_heads(bert, heads):
-    """Remove these heads' rows of query, key and value and their columns of the output matrix. A
-    layer may lose all heads: then its attention is the output matrix's bias."""
+    """Remove rows of query, key and value and columns of the output matrix. Without heads a layer's
+    attention is the output matrix's bias."""
     heads = _check_parts(bert, heads, "head", bert.config.remaining_heads)
     matrices = plain_matrices(bert, "heads", heads)
     gone = _union(bert.config.pruned_heads, heads)
     masked = {layer: [head for head in off if head not in gone.get(layer, ())]
               for layer, off in bert.config.masked_heads.items()}
     config = replace(bert.config, pruned_heads=gone, masked_heads=masked)
-    _check_head_left(config)
+    _record(bert, config, kind="remove_heads", heads=heads)
     for layer, (query, key, value, output) in matrices.items():
         attention, left = bert.layers[layer].attention, config.remaining_heads(layer)
         size = attention.head_size
@@ -55,40 +55,39 @@ def remove_heads(bert, heads):
             keep_rows(linear, rows)
         keep_columns(output, rows)
         attention.head_indices, attention.num_heads = left, len(left)
-    _finish(bert, config, kind="remove_heads", heads=heads)
+        attention.set_masked_heads(config, config.masked_heads.get(layer, ()))
 
 
 def mask_heads(bert, heads):
     """Switch these heads off in every pass. Heads that are off already stay off."""
     heads = _check_parts(bert, heads, "head", bert.config.remaining_heads)
     config = replace(bert.config, masked_heads=_union(bert.config.masked_heads, heads))
-    _check_head_left(config)
-    _finish(bert, config, kind="mask_heads", heads=heads)
+    _record(bert, config, kind="mask_heads", heads=heads)
+    for layer in heads:
+        bert.layers[layer].attention.set_masked_heads(config, config.masked_heads[layer])
 
 
 def remove_neurons(bert, neurons):
-    """Remove these rows of fc_in and columns of fc_out. The rows that stay move up.
-    UserError if one is named twice."""
+    """Remove rows of fc_in and columns of fc_out, each named once. The rows that stay move up."""
     for layer, rows in neurons.items():
         if len(set(rows)) < len(rows):
             raise UserError(f"a neuron of layer {layer} is named twice; name each once")
     neurons = _check_parts(bert, neurons, "neuron", lambda n: range(bert.config.ffn_size(n)))
     matrices = plain_matrices(bert, "neurons", neurons)
+    old, counts = bert.config.pruned_neurons, {layer: len(rows) for layer, rows in neurons.items()}
+    gone = old | {layer: old.get(layer, 0) + count for layer, count in counts.items()}
+    config = replace(bert.config, pruned_neurons=gone)
+    _record(bert, config, kind="remove_neurons", neurons=counts)
     for layer, (fc_in, fc_out) in matrices.items():
         rows = sorted(set(range(fc_in.out_features)) - set(neurons[layer]))
         keep_rows(fc_in, rows)
         keep_columns(fc_out, rows)
-    old, counts = bert.config.pruned_neurons, {layer: len(rows) for layer, rows in neurons.items()}
-    gone = old | {layer: old.get(layer, 0) + count for layer, count in counts.items()}
-    config = replace(bert.config, pruned_neurons=gone)
-    _finish(bert, config, kind="remove_neurons", neurons=counts)
 
 
 def remove_layers(bert, layers):
-    """Remove these layers. Later layers are renumbered; refused if an edit of another method refers
-    to layers by number."""
+    """Remove these layers; refused if an edit of another method names layers by number."""
     layers = sorted(_check_parts(bert, dict.fromkeys(layers, [0]), "layer", lambda n: [0]))
-    _check_layers_have_no_other_edit(bert)
+    check_removable(bert, "layers")
     left = [number for number in range(len(bert.layers)) if number not in layers]
     if not left:
         raise UserError(f"all of the {len(bert.layers)} layers would be removed; leave one")
@@ -97,9 +96,8 @@ def remove_layers(bert, layers):
         old = getattr(bert.config, name)
         renumbered[name] = {new: old[number] for new, number in enumerate(left) if number in old}
     config = replace(bert.config, num_hidden_layers=len(left), **renumbered)
-    _check_head_left(config)
+    _record(bert, config, kind="remove_layers", layers=layers)
     bert.layers = nn.ModuleList(bert.layers[number] for number in left)
-    _finish(bert, config, kind="remove_layers", layers=layers)
 
 
 def plain_matrices(bert, kind, layers):
@@ -111,39 +109,30 @@ def plain_matrices(bert, kind, layers):
 
 def check_removable(bert, kind):
     """UserError if parts of this kind cannot be removed from some layer that has any."""
-    if kind == "layers":
-        _check_layers_have_no_other_edit(bert)
-    else:
+    if kind != "layers":
         scores = zero_importance(bert.config, kind)
         plain_matrices(bert, kind, [n for n, row in enumerate(scores) if not row.isnan().all()])
-
-
-def _check_layers_have_no_other_edit(bert):
+        return
     others = [edit["method"] for edit in bert.edits if edit["method"] != "pruning"]
     if others:
         raise UserError(f"layers cannot be removed after {', '.join(others)}, which names layers "
                         f"by number; remove layers first, or merge adapters (python -m lora merge)")
 
 
-def _finish(bert, config, **edit):
-    bert.config = config
+def _record(bert, config, **edit):
+    """Give bert this config and add to its edits. UserError, and no change, if no head is left."""
+    if all(set(config.remaining_heads(layer)) <= set(config.masked_heads.get(layer, ()))
+           for layer in range(config.num_hidden_layers)):
+        raise UserError("all heads of all layers would be removed or switched off; tokens could no "
+                        "longer attend to each other: keep at least one")
     edit = {name: {str(layer): parts for layer, parts in value.items()}    # keys as in JSON
             if isinstance(value, dict) else value for name, value in edit.items()}
-    bert.edits = [*bert.edits, {"method": "pruning", **edit}]
-    for number, layer in enumerate(bert.layers):
-        layer.attention.set_masked_heads(config, config.masked_heads.get(number, ()))
+    bert.config, bert.edits = config, [*bert.edits, {"method": "pruning", **edit}]
 
 
 def _union(old, new):
     """The union of two {layer: [head]}."""
     return old | {layer: [*old.get(layer, ()), *heads] for layer, heads in new.items()}
-
-
-def _check_head_left(config):
-    if all(set(config.remaining_heads(layer)) <= set(config.masked_heads.get(layer, ()))
-           for layer in range(config.num_hidden_layers)):
-        raise UserError("all heads of all layers would be removed or switched off; tokens could no "
-                        "longer attend to each other: keep at least one")
 
 
 def _check_parts(bert, parts, what, left):

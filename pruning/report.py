@@ -8,7 +8,7 @@ import torch
 
 from common.cli import RUN_FLAGS
 from common.device import peak_memory
-from common.tables import format_number, text_table, write_csv
+from common.tables import rows_table, write_csv
 from multitask import methods
 from multitask.evaluation import run_split
 from multitask.recipes import RECIPES
@@ -40,18 +40,15 @@ def report(args):
     names = [Path(folder).resolve().name for folder in args.runs]
     titles = names if len(set(names)) == len(names) else args.runs
     columns = {title: measure_run(folder, args.device) for title, folder in zip(titles, args.runs)}
-    first = next((found[STEP_TIME] for found in columns.values() if STEP_TIME in found), None)
-    for found in columns.values():
-        if STEP_TIME in found:
-            found[STEP_TIME] /= first
+    trained = [found for found in columns.values() if found[STEP_TIME]]
+    for found in reversed(trained):                          # the first, by itself, last
+        found[STEP_TIME] /= trained[0][STEP_TIME]
     measures = dict.fromkeys(what for found in columns.values() for what in found)
     on_glue = any(f"{task} accuracy" in measures for task in RECIPES["glue-full"].published)
     columns |= PAPER if on_glue else {}
     rows = [{"measure": what} | {title: found.get(what) for title, found in columns.items()}
             for what in measures]
-    print(text_table([["", *columns], *(
-        [what, *("–" if value is None else format_number(value) for value in values)]
-        for what, *values in map(dict.values, rows))]))
+    print(rows_table(rows))
     if on_glue:
         print("\nThe paper's MRPC .6838 and WNLI .5634 are the shares of the larger class.")
     if args.csv:
@@ -59,11 +56,11 @@ def report(args):
 
 
 def measure_run(folder, device):
-    """→ {measure: number} of one run; speed is measured on its dev sets. Training seconds include
-    the evaluations, and STEP_TIME is in seconds. The peak at inference is known on a GPU only. A
-    run that was edited, not trained, has no STEP_TIME."""
+    """→ {measure: number, None where it is unknown} of one run; speed is measured on its dev sets.
+    Training seconds include the evaluations; STEP_TIME is in seconds."""
     session = RunSession(Namespace(run=folder, device=device))
     record, model, folder = session.record, session.model, session.run
+    steps, seconds = map(record["times"].get, ("steps", "train_seconds"))
     files = [*folder.glob("model/**/*.safetensors"), folder / "heads.safetensors",
              *methods.weight_files(record["edits"], folder)]
     found = {f"{task} {metric}": value for task, metrics in read_scores(folder).items()
@@ -72,9 +69,8 @@ def measure_run(folder, device):
               "trained": record["parameters"]["trained"],
               "file bytes": sum(file.stat().st_size for file in files),
               "peak bytes, training": record.get("peak_bytes"),
-              "training seconds": record["times"].get("train_seconds")}
-    if found["training seconds"] and record["times"].get("steps"):
-        found[STEP_TIME] = found["training seconds"] / record["times"]["steps"]
+              "training seconds": seconds,
+              STEP_TIME: seconds / steps if seconds and steps else None}
     on_gpu = session.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(session.device)

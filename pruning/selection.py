@@ -13,8 +13,10 @@ def choose(scores, keep, order="importance", seed=0, per_layer=False):
     per_layer: the same number in every layer, or all of a layer that has fewer. UserError if
     nothing would stay or nothing be removed, or if `keep` cannot be divided among the layers."""
     check_known(order, ORDERS, "order")
-    if per_layer:
-        check_even(keep, len(scores))
+    layers, lower = len(scores), keep - keep % len(scores)
+    if per_layer and lower != keep:
+        raise UserError(f"{keep:,} cannot be divided evenly among {layers} layers; "
+                        f"{f'{lower:,} or ' if lower else ''}{lower + layers:,} can")
     there = ~scores.isnan()
     if order == "random":
         scores = torch.rand(scores.shape, generator=torch.Generator().manual_seed(seed))
@@ -30,16 +32,8 @@ def choose(scores, keep, order="importance", seed=0, per_layer=False):
             for layer, row in enumerate(removed) if row.any()}
 
 
-def check_even(keep, layers):
-    lower = keep - keep % layers
-    if lower != keep:
-        raise UserError(f"{keep:,} cannot be divided evenly among {layers} layers; "
-                        f"{f'{lower:,} or ' if lower else ''}{lower + layers:,} can")
-
-
 def left_after_rounds(there, keep, rounds, step=1):
-    """How many parts are left after each round, from `there` down to `keep`: multiples of `step`. A
-    round that would remove nothing is left out."""
+    """How many parts are left after each round that removes any, in multiples of `step`."""
     left = (there - round((there - keep) * number / rounds) for number in range(1, rounds))
     multiples = {number - number % step for number in left}
     return sorted({keep, *(n for n in multiples if keep < n < there)}, reverse=True)

@@ -25,7 +25,8 @@ import pruning.__main__ as pruning_script
 import train_multitask
 from bert import UserError
 from compression import autoencoder
-from laser import plots, search
+from laser import search
+from laser import sweep as laser_sweep
 from multitask import runs
 from multitask.evaluation import load_split
 from multitask.metrics import main_scores, summary
@@ -123,7 +124,7 @@ def faster(monkeypatch, opened):
     """A run is opened once, and every tool gets a copy; no pictures, no splits, short fits."""
     monkeypatch.setattr(runs, "open_run", lambda folder: deepcopy(opened(str(folder))))
     for name in ("draw_heat_maps", "draw_spectra"):
-        monkeypatch.setattr(plots, name, lambda *_: None)
+        monkeypatch.setattr(laser_sweep, name, lambda *_: None)
     monkeypatch.setattr(compression_script, "draw_curves", lambda *_, **options: None)
     monkeypatch.setattr(train_multitask, "draw_training", lambda *_: None)
     monkeypatch.setattr(pruning_script, "draw_heat_maps", lambda *_: None)
@@ -146,10 +147,11 @@ def sweep(run, out, monkeypatch):
 
 
 def searched(run, out, monkeypatch):
-    found, table = {}, search.paper_table
-    monkeypatch.setattr(search, "paper_table", lambda chosen: found.update(chosen) or table(chosen))
+    found, protocol = [], search.paper_protocol
+    monkeypatch.setattr(search, "paper_protocol", lambda *a: found.extend(protocol(*a)) or found)
     call(laser_script.main, "search", run, "--out", out, "--matrices", "fc_in", "--keep", "0.3")
-    return found["as it is"][1]
+    assert found[0]["chosen and scored on all of dev"] == "as it is"
+    return {name: value for name, value in found[0].items() if isinstance(value, float)}
 
 
 def compressed(run, out, monkeypatch):
@@ -260,7 +262,7 @@ def test_heat_maps_leave_out_what_has_no_gain(tmp_path, monkeypatch):
         for layer, matrix in ((0, "fc_in"), (1, "fc_in"), (1, "query"))]
     texts = []
     monkeypatch.setattr("matplotlib.axes.Axes.text", lambda *args, **_: texts.append(args[3]))
-    plots.draw_heat_maps(rows, tmp_path / "map.png")
+    laser_sweep.draw_heat_maps(rows, tmp_path / "map.png")
     assert texts == ["+10.0"] * 3
 
 

@@ -14,8 +14,7 @@ from bert.files import TINY
 from multitask.course import read_course_file
 from multitask.tasks import TASKS
 from pretraining.corpus import Corpus
-from pretraining.evaluation import HeldOut
-from pretraining.masking import Masking
+from pretraining.masking import HeldOut, Masking
 from pretraining.model import MaskedLM, load_head
 
 ROOT = Path(__file__).parent.parent.parent

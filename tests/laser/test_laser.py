@@ -7,8 +7,7 @@ import torch
 import laser
 from bert import Tokenizer, UserError
 from bert.matrices import MATRICES
-from laser.edit import apply
-from laser.interventions import Intervention, format_stack, parse
+from laser.interventions import Intervention, apply, format_stack, parse
 from laser.reduce import Decomposition, keep_largest, low_rank, rank_of
 
 

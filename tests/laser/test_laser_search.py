@@ -10,10 +10,17 @@ import pytest
 import evaluate as evaluate_script
 import train_multitask
 from laser.__main__ import main
-from laser.additive import best_stack, posterior, prior_covariance
-from laser.heldout import Comparison, halves
 from laser.interventions import Intervention, format_stack, parse
-from laser.search import SEARCHES, StackScorer
+from laser.search import (
+    SEARCHES,
+    StackScorer,
+    best_stack,
+    bootstrap,
+    halves,
+    interval,
+    posterior,
+    prior_covariance,
+)
 from multitask import runs
 
 
@@ -62,8 +69,6 @@ class FakeScorer:
     def standard_error(self, stack):
         return 0.001
 
-    evaluations, best = StackScorer.evaluations, StackScorer.best
-
 
 GRID = [Intervention(layer, "fc_in", keep) for layer in (0, 1, 2) for keep in (0.8, 0.5, 0.2)]
 
@@ -74,19 +79,19 @@ def sum_of(effects):
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_searches_find_the_effects_that_add_up(search, monkeypatch):
-    monkeypatch.setattr("laser.additive.approximation_stats", lambda _, i: {"energy": i.keep})
+    monkeypatch.setattr("laser.search.approximation_stats", lambda _, i: {"energy": i.keep})
     scorer = FakeScorer(sum_of({"0:fc_in:0.5": 0.01, "2:fc_in:0.5": 0.02, "2:fc_in:0.8": 0.01}))
     stack = SEARCHES[search](scorer, GRID, budget=len(GRID), seed=0)
     best = "2:fc_in:0.5" if search == "single" else "0:fc_in:0.5,2:fc_in:0.5"
     assert format_stack(stack) == best or search == "additive"
-    assert scorer.evaluations <= len(GRID) + 2 * (search == "forwards")
+    assert len(scorer.gains) - 1 <= len(GRID) + 2 * (search == "forwards")
     if search == "additive":
         assert scorer.gains[stack] >= 0.02
 
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_searches_keep_nothing_where_nothing_helps(search, monkeypatch):
-    monkeypatch.setattr("laser.additive.approximation_stats", lambda _, i: {"energy": i.keep})
+    monkeypatch.setattr("laser.search.approximation_stats", lambda _, i: {"energy": i.keep})
     assert SEARCHES[search](FakeScorer(sum_of({})), GRID, budget=len(GRID), seed=0) == ()
 
 
@@ -96,7 +101,7 @@ def test_the_posterior_is_ridge_regression(monkeypatch):
     design, gains = (rng.random((12, 4)) < 0.4).astype(float), rng.normal(size=12)
     covariance = prior_covariance(np.array([0.1, 0.4, 0.2, 0.3]), [(0,), (0,), (1,), (2,)])
     assert covariance[0, 1] == 0.1 and covariance[0, 2] == 0
-    monkeypatch.setattr("laser.additive.SCALES", np.array([1.0]))
+    monkeypatch.setattr("laser.search.SCALES", np.array([1.0]))
     mean, spread = posterior(design, gains, np.full(12, 0.25), covariance)
     precision = design.T @ design / 0.25 + np.linalg.inv(covariance)
     np.testing.assert_allclose(spread, np.linalg.inv(precision), atol=1e-10)
@@ -124,12 +129,15 @@ def test_the_bootstrap_interval_has_the_standard_error_of_a_proportion():
     labels = {"sst": np.ones(400)}
     base, edited = {"sst": np.zeros(400)}, {"sst": (rng.random(400) < 0.5).astype(float)}
     rows = {"sst": np.arange(400)}
-    comparison = Comparison(edited, base, labels, "sst")
-    assert comparison.bootstrap(rows, 500).std() == pytest.approx(0.025, rel=0.1)
-    found = comparison.gain_with_interval(rows)
-    assert found.value == edited["sst"].mean() and found.survives
-    assert found.high - found.low == pytest.approx(4 * 0.0245, rel=0.1)
-    assert not Comparison(base, base, labels, "sst").gain_with_interval(rows).survives
+    outputs = SimpleNamespace(add=lambda stacks: None, labels=labels,
+                              predictions=lambda stack: edited if stack == "edited" else base)
+    scorer = StackScorer(outputs, rows, "sst")
+    gain = scorer.gain_of("edited")
+    assert bootstrap(gain, rows, 500).std() == pytest.approx(0.025, rel=0.1)
+    low, high = interval(gain, rows)
+    assert gain(rows) == edited["sst"].mean() and low > 0
+    assert high - low == pytest.approx(4 * 0.0245, rel=0.1)
+    assert interval(scorer.gain_of(()), rows) == [0, 0]
 
 
 # --------------------------------------------------------------------------------------- commands

@@ -16,8 +16,7 @@ import lora
 from bert import Tokenizer, UserError
 from bert.matrices import MATRICES
 from common.cli import UserStop
-from laser.edit import apply
-from laser.interventions import Intervention, parse
+from laser.interventions import Intervention, apply, parse
 from laser.output_cache import OutputCache
 from laser.shared_prefix import SharedPrefixEvaluator
 from multitask.course import Example

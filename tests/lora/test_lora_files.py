@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import lora
 from bert import Bert, BertConfig, Tokenizer, UserError
-from lora.accounting import count
+from lora.adapters import count
 from lora.binding import storage_table, swap
 from lora.layers import AdaptedLayerNorm
 from multitask.methods import settings_class

@@ -86,7 +86,7 @@ def test_a_kind_that_is_added_as_a_row_saves_opens_and_merges(bert, kind, tmp_pa
     lora.detach(bert)
     lora.load(bert, tmp_path / "a")
     assert torch.equal(states(bert), expected)
-    assert {m.kind for m in lora.matrices(bert, "a").values()} == {kind}
+    assert {m.kind for m in lora.adapters.matrices(bert, "a").values()} == {kind}
     lora.merge(bert, "a")
     close(states(bert), expected)
     lora.unmerge(bert)

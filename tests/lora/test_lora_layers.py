@@ -13,8 +13,7 @@ from bert import Bert, Layout, UserError
 from bert.checkpoint import load_bert
 from common.optimization import adamw, parameter_groups
 from lora.files import base_fingerprint
-from lora.layers import AdapterLayer
-from lora.xs import singular_factors
+from lora.layers import AdapterLayer, singular_factors
 
 MIXED = [("a", 2), (None, 1), ("b", 3)]
 ROWS = {"a": slice(0, 2), None: slice(2, 3), "b": slice(3, 6)}
@@ -165,7 +164,7 @@ def test_the_optimizer_does_not_change_an_adapter_without_gradients(bert, kind):
 
 
 def test_train_only_trains_the_named_adapters(adapted):
-    lora.train_only(adapted, ["b"])
+    lora.adapters.train_only(adapted, ["b"])
     trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
     assert trained == set(lora.adapter_parameters(adapted, "b"))
     lora.attach(adapted, ("key",), 2, ("c",))                # adds one and leaves the others alone
@@ -221,7 +220,7 @@ def test_merge_and_detach_leave_a_plain_bert(adapted, tmp_path):
 
 def test_detached_saves_the_pretrained_modules_only(adapted, tmp_path):
     base = states(adapted, None)
-    with lora.detached(adapted):
+    with lora.adapters.detached(adapted):
         adapted.save_pretrained(tmp_path)
     assert torch.equal(states(load_bert(Bert, tmp_path, "sdpa")), base)
     assert lora.adapter_names(adapted) == ["a", "b"]
@@ -238,10 +237,10 @@ def test_no_adapter_acts_beside_a_merged_one(adapted):
 
 @pytest.mark.parametrize("wrong, says", [
     (lambda bert: states(bert, "aa"), r"no adapter 'aa' \(did you mean a\?\); there are a, b"),
-    (lambda bert: lora.activate(bert, "c"), "no adapter 'c'; there are a, b"),
+    (lambda bert: lora.adapters.activate(bert, "c"), "no adapter 'c'; there are a, b"),
     (lambda bert: lora.merge(bert, "c"), "there are a, b"),
     (lambda bert: lora.detach(bert, "c"), "there are a, b"),
-    (lambda bert: lora.train_only(bert, ["c"]), "there are a, b"),
+    (lambda bert: lora.adapters.train_only(bert, ["c"]), "there are a, b"),
     (lambda bert: lora.save(bert, "c", "nowhere"), "there are a, b"),
     (lambda bert: lora.attach(bert, adapters=("a",)), "there is an adapter 'a' already"),
     (lambda bert: lora.attach(bert, adapters=("x.y",)), "cannot be called 'x.y'"),

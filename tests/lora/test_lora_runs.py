@@ -22,11 +22,11 @@ from lora.binding import prepare
 from multitask import runs
 from multitask.course import Example
 from multitask.data import tokenize
-from multitask.evaluation import load_dev, run_split
+from multitask.evaluation import load_sets, run_split
 from multitask.methods import settings_class
 from multitask.model import MultitaskModel, build_model
 from multitask.preparation import load_model
-from multitask.schedule import default_lr, make_schedule, trained_modules
+from multitask.schedule import Schedule, default_lr, trained_modules
 from pruning.__main__ import main as prune_main
 
 Settings = settings_class()
@@ -116,7 +116,7 @@ def test_a_merged_run_computes_the_same_and_can_be_pruned(checkpoint, data, scri
     before, tokenizer, settings, _ = runs.open_run(run)
     after, _, _, record = runs.open_run(merged)
     assert record["edits"] == [] and list(after.heads) == ["para", "sts"]     # b served both
-    for task, splits in load_dev(after.heads, settings, tokenizer).items():
+    for task, splits in load_sets(after.heads, settings, tokenizer).items():
         close(run_split(after, task, splits["dev"], torch.device("cpu"), nullcontext),
               run_split(before, task, splits["dev"], torch.device("cpu"), nullcontext))
     code, _, err = script(prune_main, "prune", merged, "--remove", "0:1", "--out", pruned)
@@ -242,7 +242,6 @@ def test_an_interrupted_save_is_noticed(run, tmp_path):
     (("--lora", "2", "--lora-targets", "query,kye"), "no matrix 'kye' (did you mean key?)"),
     (("--lora", "2", "--surgery", "pcgrad"), "with one encoder, or with one adapter"),
     (("--lora", "33", "--lora-kind", "xs"), "rank 33 is more than a matrix of [32, 32] has"),
-    (("--lora", "2", "--adapters", "shared", "--task-lr", "sst=1"), "share nothing"),
 ])
 def test_settings_that_cannot_work_are_refused(checkpoint, data, script, tmp_path, flags, says):
     code, _, err = script(train_multitask.main, "--bert", checkpoint, "--data", data, "--steps", 1,
@@ -353,7 +352,7 @@ def test_learning_rates_of_adapters_and_heads_differ_and_r_does_not_decay(checkp
         settings = Settings(lora=4, lora_kind=kind, head_lr=0.5)
         model = build_model(Bert.from_pretrained(checkpoint), settings)
         prepare(model, None, settings, None)
-        schedule = make_schedule(settings, dict.fromkeys(settings.trained_tasks, 40), 1)
+        schedule = Schedule(settings, dict.fromkeys(settings.trained_tasks, 40), 1)
         parts = trained_modules(model, settings, schedule, default_lr(model, settings))
         groups = adamw(parameter_groups(parts, 0.01)).param_groups
         assert {group["max_lr"] for group in groups} == {0.5, default_lr(model, settings)}

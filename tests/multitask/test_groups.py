@@ -318,7 +318,6 @@ VAIN = {
     "head_dropout": ("--head-dropout", 0.5, "--head", "mlp,sst=linear", "--train-tasks", "sst"),
     "loss": ("--loss", "cosine", "--tasks", "sst,para"),
     "lr": ("--lr", 1e-3, "--freeze"),
-    "task_lr": ("--task-lr", "sst=1e-3", "--freeze", "--encoders", "separate"),
     "layer_decay": ("--layer-decay", 0.5, "--freeze"),
     "patience": ("--patience", 3, "--epochs", 3),
     "overwrite": ("--overwrite",),
@@ -328,8 +327,7 @@ ACTS = {
     "annealing": ("--annealing", 0.5, "--sampling", "annealed"),
     "pairs": ("--pairs", "separate"),
     "head_dropout": ("--head-dropout", 0.5, "--head", "sst=mlp"), "loss": ("--loss", "cosine"),
-    "lr": ("--lr", 1e-3, "--encoders", "separate", "--task-lr", "sst=1e-3"),
-    "task_lr": ("--task-lr", "sst=1e-3", "--encoders", "separate"),
+    "lr": ("--lr", 1e-3, "--encoders", "separate"),
     "layer_decay": ("--layer-decay", 0.5), "patience": ("--patience", 1, "--epochs", 3),
     "overwrite": ("--overwrite", "--out", "here"),
 }

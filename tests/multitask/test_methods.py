@@ -18,8 +18,14 @@ from multitask.heads import ReLUCosine
 from multitask.methods import settings_class
 from multitask.model import build_head, build_model
 from multitask.recipes import RECIPES
-from multitask.sampling import SAMPLERS, annealing_exponent, draw, steps_in_epoch
-from multitask.schedule import make_schedule, trained_modules
+from multitask.schedule import (
+    SAMPLERS,
+    Schedule,
+    annealing_exponent,
+    draw,
+    steps_in_epoch,
+    trained_modules,
+)
 from multitask.tasks import TASKS
 
 Settings = settings_class()
@@ -113,7 +119,7 @@ def bert(checkpoint):
 def groups_of(bert, **more):
     settings = Settings(**more)
     model = build_model(bert, settings)
-    schedule = make_schedule(settings, {task: 64 for task in settings.trained_tasks}, 1)
+    schedule = Schedule(settings, {task: 64 for task in settings.trained_tasks}, 1)
     modules = trained_modules(model, settings, schedule, 1e-3)
     return model, adamw(parameter_groups(modules, 0.01)).param_groups
 
@@ -135,34 +141,32 @@ def test_each_layer_learns_slower_than_the_one_above_it(bert):
     assert peak[model.heads["sst"].out.weight] == Settings().head_lr
 
 
-def test_tasks_that_share_nothing_have_their_own_rates_and_lengths(bert):
-    model, groups = groups_of(bert, encoders="separate", task_lr="sst=5e-3", epochs=3,
-                              task_epochs="sts=1")
-    of = {p: group for group in groups for p in group["params"]}
-    first = {task: of[model.encoder(task).layers[1].ffn.fc_in.weight] for task in model.heads}
-    assert [first[task]["max_lr"] for task in ("sst", "para", "sts")] == [5e-3, 1e-3, 1e-3]
-    assert [first[task]["steps"] for task in ("sst", "para", "sts")] == [6, 6, 2]
-    assert of[model.heads["sts"].out.weight]["steps"] == 2
+def test_tasks_that_share_nothing_are_groups_of_their_own(bert):
+    model, groups = groups_of(bert, encoders="separate")
+    of = {p: group["group"] for group in groups for p in group["params"]}
+    for task in model.heads:
+        assert of[model.encoder(task).layers[1].ffn.fc_in.weight] == task
+        assert of[model.heads[task].out.weight] == task
 
 
-def test_rates_and_lengths_are_of_the_task_whatever_its_adapter_is_called(bert):
-    settings = Settings(lora=2, adapters="sst=a,para=b,sts=c", task_lr="sst=5e-3",
-                        task_epochs="sts=1", epochs=3)
+def test_an_adapter_and_the_heads_of_its_tasks_are_a_group(bert):
+    settings = Settings(lora=2, adapters="sst=a,para=b,sts=b", epochs=3)
     model = build_model(bert, settings)
     adapters.prepare(model, None, settings, None)
-    schedule = make_schedule(settings, dict.fromkeys(settings.trained_tasks, 64), 1)
-    steps = {name: group.steps for name, group in schedule.groups.items()}
-    assert steps == {"a": 6, "b": 6, "c": 2}
+    schedule = Schedule(settings, dict.fromkeys(settings.trained_tasks, 64), 1)
+    assert schedule.groups == {"a": ["sst"], "b": ["para", "sts"]}
     modules = trained_modules(model, settings, schedule, 1e-3)
     groups = adamw(parameter_groups(modules, 0.01)).param_groups
-    of = {p: group["max_lr"] for group in groups for p in group["params"]}
+    of = {p: (group["group"], group["max_lr"]) for group in groups for p in group["params"]}
     query = model.bert.layers[0].attention.query.adapters
-    assert [of[query[name].A] for name in "abc"] == [5e-3, 1e-3, 1e-3]
+    assert [of[query[name].A] for name in "ab"] == [("a", 1e-3), ("b", 1e-3)]
+    heads = [of[model.heads[task].out.weight] for task in ("sst", "para", "sts")]
+    assert heads == [(name, settings.head_lr) for name in "abb"]
 
 
 def test_steps_go_before_epochs():
     for more, expected in (({}, 6), ({"steps": 100}, 100), ({"steps": 4}, 4)):
-        schedule = make_schedule(Settings(epochs=3, **more), {"sst": 64, "para": 64, "sts": 40}, 1)
+        schedule = Schedule(Settings(epochs=3, **more), {"sst": 64, "para": 64, "sts": 40}, 1)
         assert (schedule.steps, schedule.epochs) == (expected, -(-expected // 2))
 
 
@@ -262,9 +266,7 @@ def test_accumulated_batches_are_one_large_batch(checkpoint, data, tmp_path):
 
 @pytest.mark.parametrize("more, says", [
     (("--sampling", "anneal"), "did you mean"), (("--layer-decay", 1.5), "at most 1"),
-    (("--train-tasks", "cfimdb"), "there is no task"), (("--task-lr", "sst=1e-3"), "share nothing"),
-    (("--encoders", "separate", "--task-lr", "sst"), "task=number"),
-    (("--encoders", "separate", "--task-epochs", "sst=0"), "task=number"),
+    (("--train-tasks", "cfimdb"), "there is no task"),
     (("--head", "relu-cosine"), "has no 'relu-cosine' head"), (("--recipe", "mb-com"), "mb-comb"),
 ])
 def test_settings_that_cannot_be_are_sentences(checkpoint, data, tmp_path, script, more, says):

@@ -18,12 +18,13 @@ from common.optimization import adamw, parameter_groups, warmup_then_decay
 from multitask import runs
 from multitask.course import Example
 from multitask.data import tokenize
-from multitask.evaluation import describe_prediction, run_split
+from multitask.evaluation import run_split
 from multitask.heads import Cosine
 from multitask.methods import settings_class
 from multitask.metrics import accuracy, pearson, summary
 from multitask.model import MultitaskModel, build_head, build_model
-from multitask.sampling import BatchSampler
+from multitask.report import describe_prediction
+from multitask.schedule import BatchSampler
 from multitask.tasks import TASKS
 from pruning import mask_heads
 

@@ -215,7 +215,7 @@ def test_run_killed_twice_resumes_to_the_same_bytes(train, resume, assert_same):
 METHODS = {
     "surgery": ("--surgery", "pcgrad-tensor", "--accumulate", 2, "--steps", 8),
     "annealed": ("--sampling", "annealed", "--layer-decay", 0.5, "--l2", 1e-3, "--steps", 8),
-    "separate": ("--encoders", "separate", "--task-epochs", "sts=1", "--patience", 1),
+    "separate": ("--encoders", "separate", "--patience", 1),
     "lora": ("--lora", 2, "--lora-norms", "--adapters", "shared", "--surgery", "pcgrad",
              "--steps", 8),
 }

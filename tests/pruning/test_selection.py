@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lora
 from bert import Bert, BertConfig, Layout, UserError
-from lora import LoRALinear, accounting
+from lora import LoRALinear, adapters
 from pruning import choose, multiply_adds, ranks_by_importance, remove_heads, remove_neurons
 from pruning.cost import matrix_cost
 from pruning.selection import left_after_rounds, parse_budget
@@ -65,7 +65,7 @@ def test_parameters_are_the_papers_integers():
     varied = three | ranks_by_importance(raw, matrices=("query", "value"))
     lora.attach(bert, rank=three, adapters=("lora",), layernorms=True)
     lora.attach(bert, rank=varied, adapters=("prune",), layernorms=True)
-    numbers = accounting.count(bert)
+    numbers = adapters.count(bert)
     assert numbers["base"] == 109_482_240
     assert numbers["adapters"] == {"lora": 259_584, "prune": 308_736}
     assert numbers["base"] + 259_584 - norms == 109_703_424
@@ -81,7 +81,7 @@ def test_adapters_of_pruned_matrices_are_smaller(bert):
     remove_heads(bert, {0: [0]})
     lora.attach(bert, rank={(0, "query"): 2, (0, "attention_output"): 3, (1, "key"): 2},
                 adapters=("a",))
-    assert accounting.count(bert)["adapters"]["a"] == 2 * (32 + 24) + 3 * (24 + 32) + 2 * 64
+    assert adapters.count(bert)["adapters"]["a"] == 2 * (32 + 24) + 3 * (24 + 32) + 2 * 64
 
 
 def test_the_most_important_layers_get_the_higher_rank():
