@@ -92,9 +92,9 @@ class Settings:
             s.head_kinds[task] for task in s.trained_tasks} <= {"linear", "cosine", "relu-cosine"}),
         "loss": ("a similarity task that is trained", lambda s: any(
             s.loss in TASKS[task].other_losses for task in s.trained_tasks)),
+        "zeros": R_SOFTMAX, "zeros_ramp": R_SOFTMAX, "zeros_gradient": R_SOFTMAX,
         "lr": UNFROZEN,
         "layer_decay": UNFROZEN,
-        "zeros": R_SOFTMAX, "zeros_ramp": R_SOFTMAX, "zeros_gradient": R_SOFTMAX,
         "patience": ("more epochs than it waits for", lambda s: not 0 < s.epochs <= s.patience),
         "overwrite": ("--out", lambda s: s.out),
     }
