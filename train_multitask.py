@@ -18,6 +18,7 @@ from torch import nn
 from bert import UserError
 from bert.errors import check_known
 from bert.files import write_json
+from bert.r_softmax import measured_zeros
 from common.cli import Parser, StopSignal, UserStop, run_script
 from common.device import peak_memory
 from common.flags import add_flags, command, with_absolute_paths
@@ -52,6 +53,7 @@ def train(settings, folder, recipe="", record=None, state=None):
         for step in steps:
             model.train()
             schedule.set_learning_rates(optimizer, step)
+            schedule.set_ramps(model, step)
             tasks, gradients = schedule.tasks_of(step, progress.running), []
             for task in tasks:
                 for indices, weight in distributed.shard_batch(next(schedule.batches[task]),
@@ -105,6 +107,9 @@ def add_gradients(run, task, batch, weight):
         further |= methods.further_losses(run.settings, run.model, task, batch,
                                           run.progress.step / run.schedule.steps)
     terms = {"loss": run.settings.loss_of(task)(outputs, batch.labels)} | further
+    zeros = measured_zeros(run.model.encoder(task))          # of r-softmax
+    if zeros is not None:
+        run.log.add("zeros", task, zeros * weight, weight)
     for name, term in terms.items():
         run.log.add(name, task, term * weight, weight)
     (sum(terms.values()) * weight).backward()

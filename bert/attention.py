@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bert.r_softmax import RSoftmaxAttention
+
 
 def eager_attention(query, key, value, key_mask=None, dropout=0.0, layouts=None,
                     probabilities=torch.softmax):
@@ -33,7 +35,7 @@ def sdpa_attention(query, key, value, key_mask=None, dropout=0.0, layouts=None):
 
 # Name → function with these arguments, or a class of nn.Module whose forward has them: each layer
 # then constructs its own from (config), and its parameters are trained, saved and loaded.
-ATTENTIONS = {"sdpa": sdpa_attention, "eager": eager_attention}
+ATTENTIONS = {"sdpa": sdpa_attention, "eager": eager_attention, "r-softmax": RSoftmaxAttention}
 
 
 class PackedLinear(nn.Linear):

@@ -1,6 +1,7 @@
 """One encoder for all tasks, or one for each; for each task a pooling and a head."""
 
 import copy
+import warnings
 
 import torch
 from torch import nn
@@ -8,6 +9,7 @@ from torch import nn
 from bert import UserError
 from bert.checkpoint import check_names_and_shapes
 from bert.errors import check_known
+from bert.r_softmax import configure
 from multitask.heads import HEADS, POOLINGS
 from multitask.settings import SHARED
 from multitask.tasks import TASKS
@@ -130,7 +132,10 @@ def model_from(saved, settings):
         if learned and bert.attention_name != settings.attention:
             raise UserError(f"{settings.from_run} has learned parameters of its attention; add "
                             f"--attention {bert.attention_name}")
-        bert.use_attention(settings.attention)
+        if bert.attention_name != settings.attention == "sdpa":
+            warnings.warn(f"{settings.from_run} attends by {bert.attention_name} and this run by "
+                          f"sdpa; --attention {bert.attention_name} keeps it", stacklevel=2)
+        use_attention(bert, settings)
     old = _parts(saved)
     for (part, task), tensors in _parts(model).items():
         before, single = old.get((part, task), {}), task is not None and not TASKS[task].pair
@@ -143,6 +148,12 @@ def model_from(saved, settings):
         found = f"its {what} in the run" if fits else f"a new {what}"
         print(f"{part.removeprefix('heads.')}: {found}")
     return model
+
+
+def use_attention(bert, settings):
+    """Use --attention, with --zeros and its gradient where it is r-softmax."""
+    bert.use_attention(settings.attention)
+    configure(bert, zeros=settings.zeros, detached=settings.zeros_gradient == "detached")
 
 
 def _parts(model):

@@ -6,7 +6,7 @@ from common.plots import COLORS, new_figure, save_figure
 from multitask.standard_errors import against_best
 from multitask.tasks import TASKS
 
-NO_LOSS = ("dev", "cosine", "conflict")                      # other entries of a log's line
+NO_LOSS = ("dev", "cosine", "conflict", "zeros")             # other entries of a log's line
 
 
 def read_curves(lines, what):
@@ -33,7 +33,8 @@ def chance(task, what):
 
 def draw_training(lines, path):
     """Draw the lines of log.jsonl: losses (those of regressions, and further ones, on axes of their
-    own), dev scores and, of gradient surgery, the cosines of each two tasks' gradients."""
+    own), dev scores, of gradient surgery the cosines of each two tasks' gradients, of r-softmax the
+    zeros of attention."""
     losses, scores = read_curves(lines, "loss"), read_curves(lines, "dev")
     squared = {task: points for task, points in losses.items()
                if task in TASKS and TASKS[task].is_regression}
@@ -44,7 +45,8 @@ def draw_training(lines, path):
               ("training loss: regression", "loss", squared),
               *((f"training loss: {name}", name, read_curves(lines, name)) for name in further),
               ("dev scores", "dev", scores),
-              ("cosine of two tasks' gradients", "cosine", read_curves(lines, "cosine"))]
+              ("cosine of two tasks' gradients", "cosine", read_curves(lines, "cosine")),
+              ("share of zeros in attention", "zeros", read_curves(lines, "zeros"))]
     panels = [panel for panel in panels if panel[2]]
     tasks = list(dict.fromkeys([*losses, *scores]))
     width, height = min(len(panels), 3), math.ceil(len(panels) / 3)

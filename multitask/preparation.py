@@ -13,7 +13,7 @@ from common.optimization import OPTIMIZERS, parameter_groups
 from common.run_folder import restore
 from multitask import distributed, methods, runs
 from multitask.evaluation import load_sets, load_split
-from multitask.model import build_model, model_from
+from multitask.model import build_model, model_from, use_attention
 from multitask.schedule import Schedule, default_lr, trained_modules
 
 
@@ -67,7 +67,9 @@ def load_model(settings, device, edits=()):
         model = model_from(saved, settings)
     else:
         tokenizer = Tokenizer.from_pretrained(settings.bert)
-        model = build_model(Bert.from_pretrained(settings.bert, settings.attention), settings)
+        bert = Bert.from_pretrained(settings.bert, settings.attention)
+        use_attention(bert, settings)
+        model = build_model(bert, settings)
     config = next(iter(model.encoders.values())).config
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"{settings.from_run or settings.bert}: a tokenizer of "

@@ -17,7 +17,7 @@ from common.run_folder import check_new_folder, damaged, read_record, versions
 from multitask import distributed, methods
 from multitask.course import find_file
 from multitask.evaluation import write_predictions
-from multitask.model import with_heads
+from multitask.model import use_attention, with_heads
 from multitask.settings import SHARED
 from multitask.tasks import TASKS
 
@@ -26,7 +26,7 @@ FIELDS = ("settings", "methods", "recipe", "edits", "complete", "data", "times",
           "parameters")                                      # of run.json
 CONTENT = ("last", "run.json", "metrics.json", "model", "adapters", "heads.safetensors",
            "predictions", "log.jsonl", "curves.png", "importance", "laser", "compression",
-           "early_exit", "exits.safetensors", "experts", "experts.safetensors")
+           "early_exit", "exits.safetensors", "experts", "experts.safetensors", "attack")
 RESUME = "python train_multitask.py --resume"
 
 
@@ -177,6 +177,7 @@ def open_run(folder):
     for name in names:
         encoders[name] = load_bert(Bert, encoder_folder(folder, name), settings.attention,
                                    lambda bert: methods.rebuild(bert, record["edits"]))
+        use_attention(encoders[name], settings)
         methods.restore(encoders[name], record["edits"], folder)
     tokenizer = Tokenizer.from_pretrained(encoder_folder(folder, names[0]))
     model = with_heads(encoders, settings)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from bert import UserError
+from bert.r_softmax import configure
 from common.optimization import warmup_then_decay
 
 
@@ -93,6 +94,13 @@ class Schedule:
         factor = warmup_then_decay(step, self.steps, self.settings.warmup, self.settings.decay)
         for group in optimizer.param_groups:
             group["lr"] = group["max_lr"] * factor
+
+    def set_ramps(self, model, step):
+        """Set how far r-softmax has come from the softmax in this step: 0 in the first one, 1 after
+        the fraction --zeros-ramp of the steps."""
+        ramp_steps = self.settings.zeros_ramp * self.steps
+        for bert in model.encoders.values():
+            configure(bert, ramp=min(1.0, (step - 1) / ramp_steps) if ramp_steps else 1.0)
 
 
 def default_lr(model, settings):

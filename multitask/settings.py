@@ -16,6 +16,7 @@ from multitask.tasks import TASKS
 
 SHARED = "shared"                # the name of the one encoder, or adapter, that all tasks share
 MODEL, STEPS, MIX, RUN = ("the model", "optimization", "several tasks", "the run")
+R_SOFTMAX = ("--attention r-softmax", lambda s: s.attention == "r-softmax")
 UNFROZEN = ("an encoder that is trained (no --freeze)", lambda s: not s.freeze)
 
 
@@ -44,7 +45,14 @@ class Settings:
     head_dropout: float = setting(0.3, "dropout in mlp heads", max=1, group=MODEL)
     loss: str = setting("mse", "of similarity tasks: squared error of the label, or cosine: "
                                "(cos - y/5)²", ("mse", "cosine"), group=MODEL)
-    attention: str = setting("sdpa", "fused kernel, or as written (eager)", ATTENTIONS, group=MODEL)
+    attention: str = setting("sdpa", "fused kernel, as written (eager), or with exact zeros "
+                                     "(r-softmax)", ATTENTIONS, group=MODEL)
+    zeros: float = setting(0.1, "r-softmax: fraction of a sequence's tokens that get no attention",
+                           max=1, group=MODEL)
+    zeros_ramp: float = setting(0.5, "r-softmax: fraction of the steps in which the zeros come in "
+                                     "gradually (0: all at once)", group=MODEL)
+    zeros_gradient: str = setting("true", "r-softmax: through the threshold too, or as published "
+                                          "(detached)", ("true", "detached"), group=MODEL)
     encoders: str = setting("shared", "one encoder for all tasks, or one for each",
                             ("shared", "separate"), group=MODEL)
     freeze: bool = setting(False, "train the heads only, the encoder stays as it is", group=MODEL)
@@ -85,6 +93,7 @@ class Settings:
             s.head_kinds[task] for task in s.trained_tasks} <= {"linear", "cosine", "relu-cosine"}),
         "loss": ("a similarity task that is trained", lambda s: any(
             s.loss in TASKS[task].other_losses for task in s.trained_tasks)),
+        "zeros": R_SOFTMAX, "zeros_ramp": R_SOFTMAX, "zeros_gradient": R_SOFTMAX,
         "lr": UNFROZEN,
         "layer_decay": UNFROZEN,
         "patience": ("more epochs than it waits for", lambda s: not 0 < s.epochs <= s.patience),
@@ -93,9 +102,10 @@ class Settings:
 
     def __post_init__(self):
         check(self)
-        for flag, value in (("--warmup", self.warmup), ("--layer-decay", self.layer_decay)):
-            if value > 1:
-                raise UserError(f"{flag} is {value}; it is a fraction, at most 1")
+        for name in ("warmup", "layer_decay", "zeros_ramp"):
+            if (value := getattr(self, name)) > 1:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; it is a fraction, at "
+                                f"most 1")
         self.head_kinds, self.trained_tasks  # noqa: B018  raise where a task or kind is unknown
         for check_method in self.checks:
             check_method(self)

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = {path.name.removesuffix(".py") for path in ROOT.iterdir()
          if path.suffix == ".py" or (path.is_dir() and next(path.glob("*.py"), None))}
-METHODS = ("early_exit", "experts", "lora", "laser", "compression", "pruning")
+METHODS = ("early_exit", "experts", "lora", "laser", "compression", "pruning", "attack")
 
 
 def imported(path):

@@ -319,6 +319,8 @@ VAIN = {
     "loss": ("--loss", "cosine", "--tasks", "sst,para"),
     "lr": ("--lr", 1e-3, "--freeze"),
     "layer_decay": ("--layer-decay", 0.5, "--freeze"),
+    "zeros": ("--zeros", 0.2), "zeros_ramp": ("--zeros-ramp", 0.2, "--attention", "eager"),
+    "zeros_gradient": ("--zeros-gradient", "detached"),
     "patience": ("--patience", 3, "--epochs", 3),
     "overwrite": ("--overwrite",),
 }
@@ -329,7 +331,9 @@ ACTS = {
     "head_dropout": ("--head-dropout", 0.5, "--head", "sst=mlp"), "loss": ("--loss", "cosine"),
     "lr": ("--lr", 1e-3, "--encoders", "separate"),
     "layer_decay": ("--layer-decay", 0.5), "patience": ("--patience", 1, "--epochs", 3),
-    "overwrite": ("--overwrite", "--out", "here"),
+    "overwrite": ("--overwrite", "--out", "here"), **{
+        name: (*VAIN[name][:2], "--attention", "r-softmax")
+        for name in ("zeros", "zeros_ramp", "zeros_gradient")},
 }
 
 
