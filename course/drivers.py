@@ -1,0 +1,169 @@
+"""Call the function of an exercise on given tensors, for the public tests and for the grader.
+
+A driver takes a case's tensors and options by name and returns {name: tensor or JSON value}.
+"""
+
+import json
+from types import SimpleNamespace
+
+import torch
+
+from bert import Bert, BertConfig, Layout
+from bert.attention import eager_attention
+from bert.model import BertLayer, FeedForward
+from course.adamw import adamw_step
+from laser.reduce import Decomposition
+from lora.layers import LoRA
+from multitask.pcgrad import pcgrad
+from multitask.sampling import annealing_exponent, draw
+from pretraining.masking import Masking
+from pruning.gates import importance, normalize
+from pruning.removal import remove_heads
+
+
+def small(kind, seed, train=False, **config):
+    """A seeded Bert (or one of its modules) of width 12 with 3 heads. While training, dropout drops
+    everything, so that a result is known."""
+    shape = dict(vocab_size=50, hidden_size=12, num_hidden_layers=2, num_attention_heads=3,
+                 intermediate_size=20, max_position_embeddings=16, initializer_range=0.5)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = kind(BertConfig(**shape | config)).train(train)
+    for part in module.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 1.0
+    return module
+
+
+def attention(query, key, value, key_mask=None, dropout=0.0):
+    return {"context": eager_attention(query, key, value, key_mask, dropout)}
+
+
+def add_and_norm(hidden, ffn_output, mask, seed, train):
+    layer, layout = small(BertLayer, seed, train).to(hidden.dtype), Layout(mask)
+    first = layout.cls_rows()
+    return {"add_and_norm": layer.add_and_norm(hidden, ffn_output, layout),
+            "attention_block": layer.attention_block(hidden, layout),
+            "attention_block of [CLS]": layer.attention_block(hidden, layout, output_rows=first)}
+
+
+def ffn(hidden, seed, activation="gelu"):
+    module = small(FeedForward, seed, hidden_act=activation).to(hidden.dtype)
+    activations = module.activate(hidden, None)
+    return {"activate": activations, "project": module.project(activations, None),
+            "forward": module(hidden, None)}
+
+
+def embeddings(mask, seed, train=False, input_ids=None, token_type_ids=None, inputs_embeds=None):
+    bert = small(Bert, seed, train)
+    bert = bert if inputs_embeds is None else bert.to(inputs_embeds.dtype)
+    hidden, layout = bert.embed(input_ids, mask, token_type_ids, inputs_embeds)
+    return {"hidden": hidden, "positions": layout.positions}
+
+
+def adamw(weight, gradient, first, second, step, **settings):
+    new, first, second = adamw_step(weight, gradient, first, second, step, **settings)
+    return {"weight": new, "first moment": first, "second moment": second}
+
+
+def masking(ids, vocabulary, whole_word, seed):
+    """Two draws from one generator, and the first one again."""
+    tokenizer = SimpleNamespace(mask_token_id=vocabulary.index("[MASK]"), backend=SimpleNamespace(
+        get_vocab=lambda: {token: n for n, token in enumerate(vocabulary)}))
+    rule, generator = Masking(tokenizer, whole_word), torch.Generator().manual_seed(seed)
+    results = [rule(ids, generator) for _ in range(2)]
+    results.append(rule(ids, torch.Generator().manual_seed(seed)))
+    own = rule.choose(ids, torch.Generator().manual_seed(seed))
+    return {f"{what} {n}": tensor for n, result in enumerate(results)
+            for what, tensor in zip(("masked ids", "chosen"), result)} | {"choose": own}
+
+
+def lora(rows, out, weight, a, b, alpha, train=False):
+    adapter = LoRA(weight, a.size(0), alpha, 1.0 if train else 0.5).train(train)
+    del adapter.A, adapter.B
+    adapter.A, adapter.B = a, b                              # leaves of the gradient
+    base = torch.nn.Linear(*weight.T.shape).to(weight.dtype)
+    with torch.no_grad():
+        base.weight.copy_(weight)
+        adapter.merge_into(base)
+    return {"forward": adapter(rows, out), "delta": adapter.delta(), "merged": base.weight.detach()}
+
+
+def low_rank(weight, ranks):
+    found, outputs = Decomposition(weight), {}
+    for rank in ranks:
+        down, up = found.factors(rank)
+        outputs |= {f"low_rank({rank})": found.low_rank(rank), f"factors({rank})": up @ down,
+                    f"energy({rank})": torch.tensor(found.energy(rank)),
+                    f"error({rank})": torch.tensor(found.error(rank)),
+                    f"width of factors({rank})": [down.size(0), up.size(1)]}
+    return outputs
+
+
+def surgery(orders, tensors, per_tensor=False, **gradients):
+    """gradients "task.tensor"; a task may lack a tensor."""
+    given = [[gradients.get(f"{task}.{tensor}") for tensor in range(tensors)]
+             for task in range(len(orders))]
+    combined, _ = pcgrad(given, orders, per_tensor)
+    return {f"tensor {n}": tensor for n, tensor in enumerate(combined) if tensor is not None}
+
+
+def annealing(sizes, epochs, c, seed, steps):
+    names = {f"task{n}": size for n, size in enumerate(sizes)}
+    alphas = [annealing_exponent(epoch, epochs, c) for epoch in range(1, epochs + 1)]
+    draws = [[list(names).index(task) for task in draw(names, alphas[-1], seed, step)]
+             for step in (*range(1, steps + 1), *range(1, 21))]          # the first 20 again
+    return {"exponents": torch.tensor(alphas, dtype=torch.float64), "draws": torch.tensor(draws)}
+
+
+def head_importance(mask, seed, kind, by, pruned, segments=1, batches=1, **input_ids):
+    """Every batch holds the same sequences in other words: input_ids "ids0", "ids1", …"""
+    config = {"pruned_heads": {int(layer): heads for layer, heads in pruned.items()}}
+    bert, layout = small(Bert, seed, **config), Layout(mask)
+    given = [SimpleNamespace(layout=layout, labels=torch.zeros(layout.batch // segments),
+                             ids=input_ids[f"ids{n}"]) for n in range(batches)]
+
+    def loss(batch):
+        hidden = bert.encode(*bert.embed(batch.ids, layout), output_rows=layout.cls_rows())
+        return (hidden ** 3).sum()
+
+    raw = importance(bert, given, loss, kind)
+    frozen = [name for name, weight in bert.named_parameters() if not weight.requires_grad]
+    return {"importance": raw, "normalized": normalize(raw, by), "left frozen": frozen}
+
+
+def head_removal(input_ids, mask, seed, removals):
+    bert = small(Bert, seed)
+    for heads in removals:
+        remove_heads(bert, {int(layer): numbers for layer, numbers in heads.items()})
+    hidden, layout = bert.embed(input_ids, mask)
+    numbers = [layer.attention.head_indices for layer in bert.layers]
+    weights = {name: weight.detach() for name, weight in bert.named_parameters()
+               if ".attention." in name}
+    return {"hidden": bert.encode(hidden, layout), "head_indices": numbers,
+            "edits": bert.edits, **weights}
+
+
+DRIVERS = {"attention": attention, "add-and-norm": add_and_norm, "ffn": ffn,
+           "embeddings": embeddings, "adamw": adamw, "masking": masking, "lora": lora,
+           "low-rank": low_rank, "pcgrad": surgery, "annealing": annealing,
+           "importance": head_importance, "head-removal": head_removal}
+
+
+def run_case(exercise, tensors, options, gradient=False):
+    """→ {name: tensor or JSON value} that the exercise's functions give, with the gradients of all
+    floating-point inputs if asked for, and every input as it is after the call."""
+    given = {name: tensor.clone() for name, tensor in tensors.items()}
+    leaves = {name: tensor.requires_grad_() for name, tensor in given.items()
+              if gradient and tensor.is_floating_point()}
+    outputs = DRIVERS[exercise](**given, **json.loads(json.dumps(options)))
+    if gradient:
+        sums = [(value * torch.arange(value.numel()).cos().view_as(value)).sum()
+                for value in outputs.values()
+                if isinstance(value, torch.Tensor) and value.requires_grad]
+        found = torch.autograd.grad(sum(sums), list(leaves.values()), allow_unused=True)
+        outputs |= {f"gradient of {name}": part for name, part in zip(leaves, found)
+                    if part is not None}
+    outputs |= {f"{name} after the call": tensor for name, tensor in given.items()}
+    return {name: value.detach().contiguous() if isinstance(value, torch.Tensor) else
+            json.loads(json.dumps(value)) for name, value in outputs.items()}
