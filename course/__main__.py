@@ -8,7 +8,15 @@ copy of the project, runs each exercise in a process of its own, and judges the 
 inputs. course/README.md says what it does not protect against.
 """
 
+import json
+from pathlib import Path
+
+from bert.errors import UserError, check_known
+from bert.files import write_json
 from common.cli import run_command, run_script
+from course.exercises import EXERCISES
+from course.grade import grade as grade_folder
+from course.grade import gradescope, table
 from course.handout import write_handout
 
 
@@ -21,8 +29,46 @@ def handout(args):
     print(f"{files} files in {args.out}; students begin with {args.out}/README.md")
 
 
-COMMANDS = {"handout": (handout, lambda parser: parser.add_argument(
-    "out", metavar="OUT", help="a new or empty folder"))}
+def add_handout_flags(parser):
+    parser.add_argument("out", metavar="OUT", help="a new or empty folder")
+
+
+def grade(args):
+    """Score each exercise of a student's folder (a solved handout; "." grades the project itself).
+
+    Points are split: forward (half), gradients, edges. The last line is the total in percent. With
+    --out, grade.json has every case, and results.json is what Gradescope reads:
+
+        python -m course grade /autograder/submission --out /autograder/results
+    """
+    if not Path(args.folder).is_dir():
+        raise UserError(f"{args.folder} is no folder; name the folder with the student's bert/")
+    exercises = args.only.split(",") if args.only else list(EXERCISES)
+    for name in exercises:
+        check_known(name, EXERCISES, "exercise", where="--only")
+    if min(args.jobs or 1, args.seconds) < 1:
+        raise UserError("--jobs and --seconds must be 1 or more")
+    result = grade_folder(args.folder, args.seed, exercises, args.seconds, args.jobs)
+    if args.out:
+        write_json(Path(args.out) / "grade.json", result)
+        write_json(Path(args.out) / "results.json", gradescope(result))
+    print(json.dumps(result, indent=2, ensure_ascii=False) if args.json else table(result))
+
+
+def add_grade_flags(parser):
+    parser.add_argument("folder", metavar="FOLDER", help="a student's folder")
+    parser.add_argument("--out", help="write grade.json and results.json to this folder")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    parser.add_argument("--only", metavar="NAMES", help=f"some of {', '.join(EXERCISES)}")
+    parser.add_argument("--seed", type=int, metavar="N", help="the inputs of an earlier grading "
+                                                              "(default: fresh ones)")
+    parser.add_argument("--seconds", type=int, default=20, metavar="N",
+                        help="CPU seconds that an exercise may take (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, metavar="N",
+                        help="exercises graded at a time (default: the number of CPUs)")
+
+
+COMMANDS = {"handout": (handout, add_handout_flags), "grade": (grade, add_grade_flags)}
 
 
 def main(arguments=None):

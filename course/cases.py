@@ -189,7 +189,7 @@ def low_rank(draw):
 
 def pcgrad(draw):
     def given(tasks, shapes, opposed=True):
-        found = {f"{i}.{n}": draw.normal(*shape) for i in range(tasks)
+        found = {f"{i}.{n}": draw.normal(*shape, double=True) for i in range(tasks)
                  for n, shape in enumerate(shapes)}
         for n in range(len(shapes)) if opposed else ():      # so that each case has conflicts
             found[f"1.{n}"] = 0.3 * found[f"1.{n}"] - 0.8 * found[f"0.{n}"]
@@ -206,9 +206,9 @@ def pcgrad(draw):
     yield Case("forward", "each tensor by itself", given(3, [(3, 4), (5,)]),
                options(3, 2, per_tensor=True))
     yield Case("edge", "one task", given(1, [(4,)], opposed=False), options(1, 1))
-    away = draw.normal(6)
+    away = draw.normal(6, double=True)
     yield Case("edge", "opposite gradients", {"0.0": away, "1.0": -2 * away}, options(2, 1))
-    yield Case("edge", "a gradient is zero", given(3, [(4,)]) | {"2.0": torch.zeros(4)},
+    yield Case("edge", "a gradient is zero", given(3, [(4,)]) | {"2.0": torch.zeros(4).double()},
                options(3, 1))
     lacking = {name: t for name, t in given(3, [(4,), (2, 2)]).items() if name != "2.1"}
     yield Case("edge", "a task does not reach a tensor", lacking, options(3, 2))

@@ -21,18 +21,19 @@ from pruning.gates import importance, normalize
 from pruning.removal import remove_heads
 
 
-def small(kind, seed, train=False, **config):
+def small(kind, seed, dtype=torch.float32, train=False, **config):
     """A seeded Bert (or one of its modules) of width 12 with 3 heads. While training, dropout drops
     everything, so that a result is known."""
     shape = dict(vocab_size=50, hidden_size=12, num_hidden_layers=2, num_attention_heads=3,
-                 intermediate_size=20, max_position_embeddings=16, initializer_range=0.5)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = kind(BertConfig(**shape | config)).train(train)
+                 intermediate_size=20, max_position_embeddings=16)
+    module = kind(BertConfig(**shape | config)).double().train(train)
+    generator = torch.Generator().manual_seed(seed)
+    for weight in module.parameters():                       # float64 is the same on all machines
+        weight.data.normal_(std=0.5, generator=generator)
     for part in module.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = 1.0
-    return module
+    return module.to(dtype)
 
 
 def attention(query, key, value, key_mask=None, dropout=0.0):
@@ -40,7 +41,7 @@ def attention(query, key, value, key_mask=None, dropout=0.0):
 
 
 def add_and_norm(hidden, ffn_output, mask, seed, train):
-    layer, layout = small(BertLayer, seed, train).to(hidden.dtype), Layout(mask)
+    layer, layout = small(BertLayer, seed, hidden.dtype, train), Layout(mask)
     first = layout.cls_rows()
     return {"add_and_norm": layer.add_and_norm(hidden, ffn_output, layout),
             "attention_block": layer.attention_block(hidden, layout),
@@ -48,15 +49,15 @@ def add_and_norm(hidden, ffn_output, mask, seed, train):
 
 
 def ffn(hidden, seed, activation="gelu"):
-    module = small(FeedForward, seed, hidden_act=activation).to(hidden.dtype)
+    module = small(FeedForward, seed, hidden.dtype, hidden_act=activation)
     activations = module.activate(hidden, None)
     return {"activate": activations, "project": module.project(activations, None),
             "forward": module(hidden, None)}
 
 
 def embeddings(mask, seed, train=False, input_ids=None, token_type_ids=None, inputs_embeds=None):
-    bert = small(Bert, seed, train)
-    bert = bert if inputs_embeds is None else bert.to(inputs_embeds.dtype)
+    dtype = torch.float32 if inputs_embeds is None else inputs_embeds.dtype
+    bert = small(Bert, seed, dtype, train)
     hidden, layout = bert.embed(input_ids, mask, token_type_ids, inputs_embeds)
     return {"hidden": hidden, "positions": layout.positions}
 
@@ -119,7 +120,7 @@ def annealing(sizes, epochs, c, seed, steps):
 def head_importance(mask, seed, kind, by, pruned, segments=1, batches=1, **input_ids):
     """Every batch holds the same sequences in other words: input_ids "ids0", "ids1", …"""
     config = {"pruned_heads": {int(layer): heads for layer, heads in pruned.items()}}
-    bert, layout = small(Bert, seed, **config), Layout(mask)
+    bert, layout = small(Bert, seed, torch.float64, **config), Layout(mask)
     given = [SimpleNamespace(layout=layout, labels=torch.zeros(layout.batch // segments),
                              ids=input_ids[f"ids{n}"]) for n in range(batches)]
 
