@@ -215,7 +215,7 @@ def pcgrad(draw):
 
 
 def annealing(draw):
-    def options(tasks, epochs, c=0.8, steps=3000):
+    def options(tasks, epochs, c=0.8, steps=1500):
         sizes = [draw.size(20, 60) * 10 ** n for n in range(tasks)]
         return {"sizes": sizes, "epochs": epochs, "c": c, "seed": draw.size(0, 999), "steps": steps}
 
@@ -239,7 +239,8 @@ def importance(draw):
     yield Case("forward", "neurons", given(3, 5), options("neurons"))
     yield Case("edge", "one sequence of one token", given(1, 1), options())
     yield Case("edge", "pairs in two sequences", given(4, 5), options(segments=2))
-    yield Case("edge", "removed heads", given(3, 5), options(pruned={"0": [1], "1": [0, 2]}))
+    yield Case("edge", "removed heads", given(3, 5),
+               options(by="layer", pruned={"0": [1]}))
     yield Case("edge", "layers", given(3, 5), options("layers", "layer"))
 
 

@@ -14,7 +14,7 @@ from bert.model import BertLayer, FeedForward
 from course.adamw import adamw_step
 from laser.reduce import Decomposition
 from lora.layers import LoRA
-from multitask.pcgrad import pcgrad
+from multitask.pcgrad import coefficients, pcgrad
 from multitask.sampling import annealing_exponent, draw
 from pretraining.masking import Masking
 from pruning.gates import importance, normalize
@@ -45,21 +45,22 @@ def add_and_norm(hidden, ffn_output, mask, seed, train):
     first = layout.cls_rows()
     return {"add_and_norm": layer.add_and_norm(hidden, ffn_output, layout),
             "attention_block": layer.attention_block(hidden, layout),
-            "attention_block of [CLS]": layer.attention_block(hidden, layout, output_rows=first)}
+            "attention_block of [CLS]": layer.attention_block(hidden, layout, output_rows=first),
+            "module": layer}
 
 
 def ffn(hidden, seed, activation="gelu"):
     module = small(FeedForward, seed, hidden.dtype, hidden_act=activation)
     activations = module.activate(hidden, None)
     return {"activate": activations, "project": module.project(activations, None),
-            "forward": module(hidden, None)}
+            "forward": module(hidden, None), "module": module}
 
 
 def embeddings(mask, seed, train=False, input_ids=None, token_type_ids=None, inputs_embeds=None):
     dtype = torch.float32 if inputs_embeds is None else inputs_embeds.dtype
     bert = small(Bert, seed, dtype, train)
     hidden, layout = bert.embed(input_ids, mask, token_type_ids, inputs_embeds)
-    return {"hidden": hidden, "positions": layout.positions}
+    return {"hidden": hidden, "positions": layout.positions, "module": bert}
 
 
 def adamw(weight, gradient, first, second, step, **settings):
@@ -95,8 +96,9 @@ def low_rank(weight, ranks):
     for rank in ranks:
         down, up = found.factors(rank)
         outputs |= {f"low_rank({rank})": found.low_rank(rank), f"factors({rank})": up @ down,
-                    f"energy({rank})": torch.tensor(found.energy(rank)),
-                    f"error({rank})": torch.tensor(found.error(rank)),
+                    f"products of rows of factors({rank})": down @ down.T,
+                    f"energy({rank})": torch.tensor(float(found.energy(rank))),
+                    f"error({rank})": torch.tensor(float(found.error(rank))),
                     f"width of factors({rank})": [down.size(0), up.size(1)]}
     return outputs
 
@@ -105,8 +107,12 @@ def surgery(orders, tensors, per_tensor=False, **gradients):
     """gradients "task.tensor"; a task may lack a tensor."""
     given = [[gradients.get(f"{task}.{tensor}") for tensor in range(tensors)]
              for task in range(len(orders))]
-    combined, _ = pcgrad(given, orders, per_tensor)
-    return {f"tensor {n}": tensor for n, tensor in enumerate(combined) if tensor is not None}
+    combined, grams = pcgrad(given, orders, per_tensor)
+    gram = grams.sum(dim=0).tolist()
+    total = [float(c) for c in coefficients(gram, orders)]
+    return {f"tensor {n}": tensor for n, tensor in enumerate(combined) if tensor is not None} | {
+        "coefficients": torch.tensor(total).double(), "orders after the call": orders,
+        "gram after the call": torch.tensor(gram).double()}
 
 
 def annealing(sizes, epochs, c, seed, steps):
@@ -130,19 +136,23 @@ def head_importance(mask, seed, kind, by, pruned, segments=1, batches=1, **input
 
     raw = importance(bert, given, loss, kind)
     frozen = [name for name, weight in bert.named_parameters() if not weight.requires_grad]
-    return {"importance": raw, "normalized": normalize(raw, by), "left frozen": frozen}
+    hooks = sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in bert.modules())
+    return {"importance": raw, "normalized": normalize(raw, by), "weights left frozen": frozen,
+            "hooks left": hooks}
 
 
 def head_removal(input_ids, mask, seed, removals):
     bert = small(Bert, seed)
+    bert.layers[0].attention.key.requires_grad_(False)
     for heads in removals:
         remove_heads(bert, {int(layer): numbers for layer, numbers in heads.items()})
     hidden, layout = bert.embed(input_ids, mask)
     numbers = [layer.attention.head_indices for layer in bert.layers]
     weights = {name: weight.detach() for name, weight in bert.named_parameters()
                if ".attention." in name}
-    return {"hidden": bert.encode(hidden, layout), "head_indices": numbers,
-            "edits": bert.edits, **weights}
+    frozen = [name for name, weight in bert.named_parameters() if not weight.requires_grad]
+    return {"hidden": bert.encode(hidden, layout), "head_indices": numbers, "frozen": frozen,
+            "edits": bert.edits, "masked heads": bert.config.masked_heads, **weights}
 
 
 DRIVERS = {"attention": attention, "add-and-norm": add_and_norm, "ffn": ffn,
@@ -158,7 +168,9 @@ def run_case(exercise, tensors, options, gradient=False):
     leaves = {name: tensor.requires_grad_() for name, tensor in given.items()
               if gradient and tensor.is_floating_point()}
     outputs = DRIVERS[exercise](**given, **json.loads(json.dumps(options)))
+    module = outputs.pop("module", torch.nn.Module())
     if gradient:
+        leaves |= dict(module.named_parameters())
         sums = [(value * torch.arange(value.numel()).cos().view_as(value)).sum()
                 for value in outputs.values()
                 if isinstance(value, torch.Tensor) and value.requires_grad]

@@ -11,6 +11,7 @@ import platform
 import resource
 import struct
 import sys
+import time
 
 SYSTEM = ("/usr", "/lib", "/lib64")                          # shared libraries
 DENIED = ("os.fork", "os.exec", "os.posix_spawn", "os.system", "os.kill", "subprocess.", "socket.",
@@ -39,10 +40,11 @@ def limit(memory, seconds, file_size):
             memory += int(file.read().split()[0]) * resource.getpagesize()
     except OSError:
         memory += 2 ** 33                                    # what torch reserves is not known
+    seconds += int(time.process_time()) + 1                  # those of the imports
     for name, value in (("AS", memory), ("CPU", seconds), ("FSIZE", file_size), ("CORE", 0),
                         ("NPROC", 0)):
         try:
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value + (name == "CPU")))
         except (AttributeError, ValueError, OSError):
             pass                                             # this system has no such limit
 

@@ -155,6 +155,7 @@ def grade(student, seed=None, exercises=None, seconds=20, jobs=None):
         copy_project(work / "tree", suffixes=(".py",))
         for name in ("__init__", "worker", "fence"):
             copy(ROOT / "course" / f"{name}.py", work / "tree" / "course" / f"{name}.py")
+        (work / "tree" / "course" / "judge.py").unlink()     # a worker judges nothing
         with (ThreadPoolExecutor(jobs) as pool,
               progress_bar("grading", len(exercises), "exercise", leave=False) as bar):
             waiting = {name: pool.submit(grade_exercise, student, name, work / "tree", work, seed,
