@@ -20,6 +20,9 @@ from pretraining.masking import Masking
 from pruning.gates import importance, normalize
 from pruning.removal import remove_heads
 
+VOCABULARY = ["[PAD]", "[UNK]", *"abcdefghijklm", "[CLS]", "[SEP]", "[MASK]", *"nopqrstuvwxyz",
+              "##b", "##c"]                                  # of exercise 6
+
 
 def small(kind, seed, dtype=torch.float32, train=False, **config):
     """A seeded Bert (or one of its modules) of width 12 with 3 heads. While training, dropout drops
@@ -40,8 +43,9 @@ def attention(query, key, value, key_mask=None, dropout=0.0):
     return {"context": eager_attention(query, key, value, key_mask, dropout)}
 
 
-def add_and_norm(hidden, ffn_output, mask, seed, train):
+def add_and_norm(hidden, ffn_output, mask, seed, train=False):
     layer, layout = small(BertLayer, seed, hidden.dtype, train), Layout(mask)
+    hidden, ffn_output = layout.unpad(hidden), layout.unpad(ffn_output)
     first = layout.cls_rows()
     return {"add_and_norm": layer.add_and_norm(hidden, ffn_output, layout),
             "attention_block": layer.attention_block(hidden, layout),
@@ -68,16 +72,16 @@ def adamw(weight, gradient, first, second, step, **settings):
     return {"weight": new, "first moment": first, "second moment": second}
 
 
-def masking(ids, vocabulary, whole_word, seed):
+def masking(ids, whole_word, seed):
     """Two draws from one generator, and the first one again."""
-    tokenizer = SimpleNamespace(mask_token_id=vocabulary.index("[MASK]"), backend=SimpleNamespace(
-        get_vocab=lambda: {token: n for n, token in enumerate(vocabulary)}))
+    tokenizer = SimpleNamespace(mask_token_id=VOCABULARY.index("[MASK]"), backend=SimpleNamespace(
+        get_vocab=lambda: {token: n for n, token in enumerate(VOCABULARY)}))
     rule, generator = Masking(tokenizer, whole_word), torch.Generator().manual_seed(seed)
-    results = [rule(ids, generator) for _ in range(2)]
-    results.append(rule(ids, torch.Generator().manual_seed(seed)))
-    own = rule.choose(ids, torch.Generator().manual_seed(seed))
-    return {f"{what} {n}": tensor for n, result in enumerate(results)
-            for what, tensor in zip(("masked ids", "chosen"), result)} | {"choose": own}
+    outputs = {"choose": rule.choose(ids, torch.Generator().manual_seed(seed))}
+    for n in range(3):
+        generator = torch.Generator().manual_seed(seed) if n == 2 else generator
+        outputs[f"masked ids {n}"], outputs[f"chosen {n}"] = rule(ids, generator)
+    return outputs
 
 
 def lora(rows, out, weight, a, b, alpha, train=False):
@@ -103,9 +107,10 @@ def low_rank(weight, ranks):
     return outputs
 
 
-def surgery(orders, tensors, per_tensor=False, **gradients):
+def surgery(orders, per_tensor=False, **gradients):
     """gradients "task.tensor"; a task may lack a tensor."""
-    given = [[gradients.get(f"{task}.{tensor}") for tensor in range(tensors)]
+    tensors = sorted({name.partition(".")[2] for name in gradients})
+    given = [[gradients.get(f"{task}.{tensor}") for tensor in tensors]
              for task in range(len(orders))]
     combined, grams = pcgrad(given, orders, per_tensor)
     gram = grams.sum(dim=0).tolist()
@@ -123,12 +128,11 @@ def annealing(sizes, epochs, c, seed, steps):
     return {"exponents": torch.tensor(alphas, dtype=torch.float64), "draws": torch.tensor(draws)}
 
 
-def head_importance(mask, seed, kind, by, pruned, segments=1, batches=1, **input_ids):
-    """Every batch holds the same sequences in other words: input_ids "ids0", "ids1", …"""
-    config = {"pruned_heads": {int(layer): heads for layer, heads in pruned.items()}}
-    bert, layout = small(Bert, seed, torch.float64, **config), Layout(mask)
-    given = [SimpleNamespace(layout=layout, labels=torch.zeros(layout.batch // segments),
-                             ids=input_ids[f"ids{n}"]) for n in range(batches)]
+def head_importance(mask, seed, kind="heads", by="global", pruned=None, segments=1, **input_ids):
+    """Every batch has the same lengths and ids of its own: "ids0", "ids1", …"""
+    bert, layout = small(Bert, seed, torch.float64, pruned_heads=pruned or {}), Layout(mask)
+    given = [SimpleNamespace(layout=layout, labels=torch.zeros(layout.batch // segments), ids=ids)
+             for ids in input_ids.values()]
 
     def loss(batch):
         hidden = bert.encode(*bert.embed(batch.ids, layout), output_rows=layout.cls_rows())
