@@ -9,6 +9,7 @@ inputs. course/README.md says what it does not protect against.
 """
 
 import json
+import os
 from pathlib import Path
 
 from bert.errors import UserError, check_known
@@ -29,10 +30,6 @@ def handout(args):
     print(f"{files} files in {args.out}; students begin with {args.out}/README.md")
 
 
-def add_handout_flags(parser):
-    parser.add_argument("out", metavar="OUT", help="a new or empty folder")
-
-
 def grade(args):
     """Score each exercise of a student's folder (a solved handout; "." grades the project itself).
 
@@ -46,7 +43,7 @@ def grade(args):
     exercises = args.only.split(",") if args.only else list(EXERCISES)
     for name in exercises:
         check_known(name, EXERCISES, "exercise", where="--only")
-    if min(args.jobs or 1, args.seconds) < 1:
+    if min(args.jobs, args.seconds) < 1:
         raise UserError("--jobs and --seconds must be 1 or more")
     result = grade_folder(args.folder, args.seed, exercises, args.seconds, args.jobs)
     if args.out:
@@ -56,16 +53,19 @@ def grade(args):
 
 
 def add_grade_flags(parser):
-    parser.add_argument("folder", metavar="FOLDER", help="a student's folder")
-    parser.add_argument("--out", help="write grade.json and results.json to this folder")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
-    parser.add_argument("--only", metavar="NAMES", help=f"some of {', '.join(EXERCISES)}")
-    parser.add_argument("--seed", type=int, metavar="N", help="the inputs of an earlier grading "
-                                                              "(default: fresh ones)")
-    parser.add_argument("--seconds", type=int, default=20, metavar="N",
-                        help="CPU seconds that an exercise may take (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, metavar="N",
-                        help="exercises graded at a time (default: the number of CPUs)")
+    flag = parser.add_argument
+    flag("folder", metavar="FOLDER", help="a student's folder")
+    flag("--out", metavar="DIR", help="write grade.json and results.json to this folder")
+    flag("--json", action="store_true", help="print JSON in place of the table")
+    flag("--only", metavar="NAMES", help=f"some of {', '.join(EXERCISES)}")
+    flag("--seed", type=int, metavar="N", help="repeat the inputs of a grading (default: fresh)")
+    flag("--seconds", type=int, default=20, metavar="N", help="of CPU an exercise (default: 20)")
+    flag("--jobs", type=int, default=os.cpu_count() or 1, metavar="N",
+         help="exercises graded at a time (default: the number of CPUs)")
+
+
+def add_handout_flags(parser):
+    parser.add_argument("out", metavar="OUT", help="a new or empty folder")
 
 
 COMMANDS = {"handout": (handout, add_handout_flags), "grade": (grade, add_grade_flags)}

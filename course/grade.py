@@ -24,7 +24,7 @@ from common.log import progress_bar
 from common.tables import text_table
 from course.cases import make_cases, reference
 from course.exercises import EXERCISES, ROOT
-from course.handout import copy, copy_project, without_other_answers
+from course.handout import copy_project, without_other_answers
 from course.judge import judge
 from course.mistakes import diagnose
 from course.source import body_of, file_of, replace, with_body
@@ -77,11 +77,11 @@ def run_worker(folder, seconds):
             cwd=folder, env={}, stdin=subprocess.DEVNULL, stdout=printed, stderr=printed,
             start_new_session=True)
         try:
-            process.wait(2 * seconds + 20)                   # a worker may have to wait for a CPU
+            process.wait(2 * seconds + 30)                   # a worker may have to wait for a CPU
             problem = {-signal.SIGXCPU: f"stopped after {seconds} seconds",
                        -signal.SIGKILL: "stopped: too much memory or time"}.get(process.returncode)
         except subprocess.TimeoutExpired:
-            problem = f"stopped after {2 * seconds + 20} seconds"
+            problem = f"stopped after {2 * seconds + 30} seconds"
         finally:
             try:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -144,18 +144,14 @@ def score(exercise, cases, found, printed=""):
             "printed": printed}
 
 
-def grade(student, seed=None, exercises=None, seconds=20, jobs=None):
+def grade(student, seed=None, exercises=tuple(EXERCISES), seconds=20, jobs=2):
     """→ {"seed", "percent", "points", "max_points", "exercises": {name: record}}"""
     seed = secrets.randbelow(10 ** 9) if seed is None else seed
-    exercises = list(exercises or EXERCISES)
-    jobs = min(jobs or os.cpu_count() or 1, len(exercises))
     records = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:
         work = Path(work).resolve()
-        copy_project(work / "tree", suffixes=(".py",))
-        for name in ("__init__", "worker", "fence"):
-            copy(ROOT / "course" / f"{name}.py", work / "tree" / "course" / f"{name}.py")
-        (work / "tree" / "course" / "judge.py").unlink()     # a worker judges nothing
+        copy_project(work / "tree", suffixes=(".py",), shared=[f"course/{name}.py" for name in (
+            "__init__", "adamw", "drivers", "worker", "fence")])
         with (ThreadPoolExecutor(jobs) as pool,
               progress_bar("grading", len(exercises), "exercise", leave=False) as bar):
             waiting = {name: pool.submit(grade_exercise, student, name, work / "tree", work, seed,

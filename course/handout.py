@@ -14,31 +14,32 @@ from course.exercises import EXERCISES, ROOT, STUDENT, sections
 from course.source import replace
 
 LEFT_OUT = ("tests", "docs", "benchmarks", "tools", "course")    # show answers, or judge them
-SHARED = ("adamw.py", "drivers.py", "judge.py")                  # files of course/ that go along
+SHARED = ("course/adamw.py", "course/drivers.py", "course/judge.py")         # they go along
 FILES = ("LICENSE", "requirements.txt", "train_multitask.py", "evaluate.py")
 SUFFIXES = (".py", ".csv", ".json", ".txt", ".safetensors")
 
 
-def copy_project(out, suffixes=SUFFIXES):
+def copy(paths, root, out):
+    """Copy these files of `root` to the same places of `out`."""
+    for path in paths:
+        target = out / path.relative_to(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def copy_project(out, suffixes=SUFFIXES, shared=SHARED):
     """Copy the code, the sample data and the tiny checkpoint to `out`; no history, pages, tests or
     results."""
     rooms = [path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name not in LEFT_OUT]
-    wanted = [path for room in (*rooms, ROOT / "data") for path in room.rglob("*")
-              if path.is_file() and path.suffix in suffixes]
-    shared = (ROOT / "course" / name for name in SHARED)
-    for path in (*wanted, *(ROOT / name for name in FILES), *shared):
-        copy(path, out / path.relative_to(ROOT))
-
-
-def copy(path, target):
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(path, target)
+    files = [path for room in (*rooms, ROOT / "data") for path in room.rglob("*")
+             if path.is_file() and path.suffix in suffixes]
+    copy([*files, *(ROOT / name for name in (*FILES, *shared))], ROOT, out)
 
 
 def stub(exercise, function):
     """→ the body of an exercise's function in the handout."""
     number, _, equation = sections()[exercise]
-    name = ".".join(part for part in function.split(".")[2:])
+    name = function.split(".", 2)[2]
     return (f"{indent(equation.rstrip(), '# ', lambda line: True)}\n"
             f'raise NotImplementedError("exercise {number} ({exercise}): write {name}; see "\n'
             f'                          "EXERCISES.md")')
@@ -81,9 +82,8 @@ def write_handout(out):
     for exercise, row in EXERCISES.items():
         replace(out, {name: stub(exercise, name) for name in row.functions}
                 | without_other_answers(exercise))
-    for path in STUDENT.rglob("*"):
-        if path.is_file() and "__pycache__" not in path.parts:
-            copy(path, out / path.relative_to(STUDENT))
+    copy([path for path in STUDENT.rglob("*") if path.is_file() and path.suffix != ".pyc"],
+         STUDENT, out)
     (out / "course" / "__init__.py").write_text(
         '"""AdamW by hand, and what the public tests need."""\n', encoding="utf-8")
     write_public_cases(out / "tests" / "cases")

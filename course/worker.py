@@ -24,12 +24,11 @@ def forbid(name):
 
 
 def explain(error):
-    """→ the last line of a traceback, and where in the exercise's files it was raised."""
-    lines = [f"{Path(frame.filename).name}, {frame.name}"
-             for frame in traceback.extract_tb(error.__traceback__)
-             if "/tree/" in frame.filename and "/course/drivers" not in frame.filename]
-    text = "".join(traceback.format_exception_only(error)).strip()
-    return f"{text[:600]}{f' (in {lines[-1]})' if lines else ''}"
+    """→ what was raised, and in which function of the project"""
+    *_, frame = [frame for frame in traceback.extract_tb(error.__traceback__)
+                 if "/tree/" in frame.filename]
+    text = "".join(traceback.format_exception_only(error)).strip()[:600]
+    return f"{text} (in {Path(frame.filename).name}, {frame.name})"
 
 
 def main(folder):
