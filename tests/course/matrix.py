@@ -11,12 +11,12 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 from course_variants import VARIANTS  # noqa: E402
+from test_grade import student  # noqa: E402
 
 from course.exercises import EXERCISES, ROOT  # noqa: E402
 from course.grade import grade, table  # noqa: E402
 from course.mistakes import known_mistakes  # noqa: E402
-from course.source import body_of, file_of, find, replace  # noqa: E402
-from test_grade import student  # noqa: E402
+from course.source import body_of, file_of, find  # noqa: E402
 
 
 def mistaken(function, old, new):
