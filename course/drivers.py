@@ -12,7 +12,7 @@ from bert import Bert, BertConfig, Layout
 from bert.attention import eager_attention
 from bert.model import BertLayer, FeedForward
 from course.adamw import adamw_step
-from laser.reduce import Decomposition
+from laser.reduce import Decomposition, low_rank
 from lora.layers import LoRA
 from multitask.pcgrad import coefficients, pcgrad
 from multitask.sampling import annealing_exponent, draw
@@ -95,11 +95,11 @@ def lora(rows, out, weight, a, b, alpha, train=False):
     return {"forward": adapter(rows, out), "delta": adapter.delta(), "merged": base.weight.detach()}
 
 
-def low_rank(weight, ranks):
+def reduction(weight, ranks):
     found, outputs = Decomposition(weight), {}
     for rank in ranks:
         down, up = found.factors(rank)
-        outputs |= {f"low_rank({rank})": found.low_rank(rank), f"factors({rank})": up @ down,
+        outputs |= {f"low_rank({rank})": low_rank(weight, rank), f"factors({rank})": up @ down,
                     f"products of rows of factors({rank})": down @ down.T,
                     f"energy({rank})": torch.tensor(float(found.energy(rank))),
                     f"error({rank})": torch.tensor(float(found.error(rank))),
@@ -161,7 +161,7 @@ def head_removal(input_ids, mask, seed, removals):
 
 DRIVERS = {"attention": attention, "add-and-norm": add_and_norm, "ffn": ffn,
            "embeddings": embeddings, "adamw": adamw, "masking": masking, "lora": lora,
-           "low-rank": low_rank, "pcgrad": surgery, "annealing": annealing,
+           "low-rank": reduction, "pcgrad": surgery, "annealing": annealing,
            "importance": head_importance, "head-removal": head_removal}
 
 

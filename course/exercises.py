@@ -48,9 +48,10 @@ EXERCISES = {
         {"lora.xs.LoRAXS.forward": None, "lora.xs.LoRAXS.delta": None,
          "lora.xs.LoRAXS.merge_into": None}),
     "low-rank": Exercise(
-        10, tuple(f"laser.reduce.Decomposition.{name}" for name in
-                  ("__init__", "low_rank", "factors", "energy", "error")),
-        {"lora.xs.singular_factors": None, "compression.codecs.truncated_svd": None}),
+        10, ("laser.reduce.low_rank", *(f"laser.reduce.Decomposition.{name}" for name in (
+            "__init__", "low_rank", "factors", "energy", "error"))),
+        {"laser.shared_prefix.SharedProjection.product": None, "lora.xs.singular_factors": None,
+         "compression.codecs.truncated_svd": None}),
     "pcgrad": Exercise(10, ("multitask.pcgrad.coefficients",)),
     "annealing": Exercise(
         5, ("multitask.sampling.annealing_exponent", "multitask.sampling.draw")),

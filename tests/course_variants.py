@@ -129,9 +129,9 @@ return sum(torch.outer(b, a) for a, b in zip(self.A, self.B.T)) * self.alpha / s
 base.weight.data = base.weight.data + self.delta().detach()
 """}],
     "low-rank": [
-        {"laser.reduce.Decomposition.low_rank": """
-parts = [torch.outer(self.left[:, i], self.right[i]) for i in range(rank)]
-return torch.stack(parts).sum(0)
+        {"laser.reduce.low_rank": """
+u, s, v = torch.svd(weight.double())
+return sum(s[i] * torch.outer(u[:, i], v[:, i]) for i in range(rank)).to(weight.dtype)
 """, "laser.reduce.Decomposition.energy": """
 return (self.values[:rank] ** 2).sum() / (self.values ** 2).sum()
 """},
@@ -197,8 +197,11 @@ for batch in batches:
         one = bert.word_embeddings.weight.new_ones(size, int(there.sum()))
         gates[number] = one.requires_grad_()
         hooks.append(GATES[kind](layer, torch.cat([one] * (batch.layout.batch // size))))
-    with frozen(bert):
-        loss(batch).backward()
+    needed = [weight for weight in bert.parameters() if weight.requires_grad]
+    bert.requires_grad_(False)
+    loss(batch).backward()
+    for weight in needed:
+        weight.requires_grad_(True)
     for hook in hooks:
         hook.remove()
     for number, gate in gates.items():
