@@ -11,11 +11,13 @@ import torch
 from bert import Bert, BertConfig, Layout
 from bert.attention import eager_attention
 from bert.model import BertLayer, FeedForward
+from bert.r_softmax import r_softmax
 from course.adamw import adamw_step
+from early_exit.exits import arithmetic, geometric
 from laser.reduce import Decomposition, low_rank
 from lora.layers import LoRA
 from multitask.pcgrad import coefficients, pcgrad
-from multitask.sampling import annealing_exponent, draw
+from multitask.schedule import annealing_exponent, draw
 from pretraining.masking import Masking
 from pruning.gates import importance, normalize
 from pruning.removal import remove_heads
@@ -159,10 +161,22 @@ def head_removal(input_ids, mask, seed, removals):
             "edits": bert.edits, "masked heads": bert.config.masked_heads, **weights}
 
 
+def exit_ensemble(logits, weights, bias):
+    log_probs = logits.log_softmax(dim=2)
+    return {"geometric": geometric(log_probs, weights, bias),
+            "arithmetic": arithmetic(log_probs, weights, bias)}
+
+
+def sparse_softmax(scores, zeros, valid=None, **options):
+    scores = scores.masked_fill(scores > 1e6, -torch.inf)    # no -inf in a file of cases
+    return {"probabilities": r_softmax(scores, zeros, valid, **options)}
+
+
 DRIVERS = {"attention": attention, "add-and-norm": add_and_norm, "ffn": ffn,
            "embeddings": embeddings, "adamw": adamw, "masking": masking, "lora": lora,
            "low-rank": reduction, "pcgrad": surgery, "annealing": annealing,
-           "importance": head_importance, "head-removal": head_removal}
+           "importance": head_importance, "head-removal": head_removal,
+           "exit-ensemble": exit_ensemble, "r-softmax": sparse_softmax}
 
 
 def run_case(exercise, tensors, options, gradient=False):

@@ -23,11 +23,21 @@ class Exercise(NamedTuple):
     forbidden: tuple = ()
 
 
+R_SOFTMAX_ATTENTION = """\
+from bert.attention import eager_attention
+
+def probabilities(scores, dim):
+    valid = True if key_mask is None else key_mask
+    ramp = self.ramp if self.training else 1.0
+    return r_softmax(scores, self.zeros, valid, ramp, self.detached)
+
+return eager_attention(query, key, value, key_mask, dropout, layouts, probabilities)"""
 EXERCISES = {
     "attention": Exercise(
         10, ("bert.attention.eager_attention",),
         {"bert.attention.sdpa_attention":
-         "return eager_attention(query, key, value, key_mask, dropout, layouts)"},
+         "return eager_attention(query, key, value, key_mask, dropout, layouts)",
+         "bert.r_softmax.RSoftmaxAttention.forward": R_SOFTMAX_ATTENTION},
         ("torch.nn.functional.scaled_dot_product_attention",
          "torch._C._nn.scaled_dot_product_attention",
          "torch.nn.functional.multi_head_attention_forward")),
@@ -35,7 +45,9 @@ EXERCISES = {
         5, ("bert.model.BertLayer.attention_block", "bert.model.BertLayer.add_and_norm")),
     "ffn": Exercise(
         5, ("bert.model.FeedForward.forward", "bert.model.FeedForward.activate",
-            "bert.model.FeedForward.project")),
+            "bert.model.FeedForward.project"),
+        {f"experts.layers.{name}": None for name in (
+            "expert_norms", "masked", "skipping", "ExpertFeedForward.forward")}),
     "embeddings": Exercise(10, ("bert.model.Bert.embed",)),
     "adamw": Exercise(
         10, ("course.adamw.adamw_step",), {},
@@ -45,20 +57,24 @@ EXERCISES = {
         10, ("pretraining.masking.Masking.choose", "pretraining.masking.Masking.__call__")),
     "lora": Exercise(
         10, ("lora.layers.LoRA.forward", "lora.layers.LoRA.delta", "lora.layers.LoRA.merge_into"),
-        {"lora.xs.LoRAXS.forward": None, "lora.xs.LoRAXS.delta": None,
-         "lora.xs.LoRAXS.merge_into": None}),
+        {"lora.layers.LoRAXS.forward": None, "lora.layers.LoRAXS.delta": None,
+         "lora.layers.LoRAXS.merge_into": None}),
     "low-rank": Exercise(
         10, ("laser.reduce.low_rank", *(f"laser.reduce.Decomposition.{name}" for name in (
-            "__init__", "low_rank", "factors", "energy", "error"))),
-        {"laser.shared_prefix.SharedProjection.product": None, "lora.xs.singular_factors": None,
+            "__init__", "factors", "energy", "error"))),
+        {"laser.reduce.Decomposition.product": None, "lora.layers.singular_factors": None,
          "compression.codecs.truncated_svd": None}),
     "pcgrad": Exercise(10, ("multitask.pcgrad.coefficients",)),
     "annealing": Exercise(
-        5, ("multitask.sampling.annealing_exponent", "multitask.sampling.draw")),
+        5, ("multitask.schedule.annealing_exponent", "multitask.schedule.draw")),
     "importance": Exercise(10, ("pruning.gates.importance", "pruning.gates.normalize")),
     "head-removal": Exercise(
         10, ("pruning.removal.keep_rows", "pruning.removal.keep_columns",
              "pruning.removal.remove_heads")),
+    "exit-ensemble": Exercise(
+        5, ("early_exit.exits.geometric", "early_exit.exits.arithmetic")),
+    "r-softmax": Exercise(
+        10, ("bert.r_softmax.zero_count", "bert.r_softmax.threshold", "bert.r_softmax.r_softmax")),
 }
 
 

@@ -13,7 +13,7 @@ from course.cases import make_cases, reference
 from course.exercises import EXERCISES, ROOT, STUDENT, sections
 from course.source import replace
 
-LEFT_OUT = ("tests", "docs", "benchmarks", "tools", "course")    # show answers, or judge them
+LEFT_OUT = ("tests", "docs", "benchmarks", "tools", "attack", "course")    # they show answers
 SHARED = ("course/adamw.py", "course/drivers.py", "course/judge.py")         # they go along
 FILES = ("LICENSE", "requirements.txt", "train_multitask.py", "evaluate.py")
 SUFFIXES = (".py", ".csv", ".json", ".txt", ".safetensors")

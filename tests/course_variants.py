@@ -163,15 +163,15 @@ for i in reversed(range(n)):
 return [sum(column) for column in zip(*found)]
 """}],
     "annealing": [
-        {"multitask.sampling.draw": """
+        {"multitask.schedule.draw": """
 import random
 names = sorted(sizes)
 weights = [sizes[name] ** alpha for name in names]
 return random.Random(f"{seed} {step}").choices(names, weights)
 """},
-        {"multitask.sampling.annealing_exponent": """
+        {"multitask.schedule.annealing_exponent": """
 return 1.0 - (c * (epoch - 1) / (epochs - 1) if epochs > 1 else 0.0)
-""", "multitask.sampling.draw": """
+""", "multitask.schedule.draw": """
 names, logits = list(sizes), alpha * torch.tensor(list(sizes.values())).double().log()
 generator = torch.Generator().manual_seed(seed * 7919 + step)
 uniform = torch.rand(len(names), generator=generator, dtype=torch.float64)
@@ -233,7 +233,7 @@ four = plain_matrices(bert, "heads", heads)
 gone = _union(bert.config.pruned_heads, heads)
 off = {n: [h for h in m if h not in heads.get(n, [])] for n, m in bert.config.masked_heads.items()}
 config = replace(bert.config, pruned_heads=gone, masked_heads=off)
-_check_head_left(config)
+_record(bert, config, kind="remove_heads", heads=heads)
 for layer in heads:
     attention, rows, left = bert.layers[layer].attention, [], []
     for place, head in enumerate(attention.head_indices):
@@ -245,6 +245,54 @@ for layer in heads:
     for linear in three:
         keep_rows(linear, rows)
     attention.head_indices, attention.num_heads = left, len(left)
-_finish(bert, config, kind="remove_heads", heads=heads)
+    attention.set_masked_heads(config, config.masked_heads.get(layer, ()))
+"""}],
+    "exit-ensemble": [
+        {"early_exit.exits.geometric": """
+total = 0
+for weight, scores in zip(weights, log_probs):
+    total = total + weight.exp() * scores
+return total / len(weights) + bias
+"""},
+        {"early_exit.exits.geometric": """
+return torch.einsum("m,mbc->bc", weights.exp() / weights.numel(), log_probs) + bias
+""", "early_exit.exits.arithmetic": """
+shares = torch.log(torch.softmax(weights, 0)).view(-1, 1, 1)
+scores = shares + log_probs
+largest = scores.max(0).values
+return bias + largest + (scores - largest).exp().sum(0).log()
+"""}],
+    "r-softmax": [
+        {"bert.r_softmax.threshold": """
+k = zero_count(zeros, count).expand(*scores.shape[:-1], 1)
+ordered = scores.sort(dim=-1).values
+limit = ordered.gather(-1, k)
+below = ordered.masked_fill(ordered >= limit, -math.inf)
+return below.max(dim=-1, keepdim=True).values
+"""},
+        {"bert.r_softmax.r_softmax": """
+if valid is None:
+    valid = scores > torch.finfo(scores.dtype).min
+if valid is True:
+    valid = torch.ones_like(scores, dtype=torch.bool)
+valid = valid.expand_as(scores)
+rows, masks = scores.reshape(-1, scores.size(-1)), valid.reshape(-1, scores.size(-1))
+found = []
+for row, mask in zip(rows, masks):
+    result = torch.zeros_like(row)
+    if mask.any():
+        x = row[mask]
+        weight, n = torch.ones_like(x), len(x)
+        k = min(math.floor(zeros * n + 1e-6), n - 1)
+        ordered = x.sort().values
+        below = ordered[ordered < ordered[k]]
+        if ramp > 0 and k and len(below):
+            t = x.max() - below[-1]
+            t = (t.detach() if detached else t) + RAMP_SCALE * (1 - ramp) / ramp
+            weight = torch.relu(x - x.max() + t)
+        e = weight * (x - x.max()).exp()
+        result = result.masked_scatter(mask, e / e.sum())
+    found.append(result)
+return torch.stack(found).view_as(scores)
 """}],
 }

@@ -40,14 +40,18 @@ MORE = [                                                     # without a diagnos
     ("masking", "pretraining.masking.Masking.choose", "cumsum(0) - 1", "cumsum(0) * 0"),
     ("lora", "lora.layers.LoRA.delta", "self.B @ self.A", "self.B.float() @ self.A.float()"),
     ("low-rank", "laser.reduce.Decomposition.factors", "sqrt()", "clone()"),
-    ("low-rank", "laser.reduce.Decomposition.low_rank", "self.right[:rank]", "self.right[-rank:]"),
+    ("low-rank", "laser.reduce.low_rank", "svd.right[:rank]", "svd.right[-rank:]"),
     ("pcgrad", "multitask.pcgrad.coefficients", "gram[j][j]:", "gram[j][j] and i < j:"),
     ("pcgrad", "multitask.pcgrad.coefficients", "mine[j] -=", "gram[j][i] = 0.0; mine[j] -="),
-    ("annealing", "multitask.sampling.annealing_exponent", "1.0 if epochs", "c if epochs"),
-    ("importance", "pruning.gates.importance", "hook.remove()", "pass"),
+    ("annealing", "multitask.schedule.annealing_exponent", "1.0 if epochs", "c if epochs"),
+    ("importance", "pruning.gates.importance", "undo.enter_context(GATES", "(GATES"),
     ("importance", "pruning.gates.normalize", "raw.nan_to_num()", "raw.nan_to_num(1.0)"),
     ("head-removal", "pruning.removal.keep_columns", "old.requires_grad", "False"),
     ("head-removal", "pruning.removal.keep_rows", "old.requires_grad", "True"),
+    ("exit-ensemble", "early_exit.exits.geometric", "* log_probs", "* log_probs.detach()"),
+    ("exit-ensemble", "early_exit.exits.geometric", "weights.exp()", "weights.exp_()"),
+    ("r-softmax", "bert.r_softmax.r_softmax", "relu_()", "abs_()"),
+    ("r-softmax", "bert.r_softmax.threshold", "scores.topk", "scores.detach().topk"),
 ]
 
 

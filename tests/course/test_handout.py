@@ -19,7 +19,7 @@ from course.source import file_of, find, replace, statements
 
 ELSEWHERE = {                                                # what no answer hangs on
     "add-and-norm": {"self.output_norm"}, "ffn": {"self.activation("},
-    "embeddings": {"layout.positions"},
+    "embeddings": {"layout.positions"}, "importance": {"parameter.requires_grad_(False)"},
     "annealing": {"(epoch - 1) / (epochs - 1)",  # a help text
                   "generator = torch.Generator().manual_seed(seed * 1000003 + step)",
                   "torch.Generator().manual_seed(seed * 1_000_003 + step)"},
