@@ -69,6 +69,10 @@ def prepare(folder, tree, bodies, exercise, cases, seconds):
                   for case in cases]})
 
 
+def printable(text):
+    return "".join(c for c in str(text)[:PRINTED] if c.isprintable() or c == "\n")
+
+
 def run_worker(folder, seconds):
     """→ None, or a sentence why the worker was stopped; and the beginning of what it printed."""
     with open(folder.with_suffix(".txt"), "w+b") as printed:
@@ -89,8 +93,8 @@ def run_worker(folder, seconds):
                 pass                                         # the whole group has ended
             process.wait()
         printed.seek(0)
-        text = printed.read(4 * PRINTED).decode("utf-8", "replace")[:PRINTED]
-    return problem, "".join(c for c in text if c.isprintable() or c == "\n")
+        text = printed.read(4 * PRINTED).decode("utf-8", "replace")
+    return problem, printable(text)
 
 
 def read_outputs(folder, number):
@@ -102,7 +106,8 @@ def read_outputs(folder, number):
         return "no result: the process ended before"
     try:
         found = json.loads(values.read_text(encoding="utf-8"))
-        return found["error"] if "error" in found else load_file(tensors) | found["values"]
+        return printable(found["error"]) if "error" in found else (
+            load_file(tensors) | found["values"])
     except Exception as error:                               # a student's code may write anything
         return f"no readable result ({type(error).__name__})"
 

@@ -20,7 +20,7 @@ def judge(exercise, tensors, options, expected, found):
         problem = compare(value, found.get(name), shape_only=random)
         if problem:
             return f"{name}: {problem}"
-    extra = [f"{name}: there must be none" for name in found if name not in expected]
+    extra = [f"{name[:80]!r}: there must be none" for name in found if name not in expected]
     if extra or not rules:
         return extra[0] if extra else None
     return next(rules(tensors, options, expected, found), None)

@@ -121,7 +121,7 @@ def test_another_correct_solution_gets_all_points(exercise, number, cases):
 
 @pytest.mark.parametrize("exercise", ["masking", "annealing"])
 def test_random_results_are_judged_by_their_rules_whatever_the_seed(exercise):
-    for seed in range(100, 105):
+    for seed in range(100, 102):
         for case in make_cases(exercise, seed):
             found = run_case(exercise, case.tensors, case.options)
             assert judge(exercise, case.tensors, case.options, found, found) is None

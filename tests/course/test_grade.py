@@ -1,6 +1,7 @@
 """The grader: cheats are worth nothing and harm nobody else; what is no exercise is a sentence."""
 
 import json
+import os
 import shutil
 from textwrap import dedent
 
@@ -8,7 +9,7 @@ import pytest
 
 from course.__main__ import main
 from course.exercises import EXERCISES, ROOT
-from course.grade import grade, gradescope, student_bodies, table
+from course.grade import grade, gradescope, read_outputs, student_bodies, table
 from course.handout import write_handout
 from course.source import body_of, file_of, replace
 
@@ -168,6 +169,23 @@ def test_a_missing_file_and_a_link_to_the_answer_are_no_solution(tmp_path):
     result = grade(folder, exercises=["lora", "adamw"])
     assert result["percent"] == 0
     assert "there is no file lora/layers.py" in table(result)
+
+
+@pytest.mark.parametrize("written", [
+    "", "[" * 100_000, "[1]", '{"values": 3}', '{"error": 5}', '{"error": {"context": 1}}', "null",
+    '{"values": {"context": 1}}', '{"error": "\\u001b[2J' + "x" * 10 ** 5 + '"}'])
+def test_outputs_that_a_student_forges_are_no_result_and_do_not_stop_the_grader(written, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "0.json").write_text(written)
+    found = read_outputs(tmp_path, 0)
+    assert isinstance(found, str) and len(found) <= 2000 and "\x1b" not in found
+
+
+def test_a_pipe_or_a_link_is_no_output(tmp_path):
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out" / "0.json")
+    (tmp_path / "out" / "1.json").symlink_to(tmp_path / "elsewhere")
+    assert read_outputs(tmp_path, 0) == read_outputs(tmp_path, 1) == "no result"
 
 
 def test_imports_that_a_student_adds_go_along_and_nothing_else_at_the_top_of_a_file():
