@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint bench
+.PHONY: run test lint course bench
 
 run: .venv/ready
 	$(BIN)/python train_multitask.py --out runs/tiny --overwrite
@@ -12,6 +12,9 @@ test: .venv/ready
 
 lint: .venv/ready
 	$(BIN)/ruff check .
+
+course: .venv/ready                          # every known mistake and variant, graded by workers
+	$(BIN)/python tests/course/matrix.py
 
 bench: .venv/ready
 	$(BIN)/pip install -q -r benchmarks/requirements.txt

@@ -96,7 +96,7 @@ def commands(text):
 def script_of(words):
     """→ the script of a command ("train_multitask.py", "-m laser sweep"), and its arguments."""
     if words[1] == "-m":
-        has_commands = words[2] in ("early_exit", "experts", "lora", "laser", "pruning")
+        has_commands = words[2] in ("course", "early_exit", "experts", "lora", "laser", "pruning")
         return " ".join(words[1:3 + has_commands]), words[3 + has_commands:]
     place = next(n for n, word in enumerate(words) if word.endswith(".py"))
     return words[place], words[place + 1:]
