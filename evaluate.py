@@ -140,9 +140,10 @@ def main(arguments=None):
 
         laser.apply(session.model.bert, laser.parse(args.laser))
     if args.tau is not None:
-        from experts.binding import use_tau
+        import experts
 
-        use_tau(session.model, args.tau, args.rule or "max")
+        experts.select_experts(session.model.bert,
+                               experts.Selection(args.rule or "max", args.tau))
     session.model.to(session.device)
     result = score(args, session) if args.text is None else answer(args, session)
     if args.json:
