@@ -183,9 +183,10 @@ def main(arguments=None):
         set_threshold(session.model, args.exit, args.run,
                       [adapter.partition("=")[0] for adapter in args.adapter])
     if args.tau is not None:
-        from experts.binding import use_tau
+        import experts
 
-        use_tau(session.model, args.tau, args.rule or "max")
+        experts.select_experts(session.model.bert,
+                               experts.Selection(args.rule or "max", args.tau))
     session.model.to(session.device)
     work = score if args.text is None else answer
     if args.report:

@@ -144,7 +144,7 @@ def speed(repeats):
         for experts in (8, 16, 32, 64):
             bert = Bert(BertConfig(vocab_size=10, hidden_size=hidden, num_hidden_layers=1,
                                    intermediate_size=4 * hidden, hidden_act="relu"))
-            insert_experts(bert, experts, 72 if hidden == 384 else 144, hidden)
+            insert_experts(bert, experts, 72 if hidden == 384 else 144)
             for share in (0.1, 0.25, 0.5):
                 table.append([str(hidden), str(experts), f"{share:.0%}", *(
                     ratios(bert.layers[0].ffn, tokens, share, repeats)

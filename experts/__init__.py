@@ -13,8 +13,7 @@ Most activations must be zero first: replace GELU by ReLU and train with a penal
 Left out: query, key, value and output matrices as experts (the later paper's second part).
 """
 
-from experts.layers import ExpertFeedForward, Router, ffn_share, select_experts
-from experts.routers import ffn_inputs, fit_routers, router_width
-from experts.rules import RULES, Selection
+from experts.layers import ExpertFeedForward, ffn_share, select_experts
+from experts.rules import NORMS, RULES, Selection
 from experts.sparsity import PENALTIES, Recorder, Sparsity, to_relu
-from experts.split import balanced_clusters, split
+from experts.split import Router, balanced_clusters, ffn_inputs, fit_routers, router_width, split

@@ -9,58 +9,64 @@ Each command has its own --help. A run that relu or split made is a run, which e
 Without --tau, all experts run: the scores are those of RELU.
 """
 
+import json
+import time
 from argparse import Namespace
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
+import torch
+
 from bert import UserError
+from bert.files import write_json
 from common.cli import add_run_flags, run_command, run_script
-from common.flags import with_absolute_paths
+from common.flags import parse_numbers, with_absolute_paths
 from common.log import progress_bar
-from common.tables import text_table
-from experts import curve
-from experts.layers import expert_layers
-from experts.routers import ffn_inputs, fit_routers, router_width
+from common.plots import draw_curves
+from common.tables import rows_table, write_csv
+from experts.binding import cost
+from experts.layers import expert_layers, select_experts
+from experts.rules import NORMS, RULES, Selection
 from experts.sparsity import zero_fraction
-from experts.split import check_divisible, split
+from experts.split import ffn_inputs, fit_routers, split
 from multitask import methods, runs
-from multitask.evaluation import TOKENS
-from multitask.report import score_table
+from multitask.evaluation import TOKENS, model_fingerprint
+from multitask.metrics import main_scores
 from multitask.session import RunSession
-from multitask.settings import SHARED
 from pruning.measure import training_sample
 
-SPARSITY = "relu-l1:2e-3:warm-up"
+AGAIN = ("from_run", "relu", "sparsity", "distill", "epochs", "lr", "seed")      # equal: resume
+TOP_K = (1/16, 1/8, 3/16, 1/4, 5/16, 3/8, 1/2, 5/8, 3/4, 1)  # of the experts, in a curve
 
 
 def add_relu_flags(parser):
     add_run_flags(parser, "run", "--data", "--device", "--precision", "--overwrite")
     parser.add_argument("--out", required=True, metavar="RELU", help="the new run")
-    parser.add_argument("--sparsity", default=SPARSITY, metavar="PENALTY",
+    parser.add_argument("--sparsity", default="relu-l1:2e-3:warm-up", metavar="PENALTY",
                         help="penalty:weight[:schedule], or none (default: %(default)s)")
     parser.add_argument("--distill", type=float, default=1.0, metavar="WEIGHT",
                         help="of the distance to RUN's hidden states (default: 1; 0: none)")
     parser.add_argument("--epochs", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--lr", type=float, default=0.0, help="default: RUN's")
+    parser.add_argument("--lr", type=float, help="default: RUN's")
     parser.add_argument("--seed", type=int, help="default: RUN's")
 
 
 def relu_settings(args):
     """→ the Settings of the training run that `relu` starts: RUN's, changed."""
-    record, old, _ = runs.read_settings(args.run)
-    class_ = methods.settings_class()
+    _, old, _ = runs.read_settings(args.run)
     if getattr(old, "lora", 0):
         raise UserError(f"{args.run} has adapters on a frozen encoder, and relu trains the encoder "
                         f"itself; merge them first (python -m lora merge), or take another run")
-    known = {f.name for f in fields(class_)}
-    given = {name: value for name, value in asdict(old).items() if name in known}
-    given |= {"from_run": str(Path(args.run).resolve()), "out": args.out, "relu": True,
-              "sparsity": "" if args.sparsity == "none" else args.sparsity,
-              "distill": args.distill, "epochs": args.epochs, "steps": 0, "patience": 0,
-              "freeze": False, "keep_heads": "", "overwrite": args.overwrite}
-    changed = {"lr": args.lr, "data": args.data, "precision": args.precision, "seed": args.seed}
-    given |= {name: value for name, value in changed.items() if value}
-    settings = with_absolute_paths(class_(**given | {"device": args.device}), "data")
+    given = {"lr": args.lr, "data": args.data, "precision": args.precision, "seed": args.seed}
+    class_ = methods.settings_class()
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = class_(**asdict(old) | given | {
+        "from_run": str(Path(args.run).resolve()), "out": args.out, "overwrite": args.overwrite,
+        "relu": True, "sparsity": "" if args.sparsity == "none" else args.sparsity,
+        "distill": args.distill, "epochs": args.epochs, "steps": 0, "patience": 0,
+        "freeze": False, "keep_heads": "", "device": args.device})
+    settings = with_absolute_paths(settings, "data")
     return replace(settings, **{name: getattr(class_, name) for name in settings.without_effect()})
 
 
@@ -74,17 +80,13 @@ def relu(args):
     settings = relu_settings(args)
     if runs.is_saved_run(args.out) and not args.overwrite:
         before = runs.read_settings(args.out)[1]
-        if all(getattr(before, name, None) == getattr(settings, name) for name in
-               ("from_run", "relu", "sparsity", "distill", "epochs", "lr", "seed")):
+        if all(getattr(before, name, None) == getattr(settings, name) for name in AGAIN):
             return train_multitask.main(["--resume", args.out])
     folder = runs.choose_folder(settings)
     train_multitask.train(settings, folder)
     session = RunSession(Namespace(run=folder, device=args.device))
     for name, bert in session.model.encoders.items():
-        tasks = list(session.model.heads) if name == SHARED else [name]
-        run = [(task, split.batch(rows).to(session.device)) for task in tasks
-               for split in [session.first_splits[task]] for rows in split.by_length(TOKENS)]
-        share = zero_fraction(bert, run, lambda pair: session.model(*pair))
+        share = zero_fraction(bert, session.evaluate)
         print(f"{name}: {share:.1%} of the activations are zero on dev")
     print(f"next: python -m experts split {folder} --out {folder}-experts")
 
@@ -107,46 +109,119 @@ def split_command(args):
     """Split every feed-forward network of a run into experts of similar neurons, and train routers
     that predict how much each expert adds. The new run's outputs are those of RUN, until --tau
     lets tokens skip experts."""
-    for flag in ("examples", "width", "epochs", "seed"):
-        if not 0 <= getattr(args, flag) < 2 ** 32 or (flag == "epochs" and not args.epochs):
-            raise UserError(f"--{flag} is {getattr(args, flag)}, which cannot be")
+    for flag, least in {"examples": 0, "width": 0, "epochs": 1, "seed": 0}.items():
+        if not least <= getattr(args, flag) < 2 ** 32:
+            raise UserError(f"--{flag} is {getattr(args, flag)}; it must be {least} or more, and "
+                            f"below 2^32")
+    RunSession(args).derive_and_compare(args.out, args.overwrite, partial(insert, args))
+    print(f"next: python evaluate.py {args.out} --tau 0.9, or python -m experts curve {args.out}")
 
-    def edit(session):
-        model, bert = session.model.eval(), session.model.bert
-        check_divisible(bert, args.experts)
-        width = args.width or router_width(bert.config, args.experts)
-        if width > bert.config.intermediate_size:
-            raise UserError(f"--width {width} is wider than the layer, and would save nothing")
-        sample = training_sample(session.tokenizer, session.settings, list(model.heads),
-                                 args.examples, args.seed)
-        split(bert, args.experts, args.width, args.seed)
-        batches = [(task, part, rows) for task, part in sample.items()
-                   for rows in part.by_length(TOKENS)]
-        with progress_bar("inputs", len(batches), "batch", leave=False) as bar:
-            inputs = ffn_inputs(bert, batches, lambda item: (bar.update(), model(
-                item[0], item[1].batch(item[2]).to(session.device))), seed=args.seed)
-        with progress_bar("routers", len(inputs) * args.epochs, "epoch", leave=False) as bar:
-            errors = fit_routers(bert, inputs, args.epochs, seed=args.seed, progress=bar.update)
-        print(text_table([["layer", "tokens", "unexplained"], *(
-            [str(number), f"{len(rows):,}", f"{error:.1%}"]
-            for number, (rows, error) in enumerate(zip(inputs, errors)))]))
-        ffn = expert_layers(bert)[0]
-        cost = sum(p.numel() for p in ffn.router.parameters()) / ffn.dense_multiply_adds
-        print(f"{args.experts} experts a layer of {ffn.size} neurons; routers of width {width}, "
-              f"{cost:.1%} of the multiply-adds of layer 0\n")
 
-    folder, scores = RunSession(args).derive(args.out, args.overwrite, edit)
-    print(f"{score_table(scores)}\n\nrun: {folder}\n"
-          f"next: python evaluate.py {folder} --tau 0.9, or python -m experts curve {folder}")
+def insert(args, session):
+    """Split the session's encoder as the flags say, and train the routers."""
+    model, bert = session.model.eval(), session.model.bert
+    sample = training_sample(session.tokenizer, session.settings, list(model.heads), args.examples,
+                             args.seed)
+    split(bert, args.experts, args.width, args.seed)
+    batches = [(task, part, rows) for task, part in sample.items()
+               for rows in part.by_length(TOKENS)]
+
+    def forward(item):
+        task, part, rows = item
+        model(task, part.batch(rows).to(session.device))
+        bar.update()
+
+    with progress_bar("inputs", len(batches), "batch", leave=False) as bar:
+        inputs = ffn_inputs(bert, batches, forward, seed=args.seed)
+    with progress_bar("routers", len(inputs) * args.epochs, "epoch", leave=False) as bar:
+        errors = fit_routers(bert, inputs, args.epochs, seed=args.seed, progress=bar.update)
+    print(rows_table([
+        {"layer": str(number), "experts": ffn.experts, "of neurons": ffn.size, "tokens": len(rows),
+         "router's width": ffn.router.down.out_features, "unexplained variance": f"{error:.1%}",
+         "cost": f"{ffn.router_multiply_adds / ffn.dense_multiply_adds:.1%}"}
+        for number, (ffn, rows, error) in enumerate(zip(expert_layers(bert), inputs, errors))]))
+
+
+def add_curve_flags(parser):
+    add_run_flags(parser, "run", "--data", "--limit", "--device", "--precision")
+    parser.add_argument("--out", metavar="FOLDER", help="of the results (default: RUN/experts)")
+    parser.add_argument("--taus", default="0.3,0.5,0.6,0.7,0.8,0.85,0.9,0.95,0.98,0.99,0.999,1",
+                        help="of the rules max and cumulative (default: %(default)s)")
+    parser.add_argument("--norms", default=",".join(NORMS),
+                        help="sources of the experts' norms (default: %(default)s)")
+    parser.add_argument("--passes", type=int, default=2, metavar="N",
+                        help="passes over dev, of which the fastest counts (default: %(default)s)")
+
+
+def curve(args):
+    """Score a run with experts at many τ, by each rule, and draw scores against multiply-adds (all
+    and the feed-forward networks') and against measured milliseconds. Writes curve.csv and
+    curve.png to RUN/experts, or --out. A stopped command resumes when it is called again."""
+    if args.passes < 1:
+        raise UserError(f"--passes is {args.passes}; it must be 1 or more")
+    session = RunSession(args)
+    chosen = selections(args, expert_layers(session.model.bert)[0].experts)
+    folder = Path(args.out or session.run / "experts")
+    path = folder / "curve.json"
+    fingerprint = model_fingerprint(session.model, session.first_splits, session.precision)
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    known = found["rows"] if found.get("fingerprint") == fingerprint else {}
+    with progress_bar("curve", len(chosen), "setting", leave=False) as bar:
+        for key, selection in chosen.items():
+            if key not in known:
+                known[key] = measure(session, selection, args.passes)
+                write_json(path, {"fingerprint": fingerprint, "rows": known})
+            bar.update()
+    rows = [known[key] for key in chosen]
+    write_csv(folder / "curve.csv", rows)
+    draw(rows, folder / "curve.png")
+    table = rows_table([row | {"tau": f"{row['tau']:g}", "ms": round(row["ms"])} for row in rows],
+                       left=2)
+    print(f"{table}\n\nffn and model: multiply-adds, routers included, as shares of all experts'\n"
+          f"{folder}/: curve.csv, curve.png")
+
+
+def selections(args, experts):
+    """→ {name: Selection}: each source of norms with each rule; random ones with top-k alone."""
+    taus = parse_numbers("--taus", args.taus, lambda tau: 0 <= tau <= 1, "numbers from 0 to 1")
+    counts = sorted({max(1, round(experts * part)) for part in TOP_K})
+    return {f"{norms} {rule} {tau:g}": Selection(rule, tau, norms)
+            for norms in args.norms.split(",")
+            for rule in (RULES if norms != "random" else ("top-k",))
+            for tau in (counts if rule == "top-k" else taus)}
+
+
+def measure(session, selection, passes):
+    """→ a row of the table: the scores, the shares of multiply-adds, milliseconds for all of dev by
+    the fastest of `passes` (of true norms they say nothing: norms take more than they save)."""
+    seconds = []
+    for _ in range(passes):
+        torch.manual_seed(0)                                 # of random norms
+        select_experts(session.model.bert, selection)
+        began = time.perf_counter()
+        scores, _ = session.evaluate()
+        seconds.append(time.perf_counter() - began)
+    return {"norms": selection.norms, "rule": selection.rule, "tau": selection.tau,
+            **cost(session.model, session.splits), "ms": 1000 * min(seconds), **main_scores(scores)}
+
+
+def draw(rows, path):
+    """Draw the overall score, or the mean, against each cost; against time that of routers."""
+    panels, score = [], "overall" if "overall" in rows[0] else "mean"
+    for what, title in (("ffn", "multiply-adds of the feed-forward networks"),
+                        ("model", "multiply-adds of the encoder"), ("ms", "milliseconds for dev")):
+        curves = {}
+        for row in sorted(rows, key=lambda row: row[what]):
+            if what != "ms" or row["norms"] == "router":
+                curves.setdefault(f"{row['norms']}, {row['rule']}", []).append(
+                    (row[what], row[score]))
+        panels.append((f"{score} by {title}", curves))
+    draw_curves(panels, path, xlabel="cost")
 
 
 COMMANDS = {"relu": (relu, add_relu_flags), "split": (split_command, add_split_flags),
-            "curve": (curve.curve, curve.add_flags)}
-
-
-def main(arguments=None):
-    return run_command("experts", __doc__, COMMANDS, arguments)
-
+            "curve": (curve, add_curve_flags)}
+main = partial(run_command, "experts", __doc__, COMMANDS)
 
 if __name__ == "__main__":
     run_script(main)

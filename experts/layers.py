@@ -8,43 +8,13 @@ token x, and a rule chooses the experts by it. Experts that do not run add nothi
 Shapes: N tokens, H hidden size, E experts, n neurons of an expert.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
 from bert.errors import UserError
-from experts.rules import RULES
+from experts.rules import NORMS, RULES
 
 FEW = 128                  # tokens below which skipping does not pay
-
-
-class Router(nn.Module):
-    """n̂ = |W_b ReLU(W_a x)|: [N, H] → [N, E], without biases."""
-
-    def __init__(self, hidden_size, width, experts):
-        super().__init__()
-        self.down = nn.Linear(hidden_size, width, bias=False)
-        self.up = nn.Linear(width, experts, bias=False)
-
-    def forward(self, hidden):
-        return self.up(self.down(hidden).relu()).abs()
-
-
-def expert_norms(ffn, hidden):
-    """The true ‖Eᵢ(x)‖₂, without b₂: [N, H] → [N, E]."""
-    activations = ffn.activation(ffn.fc_in(hidden)).split(ffn.size, dim=1)
-    weights = ffn.fc_out.weight.split(ffn.size, dim=1)       # E of [H, n]
-    return torch.stack([F.linear(a, w).float().norm(dim=1)
-                        for a, w in zip(activations, weights)], dim=1)
-
-
-def random_norms(ffn, hidden):
-    """Random numbers in place of norms, a bound from below: [N, H] → [N, E]."""
-    return torch.rand(len(hidden), ffn.experts, device=hidden.device)
-
-
-NORMS = {"router": lambda ffn, hidden: ffn.router(hidden).float(),
-         "oracle": expert_norms, "random": random_norms}     # source of n̂ → function
 
 
 def skipping_pays(tokens, share, size):
@@ -100,12 +70,16 @@ class ExpertFeedForward(nn.Module):
     def dense_multiply_adds(self):
         return self.fc_in.weight.numel() + self.fc_out.weight.numel()
 
+    @property
+    def router_multiply_adds(self):
+        return sum(weight.numel() for weight in self.router.parameters())
+
     def multiply_adds(self, adapter=None):
         """Of one token, the router included: the mean over what ran since the selection was set."""
         if self.selection is None or not self.rows:
             return self.dense_multiply_adds
-        router = sum(parameter.numel() for parameter in self.router.parameters())
-        return router + self.dense_multiply_adds * self.runs / (self.rows * self.experts)
+        share = self.runs / (self.rows * self.experts)
+        return self.router_multiply_adds + share * self.dense_multiply_adds
 
 
 def expert_layers(bert):

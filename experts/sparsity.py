@@ -1,16 +1,17 @@
 """Make most activations of feed-forward networks zero: ReLU for GELU, and a penalty in training.
 
-    loss + w(t) · (1/L) Σ_ℓ mean over tokens of S(a_ℓ)
+    loss + w(t) · (1/L) Σ_ℓ mean over tokens of S(z_ℓ)      z [tokens, d]: before the activation
 
-    relu-l1       S = (3072/d) Σᵢ aᵢ                      a [tokens, d]: activations, after ReLU
+    relu-l1       S = (3072/d) Σᵢ aᵢ                       a = ReLU(z)
     relu-hoyer    S = (3072/d) (Σᵢ|aᵢ|)² / (Σᵢaᵢ² + ε)     from 3072/d (one active) to 3072 (equal)
-    gelu-l1       S = (3072/d) Σᵢ max(zᵢ, D) − D           z: before GELU, which is near 0 below D
+    gelu-l1       S = (3072/d) Σᵢ max(zᵢ, D) − D           GELU(z) is near 0 below D
     gelu-hoyer    the Hoyer ratio of max(z, D) − D
 
 DSTI sums over bert-base's d = 3072 neurons; the factor 3072/d keeps its weights (L1 1e-4, Hoyer
 0.2, clamped GELU 5e-5) good for other widths. Rows are real tokens, so padding has no part in it.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,23 +24,21 @@ DISPLACEMENT = -10.0       # D
 
 
 def l1(values):
-    """Σᵢ|vᵢ|, the mean over rows: [N, d] → scalar."""
     return values.abs().sum(dim=1).mean()
 
 
 def hoyer(values):
-    """(Σᵢ|vᵢ|)²/Σᵢvᵢ², the mean over rows: about how many entries of a row are not small."""
+    """About how many entries of a row [N, d] are not small, the mean over rows."""
     return (values.abs().sum(dim=1).square() / (values.square().sum(dim=1) + 1e-15)).mean()
 
 
 def clamped(values):
-    """max(z, D) − D, which is zero where GELU(z) is zero to all digits."""
     return values.clamp(min=DISPLACEMENT) - DISPLACEMENT
 
 
-PENALTIES = {              # name → (function of values [N, d], whether they are pre-activations)
-    "relu-l1": (l1, False), "relu-hoyer": (hoyer, False),
-    "gelu-l1": (lambda z: l1(clamped(z)), True), "gelu-hoyer": (lambda z: hoyer(clamped(z)), True),
+PENALTIES = {              # name → function of z [N, d]
+    "relu-l1": lambda z: l1(z.relu()), "relu-hoyer": lambda z: hoyer(z.relu()),
+    "gelu-l1": lambda z: l1(clamped(z)), "gelu-hoyer": lambda z: hoyer(clamped(z)),
 }
 # name → (factor of the weight after a fraction of the steps, the fraction from which it is 1)
 SCHEDULES = {"none": (lambda done: 1.0, 0.0), "linear": (lambda done: done, 1.0),
@@ -57,18 +56,17 @@ class Sparsity:
     @classmethod
     def parse(cls, text):
         """"relu-l1:1e-4:warm-up" → Sparsity; the schedule may be left out."""
-        penalty, _, rest = text.partition(":")
-        weight, _, schedule = rest.partition(":")
-        check_known(penalty, PENALTIES, "penalty", where="--sparsity")
-        check_known(schedule or "none", SCHEDULES, "schedule", where="--sparsity")
         try:
-            number = float(weight)
+            penalty, weight, schedule = (*text.split(":", 2), "none")[:3]
+            found = cls(penalty, float(weight), schedule)
         except ValueError:
-            number = -1.0
-        if not 0 < number < float("inf"):
+            found = None
+        if found is None or not 0 < found.weight < float("inf"):
             raise UserError(f"--sparsity {text} is not understood; write penalty:weight or "
                             f"penalty:weight:schedule, as in relu-l1:1e-4:warm-up")
-        return cls(penalty, number, schedule or "none")
+        check_known(penalty, PENALTIES, "penalty", where="--sparsity")
+        check_known(schedule, SCHEDULES, "schedule", where="--sparsity")
+        return found
 
     @property
     def full_from(self):
@@ -77,32 +75,27 @@ class Sparsity:
 
     def term(self, recorder, done):
         """The weighted penalty of what a Recorder holds, after the fraction `done` of the steps."""
-        function, before = PENALTIES[self.penalty]
-        values = recorder.preactivations if before else recorder.activations
-        layers = [function(rows.float()) * WIDTH / rows.size(1) for rows in values if rows.size(1)]
+        layers = [PENALTIES[self.penalty](rows.float()) * WIDTH / rows.size(1)
+                  for rows in recorder.preactivations if rows.size(1)]
         return self.weight * SCHEDULES[self.schedule][0](done) * torch.stack(layers).mean()
 
 
 class Recorder:
     """Keeps what the layers of a Bert compute while gradients are on, each list in the order of the
-    layers, until `clear`: preactivations and activations [N, d], and the layers' outputs [N, H]."""
+    layers, until `clear`: preactivations [N, d], and the layers' outputs [N, H]. `teacher`: a Bert
+    whose layers' outputs are the goal, or None; it is no part of the model's state."""
 
-    def __init__(self, bert):
-        self.clear()
+    def __init__(self, bert, teacher=None):
+        self.teacher, self.preactivations, self.outputs = teacher, [], []
         for _, layer, _ in bert.walk():
-            layer.ffn.fc_in.register_forward_hook(
-                lambda module, inputs, output: self._keep(self.preactivations, output))
-            layer.ffn.fc_out.register_forward_pre_hook(
-                lambda module, inputs: self._keep(self.activations, inputs[0]))
-            layer.register_forward_hook(
-                lambda module, inputs, output: self._keep(self.outputs, output))
+            for module, values in ((layer.ffn.fc_in, self.preactivations), (layer, self.outputs)):
+                module.register_forward_hook(
+                    lambda module, inputs, output, values=values:
+                    values.append(output) if torch.is_grad_enabled() else None)
 
     def clear(self):
-        self.preactivations, self.activations, self.outputs = [], [], []
-
-    def _keep(self, values, tensor):
-        if torch.is_grad_enabled():
-            values.append(tensor)
+        self.preactivations.clear()
+        self.outputs.clear()
 
 
 def distance(states, goals):
@@ -125,19 +118,16 @@ def to_relu(bert):
 
 
 @torch.no_grad()
-def zero_fraction(bert, batches, forward):
-    """The fraction of activations that are exactly zero, over the real tokens of all layers."""
+def zero_fraction(bert, forward):
+    """The fraction of activations that are exactly zero, in all layers, while forward() runs."""
     zeros, total = 0, 0
 
-    def count(module, inputs):
+    def count(fc_out, inputs):
         nonlocal zeros, total
         zeros, total = zeros + int((inputs[0] == 0).sum()), total + inputs[0].numel()
 
-    hooks = [layer.ffn.fc_out.register_forward_pre_hook(count) for _, layer, _ in bert.walk()]
-    try:
-        for batch in batches:
-            forward(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks:
+        for _, layer, _ in bert.walk():
+            hooks.enter_context(layer.ffn.fc_out.register_forward_pre_hook(count))
+        forward()
     return zeros / max(1, total)
