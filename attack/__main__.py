@@ -26,14 +26,24 @@ from common.log import progress_bar
 from multitask.evaluation import model_fingerprint
 from multitask.model import chosen_tasks
 from multitask.session import RunSession
+from multitask.tasks import TASKS
 from pretraining.model import MaskedLM, load_head
 
-LIMITS = {"limit": (0, math.inf), "steps": (1, math.inf), "least": (0, math.inf),
-          "samples": (1, math.inf), "candidates": (2, math.inf), "seed": (0, 2 ** 32),
-          "similarity": (0, math.inf), "fluency": (0, math.inf), "max_changed": (0, 1),
-          "show": (0, math.inf)}
-PART = ("limit", "steps", "least", "samples", "candidates", "seed", "similarity", "fluency",
-        "max_changed", "sentence", "lm", "judge")            # of the settings that make a result
+NUMBERS = {                                                  # flag → default, least, most, help
+    "limit": (200, 0, math.inf, "attack so many random examples of the dev set (0: all)"),
+    "max_changed": (0.2, 0, 1, "share of the words that may change; at least one may"),
+    "candidates": (50, 2, math.inf, "nearest words by embedding that may stand at a position"),
+    "steps": (100, 1, math.inf, "of Adam in the first round"),
+    "least": (0, 0, math.inf, "multistep: at least so many steps in each round, N_min (the authors "
+                              "also ran 5)"),
+    "samples": (10, 1, math.inf, "gumbel: samples in a step"),
+    "similarity": (None, 0, math.inf, "weight λ of the similarity (default: 20; gumbel 1, hotflip "
+                                      "0, as published)"),
+    "fluency": (1.0, 0, math.inf, "weight μ of the fluency, which needs --lm"),
+    "seed": (0, 0, 2 ** 32, "of the examples and samples"),
+    "show": (5, 0, math.inf, "examples to print"),
+}
+PART = {*NUMBERS, "sentence", "lm", "judge"} - {"show"}      # of the settings that make a result
 
 
 def parse(arguments):
@@ -42,49 +52,36 @@ def parse(arguments):
     parser.add_argument("--task", help="one of the run's tasks (default: the first with classes)")
     parser.add_argument("--method", default="multistep", help=f"all, or some of "
                         f"{', '.join(METHODS)} (default: multistep)")
-    number = dict(metavar="N")
-    parser.add_argument("--limit", type=int, default=200, **number, help="attack so many random "
-                        "examples of the dev set (default: 200; 0: all)")
     parser.add_argument("--sentence", type=int, default=2, choices=(1, 2), help="the text of a "
                         "pair that may change (default: 2)")
-    parser.add_argument("--max-changed", type=float, default=0.2, metavar="SHARE", help="of the "
-                        "words that may change (default: 0.2; at least one)")
-    parser.add_argument("--candidates", type=int, default=50, **number, help="words with the "
-                        "nearest embeddings that may stand at a position (default: 50)")
-    parser.add_argument("--steps", type=int, default=100, **number, help="of Adam in the first "
-                        "round (default: 100)")
-    parser.add_argument("--least", type=int, default=0, **number, help="multistep: at least so "
-                        "many steps in each round, N_min (default: 0; the authors also ran 5)")
-    parser.add_argument("--samples", type=int, default=10, **number, help="gumbel: samples in a "
-                        "step (default: 10)")
-    parser.add_argument("--similarity", type=float, metavar="λ", help="weight of the similarity "
-                        "(default: 20; gumbel 1, hotflip 0, as published)")
-    parser.add_argument("--fluency", type=float, default=1.0, metavar="μ", help="weight of the "
-                        "fluency (default: 1; needs --lm)")
     parser.add_argument("--lm", default="", metavar="CHECKPOINT", help="masked language model with "
                         "the run's vocabulary, for similarity and fluency (default: none, and the "
                         "victim's own states give the similarity)")
     parser.add_argument("--judge", default="", metavar="CHECKPOINT", help="encoder that the "
                         "reported similarity is of (default: the checkpoint the run began with)")
-    parser.add_argument("--seed", type=int, default=0, **number, help="of the examples and samples")
-    parser.add_argument("--show", type=int, default=5, **number, help="examples to print (default: "
-                        "5)")
+    for name, (default, _, _, text) in NUMBERS.items():
+        parser.add_argument(flag(name), default=default, metavar="N", help=text + (
+            "" if default is None else f" (default: {default})"),
+            type=int if isinstance(default, int) else float)
     parser.add_argument("--out", metavar="FOLDER", help="of the results (default: RUN/attack)")
     parser.add_argument("--overwrite", action="store_true", help="begin anew")
     args = parser.parse_args(arguments)
-    for name, (least, most) in LIMITS.items():
+    for name, (_, least, most, _) in NUMBERS.items():
         value = getattr(args, name)
         if value is not None and not least <= value <= most:
             limit = f" and {most:g} or less" if most < math.inf else ""
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be {least} or more"
-                            f"{limit}")
+            raise UserError(f"{flag(name)} is {value}; it must be {least} or more{limit}")
     args.methods = list(METHODS) if args.method == "all" else args.method.split(",")
     for method in args.methods:
         check_known(method, METHODS, "method", where="--method")
     return args
 
 
-def open_lm(name, session, task):
+def flag(name):
+    return "--" + name.replace("_", "-")
+
+
+def open_lm(name, session):
     """→ a MaskedLM with the victim's vocabulary, and whether it has its head; None without --lm."""
     if not name:
         return None, False
@@ -162,14 +159,14 @@ def run_method(attack, method, path, header, overwrite):
 
 def main(arguments=None):
     args = parse(arguments)
-    session = RunSession(argparse_view(args))
+    session = RunSession(args)
     names = chosen_tasks(session.model, args.task, "--task")
-    task = names[0] if args.task else next((n for n in names if report.has_classes(n)), names[0])
+    task = next((name for name in names if not TASKS[name].is_regression), names[0])
     if args.task and len(names) > 1:
         raise UserError(f"--task {args.task} names {len(names)} tasks; an attack is on one")
     victim = model_fingerprint(session.model, {}, session.precision)
-    settings = {name: getattr(args, name) for name in PART} | {"task": task}
-    lm, has_head = open_lm(args.lm, session, task)
+    settings = {name: getattr(args, name) for name in sorted(PART)} | {"task": task}
+    lm, has_head = open_lm(args.lm, session)
     attack = Attack(session, task, settings, lm, has_head)
     if not attack.batches:
         raise UserError(f"of {len(attack.examples)} examples {len(attack.right)} are classified "
@@ -185,11 +182,6 @@ def main(arguments=None):
         columns[method] = report.summary(records, attack)
         print(report.side_by_side(records, task, args.show))
     print(f"{report.table(columns)}\n\n{report.about(attack)}\n{folder}/: {task}-*.jsonl")
-
-
-def argparse_view(args):
-    """The arguments of a RunSession: --limit is the attack's own."""
-    return type(args)(run=args.run, data=args.data, device=args.device, precision=args.precision)
 
 
 if __name__ == "__main__":

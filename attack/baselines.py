@@ -9,16 +9,12 @@ changed words and arguments, and returns the chosen candidates [M] and the soft 
 
 import torch
 
-from attack.multistep import multistep, optimize, start
+from attack.multistep import multistep, relax, start
 
 
 def argmax(objective, problem, steps=100, lr=1.0, **others):
     """One quantization of all positions at the end."""
-    free = torch.zeros_like(problem.positions, dtype=torch.bool)
-    nothing = torch.zeros_like(problem.positions)
-    _, probabilities = optimize(objective, problem, start(problem, 10.0), free, nothing, steps, lr)
-    with torch.no_grad():
-        soft = objective.margins(problem, probabilities)[0]
+    _, probabilities, soft = relax(objective, problem, steps, lr)
     return problem.within_budget(probabilities.argmax(dim=1), 1 - probabilities[:, 0]), soft
 
 

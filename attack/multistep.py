@@ -70,22 +70,28 @@ def quantize(objective, problem, probabilities, fixed, step):
     return positions, candidates.gather(1, best[:, None]).squeeze(1)
 
 
+def relax(objective, problem, steps, lr):
+    """The first round, in which no word is fixed → Θ, P [M, K], the margins [b] at P."""
+    nothing = torch.zeros_like(problem.positions)
+    logits, probabilities = optimize(objective, problem, start(problem, 10.0), nothing > 0, nothing,
+                                     steps, lr)
+    with torch.no_grad():
+        return logits, probabilities, objective.margins(problem, probabilities)[0]
+
+
 def multistep(objective, whole, steps=100, least=0, lr=1.0, **others):
     """→ the chosen candidates [M] of the whole batch, and the margins [b] before quantization."""
-    problem, result = whole, torch.zeros_like(whole.positions)
-    logits, chosen = start(problem, 10.0), result.clone()
-    fixed, soft, began, k = torch.zeros_like(chosen, dtype=torch.bool), None, 0, 0
+    problem, began, k = whole, max(steps, least), 0
+    logits, probabilities, soft = relax(objective, whole, began, lr)
+    result = torch.zeros_like(whole.positions)
+    chosen = result.clone()
+    fixed = whole.within_budget(torch.ones_like(chosen), 1 - probabilities[:, 0]) == 0
     while True:
+        k += 1
         count = max(steps >> k, least)
         logits, probabilities = optimize(objective, problem, logits, fixed, chosen, count, lr,
                                          began)
-        began, k = began + count, k + 1
-        if soft is None:                                     # k = 0: who shares the budget?
-            with torch.no_grad():
-                soft = objective.margins(problem, probabilities)[0]
-            within = problem.within_budget(torch.ones_like(chosen), 1 - probabilities[:, 0])
-            fixed = within == 0
-            continue
+        began += count
         at, word = quantize(objective, problem, probabilities, fixed, began)
         fixed[at], chosen[at] = True, word
         done = problem.total((~fixed).float()) == 0
