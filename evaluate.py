@@ -32,9 +32,9 @@ def score(args, session):
     splits = load_sets(chosen_tasks(session.model, args.tasks),
                        replace(session.settings, limit=limit), session.tokenizer, args.split)
     scores, predictions = evaluate(session.model, splits, session.device, session.autocast)
-    own_data = Path(session.record["settings"]["data"])
-    folder = Path(args.data or own_data)
-    own = not args.adapter and not args.limit and folder.resolve() == own_data.resolve()
+    trained_on = Path(session.record["settings"]["data"])
+    folder = Path(args.data or trained_on)
+    own = not args.adapter and not args.limit and folder.resolve() == trained_on.resolve()
     to = args.predictions or own and Path(args.run, "laser" if args.laser else "", "predictions")
     if to:
         write_predictions(to, splits, predictions)
@@ -42,8 +42,8 @@ def score(args, session):
         return scores
     counts = ", ".join(f"{task} {len(split):,}" for task, named in splits.items()
                        for split in named.values())
-    as_then = f" (the first {limit:,} rows, as in training; --limit 0 takes all)"
-    print(f"{args.split} of {folder}: {counts}" + (as_then if limit and as_trained else ""))
+    note = f" (the first {limit:,} rows, as in training; --limit 0 takes all)"
+    print(f"{args.split} of {folder}: {counts}" + (note if limit and as_trained else ""))
     print(score_table(scores, args.split) if scores else "these files hold no labels, so no scores")
     print(f"predictions: {to}" if to else "another adapter, other data or not all rows: "
           "predictions go only to a --predictions FOLDER")

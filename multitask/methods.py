@@ -42,7 +42,6 @@ def used_methods(settings):
 
 
 def edited_by(edits):
-    """The methods of a list of edits."""
     return {edit["method"] for edit in edits}
 
 
@@ -66,7 +65,8 @@ def restore(bert, edits, folder):
     for edit in sorted(edits, key=lambda edit: METHODS.index(edit["method"])):
         for change in parts([edit["method"]], "restore"):
             change(bert, edit, Path(folder))
-    bert.edits = [edit for edit in edits if False not in parts([edit["method"]], "KEEPS_EDIT")]
+    bert.edits = [edit for edit in edits     # KEEPS_EDIT = False: restore left plain matrices
+                  if False not in parts([edit["method"]], "KEEPS_EDIT")]
 
 
 @contextmanager
