@@ -93,16 +93,16 @@ def prepare(model, tokenizer, settings, device, edits=()):
         from pruning.binding import ranks_before_training
 
         ranks = ranks_before_training(model, tokenizer, settings, device, edits)
-    flags_of = {name: flags for edit in bert.edits if edit["method"] == "lora"
-                for name, flags in edit["flags"].items()}
-    new_flags, needed = describe(settings), list(dict.fromkeys(by_task.values()))
+    made_by = {name: flags for edit in bert.edits if edit["method"] == "lora"
+               for name, flags in edit["flags"].items()}
+    asked, needed = describe(settings), list(dict.fromkeys(by_task.values()))
     for name in attached:                    # a training group has its adapter's name
         if name not in needed:
             print(f"{name}: the run's adapter serves no task now and is removed")
             lora.detach(bert, name)
-        elif name in settings.training_groups and flags_of[name] != new_flags:
-            raise UserError(f"the run's adapter {name} goes on as it is, {flags_of[name]}, and "
-                            f"the flags say {new_flags}; use its own, or name another (--adapters)")
+        elif name in settings.training_groups and made_by[name] != asked:
+            raise UserError(f"the run's adapter {name} goes on as it is, which is {made_by[name]}, "
+                            f"and the flags say {asked}; use its own, or name another (--adapters)")
         else:
             print(f"{name}: its adapter in the run")
     if new := [name for name in needed if name not in attached]:
@@ -110,7 +110,7 @@ def prepare(model, tokenizer, settings, device, edits=()):
                     settings.lora_dropout, settings.lora_norms, settings.lora_kind)
     lora.adapters.train_only(bert, settings.training_groups)
     edit = {"method": "lora", "kind": "adapters", "adapters": by_task,
-            "flags": {name: flags_of.get(name, new_flags) for name in needed}}
+            "flags": {name: made_by.get(name, asked) for name in needed}}
     if settings.lora_top:
         edit["ranks"] = [[*key, rank] for key, rank in ranks.items()]
     bert.edits = [other for other in bert.edits if other["method"] != "lora"] + [edit]

@@ -9,10 +9,10 @@ from tools.convert_cmu import main
 
 def test_a_converted_file_reads_as_the_courses(tmp_path):
     source, target = tmp_path / "sst-train.txt", tmp_path / "ids-sst-train.csv"
-    source.write_text("3 ||| A \"good\" film , really .\n0 ||| Bad ||| worse .\n", encoding="utf-8")
+    source.write_text('3 ||| A "good" film , really .\n0 ||| "a || bad ||| film "\n', "utf-8")
     main([str(source), str(target)])
     assert [(e.id, e.texts, e.label) for e in read_course_file(target, TASKS["sst"])] == [
-        ("0", ('A "good" film , really .',), 3.0), ("1", ("Bad ||| worse .",), 0.0)]
+        ("0", ('A "good" film , really .',), 3.0), ("1", ('"a || bad ||| film "',), 0.0)]
 
 
 def test_a_line_of_another_form_is_refused_in_a_sentence(tmp_path, capsys):
