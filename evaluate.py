@@ -38,9 +38,9 @@ def score(args, session):
     began = time.perf_counter()
     scores, predictions = evaluate(session.model, splits, session.device, session.autocast)
     found = costs(args, session.model, splits, time.perf_counter() - began)
-    own_data = Path(session.record["settings"]["data"])
-    folder = Path(args.data or own_data)
-    own = not args.adapter and not args.limit and folder.resolve() == own_data.resolve()
+    trained_on = Path(session.record["settings"]["data"])
+    folder = Path(args.data or trained_on)
+    own = not args.adapter and not args.limit and folder.resolve() == trained_on.resolve()
     flags = {"laser": args.laser, "early_exit": args.exit, "experts": args.tau}
     changed = next((name for name, flag in flags.items() if flag is not None), "")
     to = args.predictions or own and Path(args.run, changed, "predictions")
@@ -50,8 +50,8 @@ def score(args, session):
         return scores | ({"cost": found} if found else {})
     counts = ", ".join(f"{task} {len(split):,}" for task, named in splits.items()
                        for split in named.values())
-    as_then = f" (the first {limit:,} rows, as in training; --limit 0 takes all)"
-    print(f"{args.split} of {folder}: {counts}" + (as_then if limit and as_trained else ""))
+    note = f" (the first {limit:,} rows, as in training; --limit 0 takes all)"
+    print(f"{args.split} of {folder}: {counts}" + (note if limit and as_trained else ""))
     print(score_table(scores, args.split) if scores else "these files hold no labels, so no scores")
     for line in cost_lines(found):
         print(line)

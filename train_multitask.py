@@ -5,7 +5,7 @@
     python train_multitask.py --tasks sts --pairs separate --head cosine --out runs/sts
     python train_multitask.py --resume runs/sts          # go on with a run that was stopped
 
-Data flow: files → token ids → batches → encoder → head → loss → gradients → surgery → clip → step.
+Data flow: files → ids → batches → encoder → head → loss → gradients → surgery → clip → L2 → step.
 """
 
 import time
@@ -42,19 +42,20 @@ def train(settings, folder, recipe="", record=None, state=None):
     """Train from the start, or on from `state`, and leave a whole run in `folder`."""
     run = prepare(settings, folder, recipe, record, state)
     model, optimizer, schedule, progress = run.model, run.optimizer, run.schedule, run.progress
-    trained = [p for parameters in run.trained.values() for p in parameters]
+    all_trained = [p for parameters in run.trained.values() for p in parameters]
     shared = [p for name, p in model.named_parameters()
               if p.requires_grad and model.part(name)[1] is None]
     began = time.perf_counter() - progress.seconds
     steps = range(progress.step + 1, schedule.steps + 1) if progress.running else ()
-    first = distributed.rank() == 0
-    bar = progress_bar("train", schedule.steps, "step", progress.step, silent=not first)
+    writes = distributed.rank() == 0
+    bar = progress_bar("train", schedule.steps, "step", progress.step, silent=not writes)
     with StopSignal() as stop, bar:
         for step in steps:
             model.train()
             schedule.set_learning_rates(optimizer, step)
             schedule.set_ramps(model, step)
-            tasks, gradients = schedule.tasks_of(step, progress.running), []
+            tasks = schedule.tasks_of(step, progress.running)
+            gradients = []                                   # of each task, for surgery
             for task in tasks:
                 for indices, weight in distributed.shard_batch(next(schedule.batches[task]),
                                                                settings.accumulate):
@@ -62,7 +63,7 @@ def train(settings, folder, recipe="", record=None, state=None):
                 if settings.surgery != "none":               # each task's gradients by themselves
                     gradients.append(pop_grads(shared))
                     distributed.all_reduce(gradients[-1])
-            distributed.all_reduce([p.grad for p in trained])    # popped ones are None
+            distributed.all_reduce([p.grad for p in all_trained])    # popped: None
             if gradients:
                 combined, products = SURGERY[settings.surgery](gradients, settings.seed, step)
                 set_grads(shared, combined)
@@ -73,7 +74,7 @@ def train(settings, folder, recipe="", record=None, state=None):
                 for parameters in run.trained.values():
                     nn.utils.clip_grad_norm_(parameters, settings.clip)
             if settings.l2:
-                add_l2(trained, settings.l2)
+                add_l2(all_trained, settings.l2)
             optimizer.step()
             optimizer.zero_grad()
 
@@ -93,7 +94,7 @@ def train(settings, folder, recipe="", record=None, state=None):
             if stopping and step < schedule.steps:
                 raise UserStop(f"stopped after step {step} of {schedule.steps}; go on with: "
                                f"python train_multitask.py --resume {folder}")
-    if first:
+    if writes:
         finish(run)
 
 
@@ -139,10 +140,10 @@ def evaluate_and_keep_best(run, bar):
                 progress.best[name], progress.best_step[name] = value, progress.step
                 improved += groups[name]
         if improved and (len(groups) == 1 or not progress.scores):
-            improved = list(run.dev)                         # those that are not trained too
-        if improved:
-            progress.scores = summary({task: (scores if task in improved else progress.scores)[task]
-                                       for task in run.dev})
+            improved = list(run.dev)             # also tasks that are scored but not trained
+        if improved:                             # progress.scores: of what the folder will hold
+            saved = progress.scores | {task: scores[task] for task in improved}
+            progress.scores = summary({task: saved[task] for task in run.dev})
             runs.save_best(run.folder, run.model, run.tokenizer, improved, progress.scores, run.dev,
                            predictions)
         bar.write(score_line(progress.step / run.schedule.epoch_steps, scores, improved))
@@ -191,7 +192,7 @@ def new_settings(given, recipe):
     if {"bert", "from_run"} <= set(given):
         warnings.warn("--from brings its own encoder; --bert is not read", stacklevel=2)
         del given["bert"]
-    if given.get("data") == class_.data:                     # given, it is a folder here
+    if given.get("data") == class_.data:      # typed, it is ./data, not the sample
         given["data"] = f"./{class_.data}"
     settings = class_(**((RECIPES[recipe].settings if recipe else {}) | given))
     idle = settings.without_effect()
@@ -220,7 +221,6 @@ def main(arguments=None):
 
 
 def resume(folder, given, recipe):
-    """Go on with a run that was stopped."""
     if recipe or set(given) - {"device", "save_every"}:
         raise UserError("--resume goes on by the run's own settings, beside which only --device "
                         "and --save-every may stand; --from starts from a run with others")

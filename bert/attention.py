@@ -1,8 +1,8 @@
 """Self-attention over a batch without padding (Vaswani et al. 2017, arXiv 1706.03762).
 
 Shapes: B batch, T tokens of the longest sequence, N real tokens of the whole batch, M selected ones
-of the N, H hidden size, d head size. Queries may be those of fewer rows than keys and values.
-"""
+of the N, H hidden size, d head size. Queries may be those of fewer rows than keys and values. Read
+bert/layout.py first: it tells which row is which token, and what selections and buckets are."""
 
 import math
 
@@ -22,14 +22,13 @@ def eager_attention(query, key, value, key_mask=None, dropout=0.0, layouts=None,
     (layout of the queries, layout of the keys) is for functions that need positions:
     layout.pad(layout.positions) is [B, T]."""
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.size(-1))   # [B, heads, Tq, Tk]
-    if key_mask is not None:                  # not -inf: no NaN for a padding query without any key
+    if key_mask is not None:                  # not -inf: no NaN where it hides every key
         scores = scores.masked_fill(~key_mask, torch.finfo(scores.dtype).min)
     return F.dropout(probabilities(scores, dim=-1), dropout) @ value
 
 
 def sdpa_attention(query, key, value, key_mask=None, dropout=0.0, layouts=None):
-    """The same in one fused kernel, the default: torch chooses it, and it need not store the
-    [Tq, Tk] scores."""
+    """The same in torch's fused kernel, the default, which need not store the [Tq, Tk] scores."""
     return F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask, dropout_p=dropout)
 
 
@@ -39,7 +38,7 @@ ATTENTIONS = {"sdpa": sdpa_attention, "eager": eager_attention, "r-softmax": RSo
 
 
 class PackedLinear(nn.Linear):
-    """W·x + b on each of N rows. `layout` is for an adapter that replaces this module."""
+    """W·x + b on each of N rows. `layout` is unused here; an adapter in this place reads it."""
 
     def reset_parameters(self):
         if self.weight.numel():                              # empty in a layer without heads
@@ -90,23 +89,23 @@ class SelfAttention(nn.Module):
         return self.key(hidden, layout), self.value(hidden, layout)
 
     def forward(self, hidden, layout, head_mask=None, output_rows=None, keys_values=None):
-        """hidden [N, H] → [N, H], or [M, H] if `output_rows` selects M rows: queries of no others
-        are computed. head_mask [heads] or [batch, heads], of all heads before pruning, scales each
-        head's context, as the layer's own mask does. `keys_values`: those of all rows, if the
-        caller has them. Without heads the result is output's bias."""
+        """hidden [N, H] → [N, H], or [M, H] if `output_rows` selects M rows: only these get a
+        query. The argument head_mask, [heads] or [batch, heads] of all heads before pruning, scales
+        each head's context, and so does self.head_mask. `keys_values`: those of all rows, if the
+        caller has them. Without heads: the bias of `output`."""
         query_hidden, query_layout = hidden, layout
         if output_rows is not None:
             query_hidden, query_layout = hidden.index_select(0, output_rows.rows), output_rows
         if not self.num_heads:
             return self.output(query_hidden[:, :0], query_layout)
-        keys_values = self.keys_values(hidden, layout) if keys_values is None else keys_values
-        rows = (self.query(query_hidden, query_layout), *keys_values)    # [M, heads·d], [N, …] × 2
-        if output_rows is None and layout.length_buckets:
+        query = self.query(query_hidden, query_layout)                   # [M, heads·d]
+        key, value = keys_values or self.keys_values(hidden, layout)     # [N, heads·d] each
+        if output_rows is None and layout.length_buckets:    # each bucket on a smaller grid
             context = layout.join_buckets([
-                self.attend(*(part.index_select(0, bucket.rows) for part in rows), bucket, bucket)
-                for bucket in layout.length_buckets])
+                self.attend(*(m.index_select(0, b.rows) for m in (query, key, value)), b, b)
+                for b in layout.length_buckets])
         else:
-            context = self.attend(*rows, query_layout, layout)           # [M, heads·d]
+            context = self.attend(query, key, value, query_layout, layout)   # [M, heads·d]
         return self.output(self.scale_heads(context, query_layout, head_mask), query_layout)
 
     def attend(self, query, key, value, query_layout, layout):
@@ -114,7 +113,7 @@ class SelfAttention(nn.Module):
         context = self.attention_function(
             self.split_heads(query, query_layout), self.split_heads(key, layout),
             self.split_heads(value, layout), layout.key_mask,
-            self.dropout if self.training else 0.0, (query_layout, layout))      # [B, heads, T, d]
+            self.dropout if self.training else 0.0, (query_layout, layout))      # [B, heads, Tq, d]
         return query_layout.unpad(context.transpose(1, 2).flatten(2))
 
     def split_heads(self, rows, layout):

@@ -101,8 +101,8 @@ def read_checkpoint(name):
     return config, path, encoder, heads
 
 
-def check_names_and_shapes(path, expected, found):
-    """Raise UserError if the {name: tensor} `found` in `path` has other names or shapes."""
+def check_names_and_shapes(path, expected, found, described="config.json"):
+    """UserError if `found`, of the file `path`, has other names or shapes; compare `described`."""
     expected, found = ({rename(name, TO_HF): list(t.shape) for name, t in side.items()}
                        for side in (expected, found))
     wrong = {"missing": [name for name in expected if name not in found],
@@ -113,7 +113,7 @@ def check_names_and_shapes(path, expected, found):
                          + (f" and {len(names) - 5} more" if len(names) > 5 else "")
                          for what, names in wrong.items() if names)
     if problems:
-        other = "the attention it was trained with" if "_function." in problems else "config.json"
+        other = "the attention it was trained with" if "_function." in problems else described
         raise UserError(f"{path} does not fit its configuration: {problems}. Compare {other}")
 
 
@@ -127,7 +127,7 @@ def load_bert(cls, name, attention="sdpa", rebuild=lambda bert: None):
     with torch.device("meta"):                               # no memory: weights are assigned below
         bert = cls(config)
         rebuild(bert)
-    with torch.random.fork_rng(devices=[]):                  # new parts have always the same values
+    with torch.random.fork_rng(devices=[]):                  # new parts always have the same values
         torch.default_generator.manual_seed(0)
         size, std = config.hidden_size, config.initializer_range
         pooler = {"pooler.weight": torch.empty(size, size).normal_(std=std),

@@ -62,12 +62,12 @@ class BertConfig:
 
     def _by_layer(self, name):
         """→ the field as {layer: value} (JSON makes the layers texts), without empty values."""
-        neurons, layers = name == "pruned_neurons", range(self.num_hidden_layers)
-        known = range(self.intermediate_size + 1 if neurons else self.num_attention_heads)
+        counts, layers = name == "pruned_neurons", range(self.num_hidden_layers)     # else lists
+        known = range(self.intermediate_size + 1 if counts else self.num_attention_heads)
         try:
-            given = {int(layer): value if neurons else sorted(set(value))
+            given = {int(layer): value if counts else sorted(set(value))
                      for layer, value in (getattr(self, name) or {}).items()}
-            numbers = list(given.values()) if neurons else sum(given.values(), [])
+            numbers = list(given.values()) if counts else sum(given.values(), [])
             if not all(type(n) is int and n in known for n in numbers) or set(given) - set(layers):
                 raise ValueError
         except (AttributeError, TypeError, ValueError) as error:

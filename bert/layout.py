@@ -5,8 +5,7 @@ Half of a real batch is padding; all but attention works on one matrix of its N 
     grid = layout.pad(rows)                  # [N, …] → [batch, tokens, …], zeros at padding
     rows = layout.unpad(grid)                # and back
 
-A selection is a layout of some of the rows: layout.cls_rows(), .select(mask), .keep(sequences).
-"""
+A selection is a layout of some of the rows: layout.cls_rows(), .select(mask), .keep(sequences)."""
 
 from copy import copy
 from itertools import groupby
@@ -27,11 +26,15 @@ def check_shape(what, tensor, axes):
 class Layout:
     """N rows on a [batch, tokens] grid. Make it on the CPU, because counting synchronizes a GPU.
 
-    mask [batch, tokens]   True at real tokens
+    A selection has M rows, N in this list, on a grid of its own.
+    mask [batch, tokens]   True at real tokens, in a selection where a row is
     flat_index [N]         each row's cell on the flattened grid
     positions [N]          each row's position in its sequence, from 0; a selection keeps them
     rows [M]               of a selection: its rows among the N of its parent (None: no selection)
-    """
+    no_padding             True if every cell has a row; in a DenseLayout padding has rows too
+    length_buckets         selections of sequences of similar length, which attend apart, or []
+    adapters               [(LoRA adapter or None, its sequences)], and adapter_rows [(adapter, its
+                           rows)], of consecutive ones; None: no adapters are named"""
 
     def __init__(self, mask, rows=None, positions=None):
         check_shape("attention_mask", mask, "batch, tokens")
@@ -58,7 +61,8 @@ class Layout:
 
     @property
     def sequence(self):
-        """[N] the number of each row's sequence."""
+        """[N] the number of each row's sequence. `select` keeps it; in the selections of `keep` and of
+        length_buckets sequences are numbered from 0 again."""
         return self.flat_index // self.tokens
 
     @property
@@ -76,7 +80,7 @@ class Layout:
         sorted_lengths = lengths[order].tolist()
         for place, length in enumerate(sorted_lengths):
             longest = sorted_lengths[cuts[-1]]
-            if length < 0.7 * longest and longest > 16:      # attention then costs 0.7², about half
+            if length < 0.7 * longest and longest > 16:      # 0.7² ≈ half; short grids cost little
                 cuts.append(place)
         return [] if cuts == [0] else list(map(self._of_sequences, order.tensor_split(cuts[1:])))
 
@@ -108,12 +112,12 @@ class Layout:
         return flat if self.no_padding else flat.index_select(0, self.flat_index)
 
     def select(self, mask):
-        """→ the selection of the rows where `mask` [batch, tokens] is set."""
-        chosen = mask.bool() & self.mask
-        counts = chosen.sum(dim=1)
-        packed = torch.arange(int(counts.max()), device=mask.device) < counts[:, None]
-        rows = chosen.flatten()[self.flat_index].nonzero().squeeze(1)
-        return self._selection(packed, rows).with_adapters(self.adapters)
+        """→ the selection of the rows where `mask` is set, moved left on a narrower grid."""
+        chosen = mask.bool() & self.mask                     # [batch, tokens]
+        counts = chosen.sum(dim=1)                           # [batch]
+        grid = torch.arange(int(counts.max()), device=mask.device) < counts[:, None]
+        rows = self.unpad(chosen).nonzero().squeeze(1)       # [M]
+        return self._selection(grid, rows).with_adapters(self.adapters)
 
     def cls_rows(self):
         """→ the selection of [CLS], every sequence's first token."""
@@ -135,7 +139,8 @@ class Layout:
 
     def with_adapters(self, adapters):
         """→ this layout with the LoRA adapters [(name or None, number of sequences), …] of its
-        sequences in their order. Give several on the CPU: counting rows synchronizes a GPU."""
+        sequences in their order. Name several adapters only while the layout is on the CPU:
+        counting rows synchronizes a GPU."""
         if adapters is None:
             return self
         total = sum(count for _, count in adapters)

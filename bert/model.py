@@ -3,8 +3,8 @@
     bert = Bert.from_pretrained("bert-base-uncased")
     out = bert(**tokenizer(["a sentence", "another"]))       # .last_hidden_state  .pooler_output
 
-Read bert/attention.py first; its header names the shapes. Hidden states are one matrix [N, H]
-without padding (bert/layout.py). Left out: decoders, relative positions, gradient checkpointing.
+Read bert/layout.py and bert/attention.py first. Hidden states are one matrix [N, H] without
+padding. Left out: decoders, relative positions, gradient checkpointing.
 """
 
 from typing import NamedTuple
@@ -69,10 +69,10 @@ class BertLayer(nn.Module):
 
     def attention_block(self, hidden, layout, head_mask=None, output_rows=None, keys_values=None):
         """Attention, residual, LayerNorm: [N, H] → [N, H] or [M, H]."""
-        context = self.attention(hidden, layout, head_mask, output_rows, keys_values)
+        attended = self.attention(hidden, layout, head_mask, output_rows, keys_values)
         if output_rows is not None:
             hidden, layout = hidden.index_select(0, output_rows.rows), output_rows
-        return self.attention_norm(hidden + self.dropout(context), layout)
+        return self.attention_norm(hidden + self.dropout(attended), layout)
 
     def add_and_norm(self, hidden, ffn_output, layout):
         """The residual and LayerNorm after the feed-forward network, both [N, H] → [N, H]."""
@@ -90,7 +90,7 @@ _register_namedtuple(BertOutput, serialized_type_name="bert.BertOutput")     # f
 
 class Bert(nn.Module):
     """Word, position and token-type embeddings, a stack of layers, a pooler on [CLS]. `edits` lists
-    what was done to the model, as run.json has it."""
+    what was done to the model since: [{"method": name, …}] of JSON values."""
 
     def __init__(self, config, attention="sdpa"):
         super().__init__()
@@ -137,7 +137,7 @@ class Bert(nn.Module):
 
     def encode(self, hidden, layout, head_mask=None, output_rows=None, states=None, start=0):
         """Run the layers from number `start` on: hidden [N, H] → [N, H], or [M, H] if `output_rows`
-        is a selection of `layout`: the last layer computes no others. head_mask is [layers, heads]
+        is a selection of `layout`: the last layer computes only these. head_mask is [layers, heads]
         or [batch, layers, heads], of all before pruning. `states` receives each layer's output."""
         if output_rows is not None and output_rows.batch != layout.batch:
             raise UserError(f"output_rows is of {output_rows.batch} sequences, layout of "
@@ -153,8 +153,8 @@ class Bert(nn.Module):
         return hidden
 
     def walk(self, output_rows=None, start=0):
-        """Yield (number, layer, the selection of rows that it computes or None) from layer `start`
-        on. Use this for every walk over the layers."""
+        """Yield (number, layer, `output_rows` for the last layer, else None) from layer `start` on.
+        Use it wherever hidden states are computed; `output_rows` is only passed on."""
         for number, layer in enumerate(self.layers[start:], start):
             yield number, layer, output_rows if number == len(self.layers) - 1 else None
 

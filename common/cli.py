@@ -40,7 +40,6 @@ RUN_FLAGS = {                                                # of commands that 
 
 
 def add_run_flags(parser, *names):
-    """Add these flags of RUN_FLAGS."""
     for name in names:
         parser.add_argument(name, **RUN_FLAGS[name])
 

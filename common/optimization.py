@@ -5,7 +5,7 @@ import torch
 
 def warmup_then_decay(step, steps, warmup, decay=True):
     """The learning rate's factor in this step, 1 …: it rises linearly over the `warmup` fraction of
-    the steps, then falls linearly to zero (Devlin et al. 2019, appendix A.2), or stays."""
+    the steps, then stays, or falls linearly to 0 one step after the last (Devlin et al. 2019)."""
     rising = warmup * steps
     up = step / rising if rising else 1.0
     down = (steps - step + 1) / (steps - max(rising, 1) + 1) if decay else 1.0

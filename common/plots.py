@@ -14,7 +14,6 @@ def new_figure(width, height):
 
 
 def save_figure(figure, path, dpi=120):
-    """Write the figure as PNG."""
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=dpi)
 

@@ -1,12 +1,11 @@
 """Interventions, each how much to keep of one matrix of one layer, and a model under them.
 
     10:fc_out:0.1               layer 10 (of 0, 1, …), the FFN's second matrix, a tenth of the rank
-    3:query:0.5:magnitude       the larger half of the entries, the others set to zero
+    3:query:0.5:magnitude       the smaller half of the entries, and one more, set to zero
 
 Several, separated by commas, are a stack. The matrices are bert.matrices.MATRICES; biases stay
 unchanged. A matrix of rank k is stored dense, or as two thin ones,  W_k x + b = up(down(x)):
-k·(m + n) numbers and multiplications instead of m·n. For m = 4n that is less where keep < 0.8.
-"""
+k·(m + n) numbers and multiplications instead of m·n. For m = 4n that is less where keep < 0.8."""
 
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -14,9 +13,9 @@ from typing import NamedTuple
 from torch import nn
 
 from bert import UserError
+from bert.attention import PackedLinear
 from bert.errors import check_known
 from bert.matrices import MATRICES, get_linear, module_name
-from bert.model import PackedLinear
 from laser.reduce import Decomposition, keep_largest, low_rank, rank_of
 
 VARIANTS = ("svd", "magnitude")
@@ -43,7 +42,7 @@ def format_stack(stack):
 
 
 def parse(text):
-    """"10:fc_out:0.1,8:fc_in:0.3" → [Intervention, …]. UserError if impossible or in vain."""
+    """"10:fc_out:0.1,8:fc_in:0.3" → [Intervention, …]. UserError if impossible or vacuous."""
     stack = []
     for part in map(str.strip, text.split(",")):
         fields = part.split(":")
@@ -107,8 +106,8 @@ def replace_modules(bert, modules):
 
 
 def apply(bert, stack, factored=False):
-    """Reduce the matrices of a Bert in place by a stack of interventions → a function that undoes
-    it. `factored`: store two thin matrices where that is smaller; `bert.edits` records their ranks.
+    """Replace modules of a Bert by reduced ones → a function that puts the previous ones back.
+    `factored`: store two thin matrices where that is smaller; `bert.edits` records their ranks.
     UserError, and the model unchanged, if an intervention is impossible."""
     modules, ranks = {}, {}
     for i in stack:

@@ -52,12 +52,13 @@ class OutputCache:
 
     def add(self, stacks, title="evaluate"):
         """Compute the missing outputs of these stacks. Ctrl-C saves those computed so far."""
-        new = [s for s in dict.fromkeys(map(format_stack, stacks)) if s not in self.rows]
+        new = [text for text in dict.fromkeys(map(format_stack, stacks)) if text not in self.rows]
         self.rows |= {text: row for row, text in enumerate(new, len(self.rows))}
-        self.tables = {task: torch.cat([t, t.new_full((len(new), *t.shape[1:]), math.nan)])
-                       for task, t in self.tables.items()}
-        by_row = {self.rows[format_stack(stack)]: stack for stack in stacks}
-        todo = [(task, examples, [row for row in by_row
+        for task, table in self.tables.items():              # NaN: not computed yet
+            empty = table.new_full((len(new), *table.shape[1:]), math.nan)
+            self.tables[task] = torch.cat([table, empty])
+        stack_of = {self.rows[format_stack(stack)]: stack for stack in stacks}
+        todo = [(task, examples, [row for row in stack_of    # a batch is computed whole or not
                                   if self.tables[task][row, examples[0]].isnan().any()])
                 for task, split in self.splits.items() for examples in split.by_length(TOKENS)]
         total = sum(len(examples) * len(rows) for _, examples, rows in todo)
@@ -70,7 +71,7 @@ class OutputCache:
                     continue
                 batch = self.splits[task].batch(examples).to(self.session.device)
                 with self.session.autocast():
-                    found = self.evaluator.outputs(task, batch, [by_row[row] for row in rows])
+                    found = self.evaluator.outputs(task, batch, [stack_of[row] for row in rows])
                 self.tables[task][torch.tensor(rows)[:, None], torch.tensor(examples)] = found.cpu()
                 bar.update(len(examples) * len(rows))
                 if stop.asked or time.monotonic() - saved > SAVE_SECONDS:

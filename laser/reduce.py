@@ -1,6 +1,5 @@
 """Approximate one matrix W [out, in] by the closest matrix of lower rank, or set its smallest
-entries to zero. `keep` is the fraction of the largest possible rank, or of the entries.
-"""
+entries to zero. `keep` is the fraction of the largest possible rank, or of the entries."""
 
 import math
 
@@ -56,8 +55,8 @@ class Decomposition:
 
 
 def keep_largest(weight, keep):
-    """Set the smallest entries to zero: those up to the ⌊(1 − keep)·N⌋-th of all |w|, counted from
-    0. LASER's code calls this `dropout`, though nothing in it is random."""
+    """Set the smallest entries to zero: those up to the ⌊(1 − keep)·mn⌋-th of all |w|, counted
+    from 0, so one more. LASER's code calls this `dropout`, though nothing in it is random."""
     sizes = weight.detach().abs()
     last = math.floor((1 - keep) * weight.numel() + 1e-9)
     threshold = sizes.flatten().kthvalue(min(last + 1, weight.numel())).values

@@ -5,8 +5,7 @@ examples and returns the stack to keep. Its budget is a number of evaluations, o
 stack. Alappat chose and scored on the same dev set, as paper_protocol does. But the best of many
 noisy scores looks better than it is, so held_out reports each gain on the other half, with a
 bootstrap interval (Efron 1979): both models are scored on the same examples, drawn with
-replacement, many times.
-"""
+replacement, many times."""
 
 from functools import cache
 
@@ -21,7 +20,6 @@ from laser.sweep import approximation_stats
 ROUNDS = 4
 FLOOR = 5.0                              # gains are clipped at −5 standard errors
 SCALES = np.geomspace(1e-9, 1e-2, 29)    # prior variances at t = 1; the most likely is used
-
 
 
 def halves(sizes, seed):
@@ -148,21 +146,21 @@ def additive(scorer, grid, budget, seed=0):
     highest posterior mean, if that is above 0."""
     rng, standard_error = np.random.default_rng(seed), cache(scorer.standard_error)
     times = [1 - approximation_stats(scorer.outputs.evaluator, i)["energy"] for i in grid]
-    covariance = prior_covariance(np.array(times), [i.target for i in grid])
-    spread = np.linspace(0, len(grid) - 1, max(1, budget // 3)).round().astype(int)
-    scorer([(grid[n],) for n in np.unique(spread)])
-    for rounds_left in range(ROUNDS, -1, -1):
+    prior = prior_covariance(np.array(times), [i.target for i in grid])
+    first = np.linspace(0, len(grid) - 1, max(1, budget // 3)).round().astype(int)
+    scorer([(grid[n],) for n in np.unique(first)])
+    for rounds_left in range(ROUNDS, -1, -1):                # at 0 only the final posterior
         tried = [stack for stack in scorer.gains if stack]
         errors = np.array([max(standard_error(stack), 1e-4) for stack in tried])
         gains = np.maximum([scorer.gains[stack] for stack in tried], -FLOOR * errors)
         design = np.array([[i in stack for i in grid] for stack in tried], float)
-        mean, spread = posterior(design, gains, errors ** 2, covariance)
+        effects, uncertainty = posterior(design, gains, errors ** 2, prior)
         if rounds_left:
             count = (budget + 1 - len(scorer.gains)) // rounds_left     # () costs nothing
-            samples = rng.multivariate_normal(mean, spread, 20 * count, method="eigh")
-            stacks = dict.fromkeys(best_stack(effects, grid) for effects in samples)
+            samples = rng.multivariate_normal(effects, uncertainty, 20 * count, method="eigh")
+            stacks = dict.fromkeys(best_stack(sample, grid) for sample in samples)
             scorer([stack for stack in stacks if stack not in scorer.gains][:count])
-    means = design @ mean
+    means = design @ effects                                 # of the stacks that were tried
     return tried[means.argmax()] if means.max() > 0 else ()
 
 
@@ -181,12 +179,13 @@ def paper_protocol(outputs, grid, metric):
             | {"": format_stack(stack)} for name, stack in chosen.items()]
 
 
-def held_out(outputs, grid, metric, splits):
-    """Run each search on the first half of each of `splits` seeded halvings → [{"search", "split",
+def held_out(outputs, grid, metric, halvings):
+    """Run each search on the first half of each of so many seeded halvings → [{"search", "split",
     "laser", "evaluations", "selection_gain": gain on that half, "gain": on the other, "low" and
     "high": its interval of 95 %}]."""
-    sizes, found = {task: len(split) for task, split in outputs.splits.items()}, []
-    for seed in range(splits):
+    sizes = {task: len(split) for task, split in outputs.splits.items()}
+    found = []
+    for seed in range(halvings):
         choose, report = halves(sizes, seed)
         for name, search in SEARCHES.items():
             scorer = StackScorer(outputs, choose, metric)

@@ -9,8 +9,7 @@ all layers below their first difference. They form a tree, which branches at eac
                              └─ 3* ─ 4 ─ 5             3:fc_out:0.5
 
 A layer may branch at its attention, at fc_in and at fc_out. Depth-first traversal, one batch at a
-time, keeps the hidden states of one path in memory.
-"""
+time, keeps the hidden states of one path in memory."""
 
 from functools import cache
 
@@ -71,29 +70,29 @@ class SharedPrefixEvaluator:
         hidden, layout = self.bert.embed(batch.input_ids, batch.layout, batch.token_type_ids)
         layers = list(self.bert.walk(self.model.pooled_rows(task, batch)))
         found = [None] * len(stacks)
-        for numbers, last in self.run(layers, hidden, layout, list(enumerate(stacks))):
+        for places, last in self.run(layers, hidden, layout, list(enumerate(stacks))):
             outputs = self.model.apply_head(task, self.model.pool(task, last, layout))
-            for number in numbers:
-                found[number] = outputs
+            for place in places:
+                found[place] = outputs
         return torch.stack(found)
 
     def run(self, layers, hidden, layout, stacks):
-        """Run `layers`, the rest of bert.walk, on hidden [N, H] under `stacks` [(number, stack)],
-        which agree on all layers before. Yields ([number of each stack in the group], last hidden
+        """Run `layers`, the rest of bert.walk, on hidden [N, H] under `stacks` [(place, stack)],
+        which agree on all layers before. Yields ([place of each stack in the group], last hidden
         states) for every group of stacks that agree on all layers."""
         if not layers:
-            yield [n for n, _ in stacks], hidden
+            yield [place for place, _ in stacks], hidden
             return
         (number, layer, rows), *rest = layers
         ffn_layout = layout if rows is None else rows
-        for edits, same_attention in group_by_edits(stacks, number, ATTENTION):
-            with self.edited(edits):
+        for on_attention, same_attention in group_by_edits(stacks, number, ATTENTION):
+            with self.edited(on_attention):
                 attended = layer.attention_block(hidden, layout, output_rows=rows)
-            for edits, same_fc_in in group_by_edits(same_attention, number, ("fc_in",)):
-                with self.edited(edits):
+            for on_fc_in, same_fc_in in group_by_edits(same_attention, number, ("fc_in",)):
+                with self.edited(on_fc_in):
                     activations = layer.ffn.activate(attended, ffn_layout)
-                for edits, same_layer in group_by_edits(same_fc_in, number, ("fc_out",)):
-                    with self.edited(edits):
+                for on_fc_out, same_layer in group_by_edits(same_fc_in, number, ("fc_out",)):
+                    with self.edited(on_fc_out):
                         output = layer.ffn.project(activations, ffn_layout)
                         after = layer.add_and_norm(attended, output, ffn_layout)
                     yield from self.run(rest, after, layout, same_layer)
@@ -105,9 +104,9 @@ class SharedPrefixEvaluator:
 
 
 def group_by_edits(stacks, layer, matrices):
-    """[(number, stack)] → [(interventions on these matrices of a layer, members)]"""
+    """[(place, stack)] → [(interventions on these matrices of a layer, members)]"""
     groups = {}
-    for number, stack in stacks:
+    for place, stack in stacks:
         edits = tuple(sorted(i for i in stack if i.layer == layer and i.matrix in matrices))
-        groups.setdefault(edits, []).append((number, stack))
+        groups.setdefault(edits, []).append((place, stack))
     return groups.items()

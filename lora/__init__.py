@@ -7,8 +7,7 @@
 
 LoRA-XS (lora/layers.py) trains only an r × r matrix between the factors of W₀'s SVD. Each kind of
 adapter is a row of lora/kinds.py. Adapters are saved in peft's layout (lora/files.py). Left out:
-adapters on embeddings and the pooler, DoRA, biases, quantized weights, 8-bit optimizers.
-"""
+adapters on embeddings and the pooler, DoRA, biases, quantized weights, 8-bit optimizers."""
 
 from lora.adapters import adapter_names, adapter_parameters, attach, detach, merge, unmerge
 from lora.files import load, save

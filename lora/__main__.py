@@ -19,26 +19,27 @@ from multitask.settings import SHARED
 
 
 def merge_adapter(session, task):
-    """Replace the session's model by one without adapters, with all tasks whose adapter is that of
-    `task` (None: the run's only one) → its settings."""
-    model, settings, by_task = session.model, session.settings, session.model.adapters
+    """Replace session.model by a plain one with the adapter of `task` (None: the only one) merged
+    in, for all tasks that this adapter serves; return its settings."""
+    before, settings, by_task = session.model, session.settings, session.model.adapters
     if not by_task:
         raise UserError("the run has no adapters: its encoder is plain already")
-    if task is None and len(set(by_task.values())) > 1:
+    chosen = {by_task[name] for name in chosen_tasks(before, task, "--task")}
+    if len(chosen) > 1:
         raise UserError(f"the run has adapters for {', '.join(by_task)}, and an encoder can hold "
                         f"only one; choose with --task")
-    chosen = by_task[chosen_tasks(model, task, "--task")[0]]
-    tasks = [name for name, adapter in by_task.items() if adapter == chosen]
-    lora.merge(model.bert, chosen)
-    lora.detach(model.bert)
-    model.bert.edits = [edit for edit in model.bert.edits if edit["method"] != "lora"]
-    heads = ",".join(f"{task}={settings.head_kinds[task]}" for task in tasks)
-    settings = replace(settings, tasks=",".join(tasks), head=heads, train_tasks="", surgery="none",
+    adapter, bert = chosen.pop(), before.bert
+    lora.merge(bert, adapter)
+    lora.detach(bert)
+    bert.edits = [edit for edit in bert.edits if edit["method"] != "lora"]
+    kinds = {name: settings.head_kinds[name] for name, own in by_task.items() if own == adapter}
+    settings = replace(settings, tasks=",".join(kinds), train_tasks="", surgery="none",
+                       head=",".join(f"{name}={kind}" for name, kind in kinds.items()),
                        **{f.name: f.default for f in fields(Flags)})
-    session.model = with_heads({SHARED: model.bert}, settings)
-    kept = session.model.own_state()
-    session.model.load_own_state({name: t for name, t in model.own_state().items() if name in kept},
-                                 f"the merged model of {session.run}")
+    session.model = merged = with_heads({SHARED: bert}, settings)
+    names, old = merged.own_state(), before.own_state()
+    merged.load_own_state({name: old[name] for name in old if name in names},
+                          f"the merged model of {session.run}")
     return settings
 
 

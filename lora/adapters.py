@@ -8,9 +8,9 @@ from copy import deepcopy
 import torch
 from torch import nn
 
+from bert.attention import PackedLinear
 from bert.errors import UserError, check_known
 from bert.matrices import MATRICES, module_name
-from bert.model import PackedLinear
 from lora.kinds import make_adapter
 from lora.layers import AdaptedLayerNorm, AdapterLayer, LoRALinear
 
@@ -22,6 +22,7 @@ def matrix_names(bert):
 
 
 def layernorm_names(bert):
+    """[module's name]"""
     return ["embedding_norm"] + [f"layers.{layer}.{norm}" for layer in range(len(bert.layers))
                                  for norm in ("attention_norm", "output_norm")]
 
@@ -51,7 +52,7 @@ def adapter_parameters(bert, adapter):
 
 
 def matrices(bert, adapter):
-    """{(layer, matrix): module} of one adapter, without its LayerNorms."""
+    """{(layer, matrix): adapter module} of one adapter, without its LayerNorms."""
     check_attached(bert, adapter)
     keys = matrix_names(bert)
     return {keys[name]: layer.adapters[adapter] for name, layer in adapter_layers(bert).items()
@@ -63,8 +64,10 @@ def check_attached(bert, adapter):
 
 
 def check_new(bert, adapter):
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", adapter) or hasattr(nn.ModuleDict, adapter):
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", adapter):
         raise UserError(f"an adapter cannot be called {adapter!r}; use letters, digits, - and _")
+    if hasattr(nn.ModuleDict, adapter):
+        raise UserError(f"an adapter cannot be called {adapter!r}, a name that torch reserves")
     if adapter in adapter_names(bert):
         raise UserError(f"there is an adapter {adapter!r} already; choose another name")
     check_unmerged(bert)
@@ -80,7 +83,7 @@ def check_unmerged(bert):
 def attach(bert, targets=("query", "value"), rank=8, adapters=("default",), alpha=None, dropout=0.0,
            layernorms=False, kind="lora"):
     """Add new trainable adapters and freeze the pretrained weights. If no adapter is active, the
-    first becomes active. After a UserError the model is unchanged.
+    first of the new ones becomes active. After a UserError the model is unchanged.
 
     targets: matrices to adapt in every layer (bert.matrices.MATRICES). rank: an int, or
     {(layer, matrix): int}, which replaces `targets`. alpha: ΔW is scaled by alpha/rank (None: by
@@ -95,20 +98,20 @@ def attach(bert, targets=("query", "value"), rank=8, adapters=("default",), alph
     if not ranks:
         raise UserError(f"nothing would be trained; choose targets among {', '.join(MATRICES)}")
     adapted, new = {}, {}
-    for (layer, matrix), rank in ranks.items():
+    for (layer, matrix), r in ranks.items():
         name = module_name(bert, layer, matrix)
         base = base_layer(bert, name)
-        if not isinstance(rank, int) or rank < 1:
-            raise UserError(f"the rank of {matrix} in layer {layer} is {rank}; choose 1 or more")
+        if not isinstance(r, int) or r < 1:
+            raise UserError(f"the rank of {matrix} in layer {layer} is {r}; choose 1 or more")
         if not isinstance(base, PackedLinear):
             raise UserError(f"{name} is a {type(base).__name__}, and LoRA adapts plain matrices; "
                             f"attach adapters before matrices are factored, or choose others")
         if base.weight.numel():
-            adapted[name] = base, rank
+            adapted[name] = base, r
     for adapter in adapters:
         check_new(bert, adapter)
-        new[adapter] = {name: make_adapter(kind, base.weight, rank, alpha or rank, dropout)
-                        for name, (base, rank) in adapted.items()}
+        new[adapter] = {name: make_adapter(kind, base.weight, r, alpha or r, dropout)
+                        for name, (base, r) in adapted.items()}
         for name in layernorm_names(bert) if layernorms else ():
             new[adapter][name] = deepcopy(base_layer(bert, name)).requires_grad_()
     insert_adapters(bert, new)
@@ -120,9 +123,9 @@ def insert_adapters(bert, new):
     before = adapter_names(bert)
     active = next((layer.active for layer in adapter_layers(bert).values()), None)
     for name in dict.fromkeys(name for modules in new.values() for name in modules):
-        base = bert.get_submodule(name)
-        if not isinstance(base, AdapterLayer):
-            layer = (AdaptedLayerNorm if isinstance(base, nn.LayerNorm) else LoRALinear)(base)
+        module = bert.get_submodule(name)
+        if not isinstance(module, AdapterLayer):
+            layer = (AdaptedLayerNorm if isinstance(module, nn.LayerNorm) else LoRALinear)(module)
             layer.adapters.update(dict.fromkeys(before))
             bert.set_submodule(name, layer)
     for name, layer in adapter_layers(bert).items():
@@ -151,7 +154,7 @@ def train_only(bert, adapters):
 
 @torch.no_grad()
 def merge(bert, adapter):
-    """W ← W₀ + ΔW, always from W₀; the adapter's LayerNorms replace the pretrained ones."""
+    """W ← W₀ + ΔW, always from W₀, and its LayerNorms; it is active then and after `unmerge`."""
     activate(bert, adapter)
     unmerge(bert)
     for layer in adapter_layers(bert).values():

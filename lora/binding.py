@@ -15,14 +15,14 @@ from bert.files import read_tensors, write_tensors
 from bert.matrices import MATRICES
 from common.flags import command, setting
 from common.tables import text_table
-from lora.adapters import count
-from lora.adapters import detached as encoder_alone  # noqa: F401  part of the binding
+from lora.adapters import count, detached
 from lora.files import base_fingerprint
 from lora.kinds import KINDS
 from multitask.settings import SHARED
 
 HEADS = "heads.safetensors"
 flag = partial(setting, group="LoRA: adapters on a frozen encoder")
+encoder_alone = detached                 # a part of the binding (docs/methods.md)
 
 
 @dataclass
@@ -93,24 +93,24 @@ def prepare(model, tokenizer, settings, device, edits=()):
         from pruning.binding import ranks_before_training
 
         ranks = ranks_before_training(model, tokenizer, settings, device, edits)
-    before = {name: flags for edit in bert.edits if edit["method"] == "lora"
-              for name, flags in edit["flags"].items()}
-    given, names = describe(settings), list(dict.fromkeys(by_task.values()))
-    for name in attached:
-        if name not in names:
+    made_by = {name: flags for edit in bert.edits if edit["method"] == "lora"
+               for name, flags in edit["flags"].items()}
+    asked, needed = describe(settings), list(dict.fromkeys(by_task.values()))
+    for name in attached:                    # a training group has its adapter's name
+        if name not in needed:
             print(f"{name}: the run's adapter serves no task now and is removed")
             lora.detach(bert, name)
-        elif name in settings.training_groups and before[name] != given:
-            raise UserError(f"the run's adapter {name} goes on as it is, which is {before[name]}, "
-                            f"and the flags say {given}; use its own, or name another (--adapters)")
+        elif name in settings.training_groups and made_by[name] != asked:
+            raise UserError(f"the run's adapter {name} goes on as it is, which is {made_by[name]}, "
+                            f"and the flags say {asked}; use its own, or name another (--adapters)")
         else:
             print(f"{name}: its adapter in the run")
-    if new := [name for name in names if name not in attached]:
+    if new := [name for name in needed if name not in attached]:
         lora.attach(bert, settings.lora_targets.split(","), ranks, new, settings.lora_alpha,
                     settings.lora_dropout, settings.lora_norms, settings.lora_kind)
     lora.adapters.train_only(bert, settings.training_groups)
     edit = {"method": "lora", "kind": "adapters", "adapters": by_task,
-            "flags": {name: before.get(name, given) for name in names}}
+            "flags": {name: made_by.get(name, asked) for name in needed}}
     if settings.lora_top:
         edit["ranks"] = [[*key, rank] for key, rank in ranks.items()]
     bert.edits = [other for other in bert.edits if other["method"] != "lora"] + [edit]

@@ -4,8 +4,7 @@
     adapter_model.safetensors    base_model.model.encoder.layer.0.output.dense.lora_A.weight, …
 
 LoRA-XS uses the same two files with lora_R alone; peft cannot open it. The files saved here also
-hold a fingerprint of the base model, and loading checks it.
-"""
+hold a fingerprint of the base model, and loading checks it."""
 
 import math
 import re
@@ -28,9 +27,8 @@ PREFIX = "base_model.model."                               # of every key in pef
 PLAIN_LORA = {"bias": "none", "fan_in_fan_out": False, "inference_mode": True, "use_dora": False,
               "use_rslora": False, "init_lora_weights": True}
 REFUSED = ("bias", "use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out",
-           "target_parameters", "trainable_token_indices", "alora_invocation_tokens",
-           "layer_replication", "arrow_config", "kasa_config", "monteclora_config",
-           "velora_config")
+           "alora_invocation_tokens", "trainable_token_indices", "layer_replication",
+           "target_parameters", "arrow_config", "kasa_config", "monteclora_config", "velora_config")
 INITS_THAT_KEEP_THE_BASE = ("true", "false", "none", "gaussian", "orthogonal", "eva", "mica")
 MERGE = "merge it in peft (merge_and_unload) and open the merged checkpoint"
 
@@ -55,13 +53,14 @@ def save(bert, adapter, folder, base=None):
     adapters.check_attached(bert, adapter)
     matrices, norms, tensors = {}, [], {}
     for name, layer in adapters.adapter_layers(bert).items():
-        module, hf_name, stored = layer.adapters[adapter], to_hf_name(name), {}
+        module, hf_name = layer.adapters[adapter], to_hf_name(name)
         if module is None:
             continue
         if isinstance(layer, LoRALinear):
-            matrices[hf_name], stored = module, KINDS[module.kind].tensors
+            matrices[hf_name] = module
         else:
             norms.append(hf_name)
+        stored = KINDS[module.kind].tensors if hf_name in matrices else {}
         for key, tensor in module.named_parameters():
             tensors[f"{PREFIX}{hf_name}.{stored.get(key, key)}"] = tensor
     files.write_tensors(Path(folder, WEIGHTS[0]), tensors, base=base or base_fingerprint(bert))
@@ -93,13 +92,17 @@ def load(bert, folder, adapter=None, reads_pooler=False):
     tensors = files.read_tensors(path)
     found = group_by_module(bert, path, tensors, KINDS[kind].tensors, reads_pooler)
     prefix = "bert." if any(f"{PREFIX}bert.encoder." in key for key in tensors) else ""
-    modules = {}
+    modules = {}                             # "bert.": the encoder of a model with a task's head
     for name, parameters in found.items():
         layer, hf_name = adapters.base_layer(bert, name), prefix + to_hf_name(name)
-        modules[name] = deepcopy(layer) if isinstance(layer, nn.LayerNorm) else make_adapter(
-            kind, layer.weight, *rank_and_alpha(config, hf_name), config.get("lora_dropout", 0.0))
-        check_names_and_shapes(f"{path}: {hf_name}", modules[name].state_dict(), parameters)
-        modules[name].requires_grad_().load_state_dict(parameters)
+        if isinstance(layer, nn.LayerNorm):
+            module = deepcopy(layer)
+        else:
+            rank, alpha = rank_and_alpha(config, hf_name)
+            module = make_adapter(kind, layer.weight, rank, alpha, config.get("lora_dropout", 0.0))
+        check_names_and_shapes(f"{path}: {hf_name}", module.state_dict(), parameters, CONFIG)
+        module.requires_grad_().load_state_dict(parameters)
+        modules[name] = module
     adapters.insert_adapters(bert, {adapter: modules})
     return adapter
 
@@ -166,11 +169,11 @@ def read_config(path):
 
 
 def rank_and_alpha(config, module):
-    """A matrix's rank, and its alpha such that alpha/rank is peft's scale (rsLoRA: alpha/√rank).
+    """A matrix's rank and alpha; rsLoRA scales by alpha/√rank, so alpha·√rank is returned.
     `module` is its name in the file, which peft's patterns match."""
     def value(field, default):
         patterns = config.get(f"{field}_pattern") or {}
-        return next((value for pattern, value in patterns.items()
+        return next((given for pattern, given in patterns.items()
                      if re.match(rf"(.*\.)?({pattern})$", module)), config[default])
 
     rank, alpha = value("rank", "r"), value("alpha", "lora_alpha")

@@ -1,5 +1,5 @@
-"""The kinds of adapters, one row each. To add one, write its module as in lora/layers.py and add
-its row: training, saving, opening, merging and `--lora-kind` read this table.
+"""The kinds of adapters, one row each. To add one, write its nn.Module as in lora/layers.py and
+add its row: training, saving, opening, merging and `--lora-kind` read this table.
 
     KINDS["scaled"] = Kind(Scaled, "SCALED", {"v": "scaled_v"}, lr_factor=10, decays=False)
 """
@@ -13,8 +13,8 @@ from lora.layers import LoRA, LoRAXS
 
 
 class Kind(NamedTuple):
-    """make(weight [out, in], rank, alpha, dropout) returns the adapter of one matrix: a module with
-    the attributes rank, alpha and dropout. Its forward(rows [n, in], out [n, out]) returns the
+    """make(weight [out, in], rank, alpha, dropout) returns one matrix's adapter module, with the
+    attributes rank, alpha and dropout. Its forward(rows [n, in], out [n, out]) returns the
     layer's new output [n, out], and its merge_into(base) changes the frozen layer likewise."""
 
     make: Callable

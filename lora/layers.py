@@ -21,9 +21,9 @@ class LoRA(nn.Module):
     def __init__(self, weight, rank, alpha, dropout=0.0):
         super().__init__()
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
-        out, width = weight.shape
-        self.A = nn.Parameter(weight.new_empty(rank, width).normal_(std=width ** -0.5))
-        self.B = nn.Parameter(weight.new_zeros(out, rank))
+        out_features, in_features = weight.shape
+        self.A = nn.Parameter(weight.new_empty(rank, in_features).normal_(std=in_features ** -0.5))
+        self.B = nn.Parameter(weight.new_zeros(out_features, rank))
 
     def forward(self, rows, out):
         """rows [n, in] and the frozen layer's output for them, out [n, out] → out + s·B(A·rows)."""
@@ -42,12 +42,12 @@ def singular_factors(weight, rank, sigma="in"):
     """→ A [rank, in], B [out, rank], whose product B·A is the closest matrix of this rank to weight
     [out, in]. The sign of each singular vector is arbitrary; here the largest entry of each column
     of U is positive. float64 on the CPU makes the result the same on every machine."""
-    exact = weight.detach() if weight.is_meta else weight.detach().cpu()
-    u, s, vh = torch.linalg.svd(exact.double(), full_matrices=False)
-    u, s, vh = u[:, :rank], s[:rank], vh[:rank]
+    matrix = weight.detach() if weight.is_meta else weight.detach().cpu()
+    u, values, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    u, values, vh = u[:, :rank], values[:rank], vh[:rank]
     signs = u.gather(0, u.abs().argmax(dim=0, keepdim=True)).sign()      # [1, rank]
     a, b = signs.T * vh, u * signs
-    a, b = (s[:, None] * a, b) if sigma == "in" else (a, b * s)
+    a, b = (values[:, None] * a, b) if sigma == "in" else (a, b * values)
     return a.to(weight), b.to(weight)
 
 
@@ -71,7 +71,6 @@ class LoRAXS(nn.Module):
         return torch.addmm(out, F.linear(low, self.R), self.B.T, alpha=self.alpha / self.rank)
 
     def delta(self):
-        """ΔW [out, in]"""
         return self.alpha / self.rank * self.B @ self.R @ self.A
 
     def merge_into(self, base):
@@ -90,13 +89,13 @@ class AdapterLayer(nn.Module):
         self.pretrained = {}                 # base's state_dict before that merge
 
     def adapter_module(self, adapter):
-        """The module of this adapter (None: no adapter) to apply beside `base`, or None."""
+        """→ the module to apply beside `base`; None: `base` alone (no adapter, or a merged one)."""
         if adapter is not None:
             check_known(adapter, self.adapters, "adapter")
         if self.merged not in (None, adapter):
             raise UserError(f"adapter {self.merged!r} is merged into the weights, so {adapter!r} "
                             f"cannot act; unmerge first")
-        return None if adapter == self.merged else self.adapters[adapter]
+        return None if adapter in (None, self.merged) else self.adapters[adapter]
 
     def adapters_for(self, rows, layout):
         """→ the adapter_module of each group of consecutive rows, and the groups' sizes."""
@@ -105,14 +104,14 @@ class AdapterLayer(nn.Module):
         return [self.adapter_module(adapter) for adapter in adapters], sizes
 
     def multiply_adds(self, adapter=None):
-        """Multiply-adds for one row, in `base` and this adapter (None: the active one)."""
+        """Multiply-adds for one row, in `base` and this adapter; None means here the active one."""
         modules = nn.ModuleList([self.base, self.adapter_module(adapter or self.active)])
         tensors = [*modules.parameters(), *modules.buffers()]    # LoRA-XS keeps A and B in buffers
         return sum(tensor.numel() for tensor in tensors if tensor.dim() == 2)
 
 
 class LoRALinear(AdapterLayer):
-    """W₀x + b, plus ΔWx of each sequence's own adapter."""
+    """W₀x + b, plus ΔWx of each sequence's own adapter, of whichever kind (lora/kinds.py)."""
 
     def forward(self, rows, layout=None):
         """rows [N, in] → [N, out]"""
@@ -128,7 +127,6 @@ class AdaptedLayerNorm(AdapterLayer):
     """For each sequence its adapter's own LayerNorm, at first a copy, or the pretrained one."""
 
     def forward(self, rows, layout=None):
-        """rows [N, hidden] → [N, hidden]"""
         modules, sizes = self.adapters_for(rows, layout)
         norms = [self.base if module is None else module for module in modules]
         return torch.cat([norm(x) for norm, x in zip(norms, rows.split(sizes))])

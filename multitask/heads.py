@@ -2,8 +2,8 @@
 sentence's vector, or the two vectors of a pair, to a task's outputs [B, outputs].
 
 To add a pooling: a class and its line in POOLINGS; `all_rows` says whether it needs the last
-layer's states of all tokens, or of [CLS] alone, and each task has its own. To add a kind of head: a
-class, its line in HEADS, and its name in the `heads` of each Task that may have it."""
+layer's states of all tokens, or of [CLS] alone, and each task has a pooling of its own. To add a
+kind of head: a class, its line in HEADS, and its name in the `heads` of each Task it fits."""
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ class CLSPooling(nn.Module):
         super().__init__()
 
     def forward(self, bert, hidden, layout):
-        """hidden [sequences, H] at [CLS], or with all_rows [N, H] → [sequences, H]"""
+        """hidden [sequences, H], or with all_rows [N, H]; the batch's layout → [sequences, H]"""
         return hidden
 
 

@@ -52,7 +52,6 @@ def further_losses(settings, model, task, batch, done):
 
 
 def edited_by(edits):
-    """The methods of a list of edits."""
     return {edit["method"] for edit in edits}
 
 
@@ -76,7 +75,8 @@ def restore(bert, edits, folder):
     for edit in sorted(edits, key=lambda edit: METHODS.index(edit["method"])):
         for change in parts([edit["method"]], "restore"):
             change(bert, edit, Path(folder))
-    bert.edits = [edit for edit in edits if False not in parts([edit["method"]], "KEEPS_EDIT")]
+    bert.edits = [edit for edit in edits     # KEEPS_EDIT = False: restore left plain matrices
+                  if False not in parts([edit["method"]], "KEEPS_EDIT")]
 
 
 @contextmanager

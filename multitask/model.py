@@ -46,8 +46,8 @@ class MultitaskModel(nn.Module):
         return self.encoders[task if task in self.encoders else SHARED]
 
     def part(self, name):
-        """A tensor's name in state_dict() → its part of the model, and the task that alone uses
-        this part (None: all do), as "heads.sst.out.weight" → ("heads.sst", "sst")."""
+        """A tensor's name in state_dict() → its part of the model, and the task that this part is
+        named after or None: "heads.sst.out.weight" → ("heads.sst", "sst")."""
         first, second = (name.split(".") + [""])[:2]
         return (f"{first}.{second}", second) if second in self.heads else (first, None)
 
@@ -59,7 +59,7 @@ class MultitaskModel(nn.Module):
     @torch.no_grad()
     def load_own_state(self, tensors, path, tasks=None):
         """Copy `tensors` of the file `path` into own_state(tasks). UserError unless they fit."""
-        check_names_and_shapes(path, own := self.own_state(tasks), tensors)
+        check_names_and_shapes(path, own := self.own_state(tasks), tensors, "run.json")
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 

@@ -31,11 +31,11 @@ def draw_orders(tasks, seed, step):
 def pcgrad(gradients, orders, per_tensor=False, reuse=False):
     """gradients[task][tensor] (None where a task does not reach a tensor) → the combined gradient
     of each tensor (None where no task reaches it), and the products [tensors, T, T]. A task's
-    gradient is one vector, or with `per_tensor` one for each tensor. `reuse` overwrites them."""
+    gradient is one vector, or with `per_tensor` one for each tensor. `reuse`: in their place."""
     grams = gram_matrices(gradients)
     whole = coefficients(grams.sum(dim=0).tolist(), orders)
-    combined = [combine(own, coefficients(gram.tolist(), orders) if per_tensor else whole, reuse)
-                for own, gram in zip(zip(*gradients), grams)]
+    combined = [combine(of_tasks, coefficients(gram.tolist(), orders) if per_tensor else whole,
+                        reuse) for of_tasks, gram in zip(zip(*gradients), grams)]
     return combined, grams
 
 
@@ -69,8 +69,8 @@ def gram_matrices(gradients):
     """gradients[task][tensor] → [tensors, T, T] products, float64 on the CPU. The only
     synchronization with a GPU in surgery."""
     places, products = [], []
-    for tensor, own in enumerate(zip(*gradients)):
-        present = {i: g.flatten() for i, g in enumerate(own) if g is not None}
+    for tensor, of_tasks in enumerate(zip(*gradients)):
+        present = {i: g.flatten() for i, g in enumerate(of_tasks) if g is not None}
         for pieces in zip(*(g.split(PIECE if g.device.type == "cpu" else g.numel())
                             for g in present.values())):
             for (i, a), (j, b) in combinations_with_replacement(zip(present, pieces), 2):
@@ -102,9 +102,9 @@ def cosines(grams, names):
             for i, j in combinations(range(len(names)), 2)}
 
 
-def in_a_step(gradients, seed, step, per_tensor=False):
+def pcgrad_step(gradients, seed, step, per_tensor=False):
     """gradients[task][tensor] → the combined gradient of each tensor, and the products."""
     return pcgrad(gradients, draw_orders(len(gradients), seed, step), per_tensor, reuse=True)
 
 
-SURGERY = {"pcgrad": in_a_step, "pcgrad-tensor": partial(in_a_step, per_tensor=True)}
+SURGERY = {"pcgrad": pcgrad_step, "pcgrad-tensor": partial(pcgrad_step, per_tensor=True)}

@@ -10,7 +10,7 @@ from bert.files import fingerprint
 from common.device import pick_device
 from common.log import Log
 from common.optimization import OPTIMIZERS, parameter_groups
-from common.run_folder import restore
+from common.run_folder import restore as restore_state
 from multitask import distributed, methods, runs
 from multitask.evaluation import load_sets, load_split
 from multitask.model import build_model, model_from, use_attention
@@ -35,8 +35,8 @@ def prepare(settings, folder, recipe, record, state):
     optimizer = OPTIMIZERS[settings.optimizer](parameter_groups(
         trained_modules(model, settings, schedule, lr), settings.weight_decay))
     trained = {}
-    for group in optimizer.param_groups:
-        trained.setdefault(group["group"], []).extend(group["params"])
+    for part in optimizer.param_groups:
+        trained.setdefault(part["group"], []).extend(part["params"])
     runs.check_nothing_lost(model, optimizer)
     torch.manual_seed(settings.seed + distributed.rank())    # of dropout
     record = prepare_folder(folder, settings, recipe, checksums, record, model)
@@ -45,9 +45,10 @@ def prepare(settings, folder, recipe, record, state):
           f"{schedule.epoch_steps:,} an epoch; learning rate {lr:g}; on {device}\n")
     progress = SimpleNamespace(
         step=0, seconds=0.0, running=list(schedule.groups),  # training groups that go on
-        scores={}, best={}, best_step={})    # dev scores of what is kept; of each group the highest
+        scores={},                           # dev scores of the models that the folder holds
+        best={}, best_step={})               # of each group the highest score, and in which step
     if state is not None:
-        restore(state, model, optimizer, device, distributed.rank())
+        restore_state(state, model, optimizer, device, distributed.rank())
         vars(progress).update(state["progress"])
         for task, sampler in schedule.batches.items():
             sampler.load_state_dict(state["batches"][task])

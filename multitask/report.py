@@ -36,7 +36,6 @@ def score_line(epoch, scores, improved):
 
 
 def final_report(folder, record):
-    """The final table and what to do next."""
     best = ", ".join(f"step {step:,}" + (f" ({group})" if group != SHARED else "")
                      for group, step in record["best_step"].items())
     return (f"\n{score_table(read_scores(folder))}\n\nbest of the run: {best}; "

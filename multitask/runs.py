@@ -6,6 +6,7 @@ import shutil
 import warnings
 from dataclasses import asdict, fields
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -58,10 +59,10 @@ def new_record(settings, recipe, checksums, model):
     used = methods.used_methods(settings)
     known = {f.name for f in fields(methods.settings_class(used))}
     first = next(iter(model.encoders.values()))
-    stored = sum(p.numel() for name, p in first.named_parameters()
+    beside = sum(p.numel() for name, p in first.named_parameters()
                  if ".adapters." in name or name.startswith("exits."))
     with methods.encoder_alone(first):
-        stored += sum(p.numel() for p in model.parameters())
+        stored = beside + sum(p.numel() for p in model.parameters())
     return {
         "version": VERSION, "recipe": recipe, "tasks": settings.task_names, "seed": settings.seed,
         "settings": {name: value for name, value in asdict(settings).items() if name in known},
@@ -117,7 +118,7 @@ def save_best(folder, model, tokenizer, tasks, scores, splits, predictions):
         if model.adapters and (place / "model.safetensors").is_file():
             continue                                         # it is frozen, only adapters change
         with methods.encoder_alone(bert):
-            save_bert(bert, place, lambda plain, done=bert.edits: methods.rebuild(plain, done))
+            save_bert(bert, place, partial(methods.rebuild, edits=bert.edits))
         tokenizer.save_pretrained(place)
     methods.save(model, tasks, folder)
     heads_file = folder / "heads.safetensors"
@@ -176,7 +177,7 @@ def open_run(folder):
     encoders = {}
     for name in names:
         encoders[name] = load_bert(Bert, encoder_folder(folder, name), settings.attention,
-                                   lambda bert: methods.rebuild(bert, record["edits"]))
+                                   partial(methods.rebuild, edits=record["edits"]))
         use_attention(encoders[name], settings)
         methods.restore(encoders[name], record["edits"], folder)
     tokenizer = Tokenizer.from_pretrained(encoder_folder(folder, names[0]))
@@ -186,5 +187,4 @@ def open_run(folder):
 
 
 def read_scores(folder):
-    """The scores in a run's metrics.json."""
     return json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))

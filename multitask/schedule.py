@@ -78,8 +78,8 @@ class Schedule:
         size = settings.batch_size * settings.accumulate * processes
         self.settings, self.groups = settings, settings.training_groups
         self.batches = {task: BatchSampler(n, size, settings.seed) for task, n in sizes.items()}
-        passes = {task: len(batches) for task, batches in self.batches.items()}
-        self.epoch_steps = steps_in_epoch(passes, settings.sampling)
+        in_a_pass = {task: len(sampler) for task, sampler in self.batches.items()}
+        self.epoch_steps = steps_in_epoch(in_a_pass, settings.sampling)
         epochs = settings.epochs or max(3, round(500 / self.epoch_steps))
         self.steps = settings.steps or epochs * self.epoch_steps
         self.epochs = -(-self.steps // self.epoch_steps)

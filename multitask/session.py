@@ -43,7 +43,7 @@ class RunSession:
 
     def derive(self, out, overwrite, edit):
         """Make a run of this run in the folder `out`, without training → folder, dev scores.
-        edit(session) changes session.model in place and may return other settings."""
+        edit(session) changes or replaces session.model and may return other settings."""
         changes = {"overwrite": overwrite, "from_run": str(self.run.resolve())}
         folder = runs.choose_folder(replace(self.settings, out=str(out), **changes))
         self.settings = edit(self) or self.settings
@@ -65,7 +65,7 @@ class RunSession:
         """Like derive, and print the encoder's size and the scores before and after."""
         rows = []
 
-        def measure(title, folder, scores):
+        def add_row(title, folder, scores):
             files = (folder / "model").glob("*.safetensors")
             size = sum(parameter.numel() for parameter in self.model.bert.parameters())
             rows.append({"": title, "parameters": size,
@@ -73,9 +73,9 @@ class RunSession:
                          **main_scores(scores)})
 
         def measure_and_edit(session):
-            measure("before", self.run, self.evaluate()[0])
+            add_row("before", self.run, self.evaluate()[0])
             return edit(session)
 
         folder, scores = self.derive(out, overwrite, measure_and_edit)
-        measure("after", folder, scores)
+        add_row("after", folder, scores)
         print(f"{rows_table(rows)}\n\nrun: {folder}")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bert import UserError
+from bert.attention import ATTENTIONS
 from bert.errors import check_known
-from bert.model import ATTENTIONS
 from common.flags import check, setting
 from common.optimization import OPTIMIZERS
 from multitask.heads import HEADS, POOLINGS
@@ -28,7 +28,7 @@ class Settings:
     tasks: str = setting("sst,para,sts", f"tasks to learn together, of {', '.join(TASKS)}")
     epochs: int = setting(0, "passes over the longest task, or with --sampling proportional or "
                              "annealed over all (0: 3, or on small data as many as make 500 steps)")
-    batch_size: int = setting(32, "examples of each task in a step", min=1)
+    batch_size: int = setting(32, "examples of a task in each batch of a process", min=1)
     lr: float = setting(0, "highest learning rate of the encoder (0: (3.84 / hidden size)², as "
                            "2.5e-5 for bert-base; for adapters times the factor of their kind)")
     head_lr: float = setting(1e-3, "highest learning rate of the heads")
@@ -89,8 +89,8 @@ class Settings:
         "sampling": ("two tasks or more that are trained", lambda s: len(s.trained_tasks) > 1),
         "annealing": ("--sampling annealed", lambda s: s.sampling == "annealed"),
         "pairs": ("a task of pairs", lambda s: any(TASKS[task].pair for task in s.task_names)),
-        "head_dropout": ("an mlp head that is trained", lambda s: not {
-            s.head_kinds[task] for task in s.trained_tasks} <= {"linear", "cosine", "relu-cosine"}),
+        "head_dropout": ("an mlp head that is trained", lambda s: any(
+            s.head_kinds[t] not in ("linear", "cosine", "relu-cosine") for t in s.trained_tasks)),
         "loss": ("a similarity task that is trained", lambda s: any(
             s.loss in TASKS[task].other_losses for task in s.trained_tasks)),
         "zeros": R_SOFTMAX, "zeros_ramp": R_SOFTMAX, "zeros_gradient": R_SOFTMAX,

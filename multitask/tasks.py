@@ -58,7 +58,7 @@ SIMILARITY = dict(                                     # of two sentences, 0 to 
     outputs=1, loss=squared_error, other_losses={"cosine": cosine_error},
     heads=("linear", "mlp", "cosine", "relu-cosine"))
 
-TASKS = {                                              # and GLUE's: multitask/glue.py
+TASKS = {                                # multitask/__init__.py adds GLUE's (multitask/glue.py)
     "sst": Task(
         files=course_files("ids-sst"), columns=("sentence",), label="sentiment",
         label_names=("very negative", "negative", "neutral", "positive", "very positive"),

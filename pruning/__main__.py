@@ -74,7 +74,7 @@ def show_importance(args):
          "importance": f"{value:.9g}"}
         for task, values in scores.items() for layer, row in enumerate(values.tolist())
         for number, value in enumerate(row) if value == value])              # no NaN: it is gone
-    draw_heat_maps(path.with_suffix(".png"), scores, part)
+    draw_heat_maps(scores, path.with_suffix(".png"), part)
     if args.of != "neurons":
         last = list(scores)[-1]
         print(f"importance of each {part}, in hundredths ({last})\n" + rows_table([

@@ -32,8 +32,8 @@ def check(settings):
 
 def prepare(model, tokenizer, settings, device, edits=()):
     """Mask heads in every encoder; then remove the heads that matter least to all tasks together.
-    When resuming, `edits` supplies the recorded choice, so nothing is measured again, and the
-    settings of a run that used neither flag lack these fields."""
+    When resuming, `edits` supplies the recorded choice, so nothing is measured again. Settings of a
+    run that used neither flag lack these fields, hence getattr."""
     masked = getattr(settings, "mask_heads", "")
     heads, layers = parse_heads(masked.split(), "mask-heads")
     if layers:

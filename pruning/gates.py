@@ -17,8 +17,8 @@ from bert.model import FeedForward
 
 
 def scale_inputs(linear, gates, size=1):
-    """Scale the inputs of a PackedLinear, `size` columns by each gate; gates [B, parts] → the
-    hook's handle. A layer computes M rows: all, or its `output_rows` ([CLS] in the last layer)."""
+    """Scale the inputs of a PackedLinear, `size` columns by each gate; gates [sequences,
+    parts] → the hook's handle. A layer computes M rows: all, or only its `output_rows`."""
     def scale(linear, inputs):
         rows, layout = inputs                                # [M, parts·size]
         gate = gates.index_select(0, layout.sequence)        # [M, parts]
@@ -28,7 +28,7 @@ def scale_inputs(linear, gates, size=1):
 
 
 def gate_layer(layer, gates):
-    """x + ξ·(layer(x) - x), so that ξ = 0 gives an encoder without this layer; gates [B, 1]."""
+    """x + ξ·(layer(x) - x), so that ξ = 0 gives one without this layer; gates [sequences, 1]."""
     def scale(layer, inputs, options, output):
         hidden, layout = inputs
         if options.get("output_rows") is not None:
@@ -74,28 +74,28 @@ def importance(bert, batches, loss, kind="heads"):
     such kind, or no example."""
     check_known(kind, GATES, "kind of part")
     raw, tokens = zero_importance(bert.config, kind), 0
-    layers = {number: layer for number, layer, _ in bert.walk()}
-    for number in layers if kind == "neurons" else ():
-        feed_forward(bert, number)
-    weight, counts = bert.word_embeddings.weight, [int((~raw[n].isnan()).sum()) for n in layers]
-    sums = [weight.new_zeros(count, dtype=torch.float64) for count in counts]
+    layers = [layer for _, layer, _ in bert.walk()]
+    for number in range(len(layers)) if kind == "neurons" else ():
+        feed_forward(bert, number)                           # UserError if it was replaced
+    weight, parts = bert.word_embeddings.weight, (~raw.isnan()).sum(dim=1).tolist()
+    sums = [weight.new_zeros(count, dtype=torch.float64) for count in parts]
     for batch in batches:
-        gates = [weight.new_ones(len(batch.labels), n, requires_grad=True) for n in counts]
-        segments = batch.layout.batch // len(batch.labels)   # 2: each text of a pair on its own
+        gates = [weight.new_ones(len(batch.labels), count, requires_grad=True) for count in parts]
+        texts = batch.layout.batch // len(batch.labels)      # 2 where a pair's texts are separate
         with ExitStack() as undo:
             for parameter in bert.parameters():
                 undo.callback(parameter.requires_grad_, parameter.requires_grad)
                 parameter.requires_grad_(False)
-            for layer, ones in zip(layers.values(), gates):
-                undo.enter_context(GATES[kind](layer, ones.repeat(segments, 1)))
+            for layer, ones in zip(layers, gates):
+                undo.enter_context(GATES[kind](layer, ones.repeat(texts, 1)))
             gradients = torch.autograd.grad(loss(batch), gates)
         for total, gradient in zip(sums, gradients):
             total += gradient.double().abs().sum(dim=0)
         tokens += len(batch.layout)
     if not tokens:
         raise UserError("importance needs at least one example")
-    for number, total in zip(layers, sums):
-        raw[number, ~raw[number].isnan()] = total.cpu() / tokens
+    for row, total in zip(raw, sums):
+        row[~row.isnan()] = total.cpu() / tokens
     return raw
 
 

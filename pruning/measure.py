@@ -45,7 +45,7 @@ def of_all_tasks(raw, norm="global"):
     return scores[0] if len(scores) == 1 else normalize(sum(scores))
 
 
-def draw_heat_maps(path, scores, part):
+def draw_heat_maps(scores, path, part):
     """Draw scores {task: [layers, parts]} from 0 to 1; white: a part that is gone."""
     figure = new_figure(2 + 3.5 * len(scores), 2 + 0.25 * len(next(iter(scores.values()))))
     panels = figure.subplots(1, len(scores), squeeze=False)[0]

@@ -7,8 +7,7 @@
 
 Each changes `bert.config`, from which a saved model is rebuilt, and adds to `bert.edits`.
 Each raises UserError, and changes nothing, if a part is not there, if none is named, if no head at
-all would be left, or if a matrix is not a plain one (it is factored, or carries an adapter).
-"""
+all would be left, or if a matrix is not a plain one (it is factored, or carries an adapter)."""
 
 from dataclasses import replace
 from textwrap import shorten
@@ -131,7 +130,6 @@ def _record(bert, config, **edit):
 
 
 def _union(old, new):
-    """The union of two {layer: [head]}."""
     return old | {layer: [*old.get(layer, ()), *heads] for layer, heads in new.items()}
 
 

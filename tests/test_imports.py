@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from multitask.methods import METHODS
+
 ROOT = Path(__file__).parent.parent
 ROOMS = {path.name.removesuffix(".py") for path in ROOT.iterdir()
          if path.suffix == ".py" or (path.is_dir() and next(path.glob("*.py"), None))}
-METHODS = ("early_exit", "experts", "lora", "laser", "compression", "pruning", "attack")
 
 
 def imported(path):

@@ -171,6 +171,7 @@ def test_a_module_that_does_not_fit_the_merged_model_is_named(checkpoint, data, 
 
 @pytest.mark.parametrize("task, says", [
     ((), "has adapters for sst, para, sts, and an encoder can hold only one"),
+    (("--task", "sst,sts"), "has adapters for sst, para, sts, and an encoder can hold only one"),
     (("--task", "stss"), "no task of the run 'stss' (did you mean sts?)"),
 ])
 def test_an_impossible_merge_is_a_sentence(run, script, tmp_path, task, says):

@@ -2,10 +2,6 @@
 runs, and flags that would change nothing."""
 
 import json
-import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +17,6 @@ from lora import binding as adapters  # noqa: I001
 from multitask import preparation, runs
 from multitask.course import Example
 from multitask.data import tokenize
-from multitask.evaluation import read_split
 from multitask.methods import settings_class
 from multitask.model import MultitaskModel, build_model
 from multitask.settings import Settings as base
@@ -381,17 +376,6 @@ def test_runs_of_other_versions_are_compared_by_what_is_shown(train, script, tmp
     header, mine, branch = (line.split() for line in out.splitlines()[:3])
     assert code == 0 and header[:4] == ["run", "seeds", "sst", "nli"], err
     assert mine[0] == "mine" and branch[0] == "branch" and branch[3] == "0.625"
-
-
-def test_readmes_line_makes_our_files_of_cmus(tmp_path):
-    line = next(line for line in (Path(train_multitask.__file__).parent / "README.md").read_text(
-        encoding="utf-8").splitlines() if line.endswith("< sst-train.txt > ids-sst-train.csv"))
-    (tmp_path / "sst-train.txt").write_text('3 ||| the film is "good" .\n0 ||| "a || bad film "\n')
-    subprocess.run(line.replace("python", shlex.quote(sys.executable), 1), shell=True, cwd=tmp_path,
-                   check=True)
-    examples = read_split("sst", "train", tmp_path)
-    assert [(*example.texts, example.label) for example in examples] == [
-        ('the film is "good" .', 3.0), ('"a || bad film "', 0.0)]
 
 
 def test_the_default_data_and_checkpoint_lie_beside_the_code(script, tmp_path, monkeypatch):
