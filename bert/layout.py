@@ -61,8 +61,8 @@ class Layout:
 
     @property
     def sequence(self):
-        """[N] the number of each row's sequence. `select` keeps it; in the selections of `keep` and of
-        length_buckets sequences are numbered from 0 again."""
+        """[N] the number of each row's sequence. `select` keeps it; in selections of `keep` and of
+        length_buckets, sequences are numbered from 0 again."""
         return self.flat_index // self.tokens
 
     @property
