@@ -26,17 +26,13 @@ def check_shape(what, tensor, axes):
 class Layout:
     """N rows on a [batch, tokens] grid. Make it on the CPU, because counting synchronizes a GPU.
 
-    A selection has M rows, N in this list, on a grid of its own.
-    mask [batch, tokens]   True at real tokens, in a selection where a row is
+    mask [batch, tokens]   True at real tokens; of a selection, on its own grid, where a row is
     flat_index [N]         each row's cell on the flattened grid
-    sequence [N]           the number of each row's sequence; `select` keeps it, in the selections
-                           of `keep` and of length_buckets sequences are numbered from 0 again
     positions [N]          each row's position in its sequence, from 0; a selection keeps them
-    rows [M]               of a selection: its rows among the N of its parent (None: no selection)
+    rows [M]               of a selection, whose N is M: its rows in its parent (None: no selection)
     no_padding             True if every cell has a row; in a DenseLayout padding has rows too
     length_buckets         selections of sequences of similar length, which attend apart, or []
-    adapters               [(LoRA adapter or None, its sequences)], and adapter_rows [(adapter, its
-                           rows)], of consecutive ones; None: no adapters are named"""
+    adapters, adapter_rows [(LoRA adapter or None, its sequences or rows), …]; or None"""
 
     def __init__(self, mask, rows=None, positions=None):
         check_shape("attention_mask", mask, "batch, tokens")
@@ -45,21 +41,26 @@ class Layout:
         self.batch, self.tokens = mask.shape
         self.mask, self.rows = mask.bool(), rows
         self.adapters = self.adapter_rows = None
-        self.flat_index, self.sequence, own_positions = self._cells()
+        self.flat_index, own_positions = self._cells()
         self.positions = own_positions if positions is None else positions
         self.no_padding = self.flat_index.size(0) == mask.numel()
         self.length_buckets = self._length_buckets() if rows is None else []
 
     def _cells(self):
-        """→ flat_index [N], sequence [N], positions [N]"""
+        """→ flat_index [N], positions [N]"""
         empty = (~self.mask.any(dim=1)).nonzero() if self.rows is None else ()
         if len(empty):
             raise UserError(f"attention_mask hides every token of sequence {empty[0].item()}")
         cells = self.mask.flatten().nonzero().squeeze(1)
-        return cells, cells // self.tokens, cells % self.tokens
+        return cells, cells % self.tokens
 
     def __len__(self):
         return len(self.flat_index)
+
+    @property
+    def sequence(self):
+        """[N] the number of each row's sequence; `keep` and buckets number theirs from 0 again."""
+        return self.flat_index // self.tokens
 
     @property
     def key_mask(self):
@@ -173,9 +174,9 @@ class DenseLayout(Layout):
     graphs can be exported and compiled (docs/export.md). `pad` and `unpad` set padding to zero."""
 
     def _cells(self):
-        cells, sequence, positions = (torch.arange(count, device=self.mask.device)
-                                      for count in (self.mask.numel(), self.batch, self.tokens))
-        return cells, sequence.repeat_interleave(self.tokens), positions.repeat(self.batch)
+        cells, positions = (torch.arange(count, device=self.mask.device)
+                            for count in (self.mask.numel(), self.tokens))
+        return cells, positions.repeat(self.batch)
 
     @property
     def key_mask(self):
@@ -250,7 +251,8 @@ def unpad_ids(what, ids, layout, count):
 
 def check_head_mask(head_mask, layers, heads, layout, hidden):
     """→ head_mask, [layers, heads] or [batch, layers, heads], on the device of `hidden`."""
-    given = list(head_mask.shape) if isinstance(head_mask, torch.Tensor) else type(head_mask)
+    given = (list(head_mask.shape) if isinstance(head_mask, torch.Tensor)
+             else f"a {type(head_mask).__name__}")
     if given not in ([layers, heads], [layout.batch, layers, heads]):
         raise UserError(f"head_mask is {given}; it must be a tensor [{layers} layers, {heads} "
                         f"heads] or [{layout.batch} in the batch, {layers} layers, {heads} heads]")

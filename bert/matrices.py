@@ -33,7 +33,7 @@ def get_linear(bert, layer, matrix):
         raise UserError(f"{layer}:{matrix} is a {type(found).__name__}, not a plain matrix; merge "
                         "adapters first (python -m lora merge), or take the run before the change")
     if is_empty(bert, layer, matrix):
-        raise UserError(f"{layer}:{matrix} is empty: all its heads or neurons were removed")
+        raise UserError(f"{layer}:{matrix} is empty, because all heads or neurons were removed")
     return found
 
 
