@@ -26,15 +26,13 @@ def check_shape(what, tensor, axes):
 class Layout:
     """N rows on a [batch, tokens] grid. Make it on the CPU, because counting synchronizes a GPU.
 
-    A selection has M rows, N in this list, on a grid of its own.
-    mask [batch, tokens]   True at real tokens, in a selection where a row is
+    mask [batch, tokens]   True at real tokens; of a selection, on its own grid, where a row is
     flat_index [N]         each row's cell on the flattened grid
     positions [N]          each row's position in its sequence, from 0; a selection keeps them
-    rows [M]               of a selection: its rows among the N of its parent (None: no selection)
+    rows [M]               of a selection, whose N is M: its rows in its parent (None: no selection)
     no_padding             True if every cell has a row; in a DenseLayout padding has rows too
     length_buckets         selections of sequences of similar length, which attend apart, or []
-    adapters               [(LoRA adapter or None, its sequences)], and adapter_rows [(adapter, its
-                           rows)], of consecutive ones; None: no adapters are named"""
+    adapters, adapter_rows [(LoRA adapter or None, its sequences or rows), …]; or None"""
 
     def __init__(self, mask, rows=None, positions=None):
         check_shape("attention_mask", mask, "batch, tokens")
@@ -61,8 +59,7 @@ class Layout:
 
     @property
     def sequence(self):
-        """[N] the number of each row's sequence. `select` keeps it; in selections of `keep` and of
-        length_buckets, sequences are numbered from 0 again."""
+        """[N] the number of each row's sequence; `keep` and buckets number theirs from 0 again."""
         return self.flat_index // self.tokens
 
     @property

@@ -6,8 +6,7 @@
 
 Each command has its own --help. An intervention is written layer:matrix:keep. Layers count from 0,
 matrices are fc_in, fc_out, query, key, value and attention_output, keep is a fraction of the rank,
-or with :magnitude after it of the entries, of which one fewer stays.
-"""
+or with :magnitude after it of the entries, of which one fewer stays."""
 
 from functools import partial
 from pathlib import Path

@@ -7,8 +7,7 @@
     python -m pruning report RUN RUN2                    # scores, size, speed, multiply-adds
 
 Each command has its own --help. The pruned run is a run: python evaluate.py RUN2 opens it, and
-python train_multitask.py --from RUN2 trains it further, to recover what was lost.
-"""
+python train_multitask.py --from RUN2 trains it further, to recover what was lost."""
 
 from functools import partial
 from pathlib import Path
