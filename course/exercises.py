@@ -46,8 +46,9 @@ EXERCISES = {
     "ffn": Exercise(
         5, ("bert.model.FeedForward.forward", "bert.model.FeedForward.activate",
             "bert.model.FeedForward.project"),
-        {f"experts.layers.{name}": None for name in (
-            "expert_norms", "masked", "skipping", "ExpertFeedForward.forward")}),
+        {f"experts.{name}": None for name in (
+            "rules.expert_norms", "layers.masked", "layers.skipping",
+            "layers.ExpertFeedForward.forward")}),
     "embeddings": Exercise(10, ("bert.model.Bert.embed",)),
     "adamw": Exercise(
         10, ("course.adamw.adamw_step",), {},

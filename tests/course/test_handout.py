@@ -23,7 +23,8 @@ ELSEWHERE = {                                                # what no answer ha
     "annealing": {"(epoch - 1) / (epochs - 1)",  # a help text
                   "generator = torch.Generator().manual_seed(seed * 1000003 + step)",
                   "torch.Generator().manual_seed(seed * 1_000_003 + step)"},
-    "head-removal": {"heads = _check_parts(bert, heads, 'head', bert.config.remaining_heads)"}}
+    "head-removal": {"heads = _check_parts(bert, heads, 'head', bert.config.remaining_heads)",
+                     "in (query, key, value)"}}
 
 
 @pytest.fixture(scope="module")
