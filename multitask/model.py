@@ -70,7 +70,8 @@ class MultitaskModel(nn.Module):
         return batch.with_adapters([(self.adapters.get(task), batch.layout.batch)])
 
     def forward(self, task, batch, inputs_embeds=None):
-        """→ the task's outputs [B, outputs]. inputs_embeds: [sequences, tokens, H], not words"""
+        """→ the task's outputs [B, outputs], in float32. inputs_embeds [sequences, tokens, H]
+        replaces the batch's word embeddings."""
         if self.early_exit is not None:
             return self.early_exit(self, task, batch, inputs_embeds)
         return self.apply_head(task, self.vectors(task, batch, inputs_embeds))
