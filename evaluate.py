@@ -20,6 +20,7 @@ from pathlib import Path
 
 from bert import UserError
 from common.cli import Parser, add_run_flags, run_script
+from common.run_folder import below, claim
 from multitask.course import Example
 from multitask.data import tokenize
 from multitask.evaluation import evaluate, load_sets, run_split, write_predictions
@@ -30,7 +31,8 @@ from multitask.session import RunSession
 
 
 def score(args, session):
-    """Score the split of every task in a data folder → scores; prediction files are written."""
+    """Score the split of every task in a data folder and print the scores; then write prediction
+    files."""
     as_trained = args.limit is None and not args.data and args.split == "dev"
     limit = session.settings.limit if as_trained else args.limit or 0
     splits = load_sets(chosen_tasks(session.model, args.tasks),
@@ -43,21 +45,37 @@ def score(args, session):
     own = not args.adapter and not args.limit and folder.resolve() == trained_on.resolve()
     flags = {"laser": args.laser, "early_exit": args.exit, "experts": args.tau}
     changed = next((name for name, flag in flags.items() if flag is not None), "")
-    to = args.predictions or own and Path(args.run, changed, "predictions")
-    if to:
-        write_predictions(to, splits, predictions)
     if args.json:
-        return scores | ({"cost": found} if found else {})
-    counts = ", ".join(f"{task} {len(split):,}" for task, named in splits.items()
-                       for split in named.values())
-    note = f" (the first {limit:,} rows, as in training; --limit 0 takes all)"
-    print(f"{args.split} of {folder}: {counts}" + (note if limit and as_trained else ""))
-    print(score_table(scores, args.split) if scores else "these files hold no labels, so no scores")
-    for line in cost_lines(found):
-        print(line)
-    print(f"predictions: {to}" if to else "another adapter, other data or not all rows: "
-          "predictions go only to a --predictions FOLDER")
-    return scores
+        print(json.dumps(scores | ({"cost": found} if found else {}), indent=2))
+    else:
+        counts = ", ".join(f"{task} {len(split):,}" for task, named in splits.items()
+                           for split in named.values())
+        note = f" (the first {limit:,} rows, as in training; --limit 0 takes all)"
+        print(f"{args.split} of {folder}: {counts}" + (note if limit and as_trained else ""))
+        print(score_table(scores, args.split) if scores
+              else "these files hold no labels, so no scores")
+        for line in cost_lines(found):
+            print(line)
+    to = save_predictions(args, own and changed, splits, predictions)
+    if not args.json:
+        print(f"predictions: {to}" if to else "another adapter, other data or not all rows: "
+              "predictions go only to a --predictions FOLDER")
+
+
+def save_predictions(args, place, splits, predictions):
+    """Write prediction files to --predictions, or to the run (place: "" or the folder in it that is
+    the model's; False: only --predictions) → the folder. UserError if it cannot be written."""
+    try:
+        if args.predictions:
+            write_predictions(args.predictions, splits, predictions)
+        elif place is not False:
+            with claim(below(args.run, place, "predictions")) as folder:
+                write_predictions(folder, splits, predictions)
+            return folder
+    except UserError as error:
+        raise UserError(f"{error}. The scores are complete, but no predictions are kept; "
+                        f"--predictions FOLDER puts them elsewhere") from error
+    return args.predictions
 
 
 def costs(args, model, splits, seconds):
@@ -89,8 +107,8 @@ def cost_lines(found):
 
 
 def answer(args, session):
-    """Judge one text, or a pair of texts, by every task that fits → {task: {"label", …}}. Beside
-    the answer stands the score that the saved model reaches on the task's dev set."""
+    """Judge one text, or a pair of texts, by every task that fits, and print {task: {"label", …}}.
+    Beside the answer stands the score that the saved model reaches on the task's dev set."""
     texts, model = (args.text,) if args.pair is None else (args.text, args.pair), session.model
     tasks = tasks_that_judge(model, texts)
     split = tokenize([Example("", texts, None)], session.tokenizer, model.pairs)
@@ -98,7 +116,9 @@ def answer(args, session):
         model, task, split, session.device, session.autocast)[0]) for task in tasks}
     for task, batches in model.early_exit.left.items() if model.early_exit else ():
         answers[task]["layer"] = int(batches[0][1])
-    if not args.json:
+    if args.json:
+        print(json.dumps(answers, indent=2))
+    else:
         for task, found in answers.items():
             number = next(name for name in found if name != "label")
             metric, score = next(iter(read_scores(args.run)[task].items()))
@@ -108,7 +128,6 @@ def answer(args, session):
                      f"{len(model.encoder(task).layers) - 1}") if "layer" in found else ""
             print(f"{task}: {found['label']} ({number} {found[number]:.2f}{place})"
                   + (f", dev {metric} {score:.3f}" if not changed else ""))
-    return answers
 
 
 def parse(arguments):
@@ -191,9 +210,7 @@ def main(arguments=None):
     work = score if args.text is None else answer
     if args.report:
         from multitask.html_report import write_report as work  # only now: few runs are reported
-    result = work(args, session)
-    if args.json:
-        print(json.dumps(result, indent=2))
+    work(args, session)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def train(settings, folder, recipe="", record=None, state=None):
                 break
             if stopping and step < schedule.steps:
                 raise UserStop(f"stopped after step {step} of {schedule.steps}; go on with: "
-                               f"python train_multitask.py --resume {folder}")
+                               f"{runs.resume_command(folder)}")
     if writes:
         finish(run)
 
@@ -156,10 +156,11 @@ def evaluate_and_keep_best(run, bar):
 def save_progress(run):
     """Save the state that --resume goes on from."""
     rng_states = distributed.gather(rng_state(run.device))
+    sums = distributed.gather(run.log.sums_on_cpu())
     batches = {task: sampler.state_dict() for task, sampler in run.schedule.batches.items()}
     if distributed.rank() == 0:
         save_state(run.folder / STATE_FILE, run.model, run.optimizer, rng_states,
-                   progress=vars(run.progress), batches=batches)
+                   progress=vars(run.progress), batches=batches, sums=sums)
 
 
 def finish(run):
@@ -212,8 +213,8 @@ def main(arguments=None):
     if resumed is not None:
         return resume(Path(resumed), given, recipe)
     settings = new_settings(given, recipe)
-    with distributed.processes(settings.device):
-        folder = distributed.broadcast(runs.choose_folder(settings))
+    with (distributed.processes(settings.device),
+          distributed.on_first(runs.choose_folder(settings)) as folder):
         print(f"python train_multitask.py {command(settings)}\n")
         if settings.data == type(settings).data:
             settings = replace(settings, data=str(SAMPLE))
@@ -230,9 +231,10 @@ def resume(folder, given, recipe):
     if unknown:
         raise UserError(f"{folder} was begun with {', '.join(unknown)}, which this version does "
                         f"not know; resume it with the version that began it")
-    state = read_state(folder / STATE_FILE)               # None: killed before the first save
     settings = replace(settings, **given)
-    with distributed.processes(settings.device):
+    with (distributed.processes(settings.device),
+          distributed.on_first(runs.claim_saved(folder, record))):
+        state = read_state(folder / STATE_FILE)           # None: killed before the first save
         train(settings, folder, record["recipe"], record if state else None, state)
 
 

@@ -12,7 +12,6 @@ to measure robustness: such examples mislead this model, and often no other.
 
 import json
 import math
-from pathlib import Path
 
 from attack import report
 from attack.baselines import METHODS
@@ -172,15 +171,15 @@ def main(arguments=None):
         raise UserError(f"of {len(attack.examples)} examples {len(attack.right)} are classified "
                         f"rightly, and none of these has a word that could change; there is "
                         f"nothing to attack")
-    folder, columns = Path(args.out or session.run / "attack"), {}
-    judge = open_judge(args, session, task)
-    for method in args.methods:
-        header = {"method": method, "settings": settings, "victim": victim}
-        path = folder / f"{task}-{method}.jsonl"
-        records = run_method(attack, method, path, header, args.overwrite)
-        report.judge_records(records, attack, judge, lm if has_head else None)
-        columns[method] = report.summary(records, attack)
-        print(report.side_by_side(records, task, args.show))
+    judge, columns = open_judge(args, session, task), {}
+    with session.results(args.out, "attack") as folder:
+        for method in args.methods:
+            header = {"method": method, "settings": settings, "victim": victim}
+            path = folder / f"{task}-{method}.jsonl"
+            records = run_method(attack, method, path, header, args.overwrite)
+            report.judge_records(records, attack, judge, lm if has_head else None)
+            columns[method] = report.summary(records, attack)
+            print(report.side_by_side(records, task, args.show))
     print(f"{report.table(columns)}\n\n{report.about(attack)}\n{folder}/: {task}-*.jsonl")
 
 

@@ -164,8 +164,8 @@ def tensors_to_save(bert):
 
 def save_bert(bert, folder, rebuild=lambda bert: None):
     """Write config.json and model.safetensors. transformers.BertModel opens them too, unless heads
-    or neurons were removed; it ignores masked heads. UserError if the weights are not those that
-    the configuration, changed by `rebuild` (see load_bert), describes."""
+    or neurons were removed; it ignores masked heads. → {path: bytes} of the weights. UserError if
+    they are not those that the configuration, changed by `rebuild` (see load_bert), describes."""
     folder = Path(folder)
     with torch.device("meta"):
         plain = type(bert)(bert.config, bert.attention_name)
@@ -173,8 +173,9 @@ def save_bert(bert, folder, rebuild=lambda bert: None):
     check_names_and_shapes(f"the model to be saved in {folder}", plain.state_dict(),
                            bert.state_dict())
     tensors = tensors_to_save(bert)
-    write_tensors(folder / "model.safetensors", tensors)
+    content = write_tensors(folder / "model.safetensors", tensors)
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
     fields = bert.config.to_dict() | {"dtype": str(dtype).removeprefix("torch.")}
     fields.pop("torch_dtype", None)                          # its older name
     write_json(folder / "config.json", fields)
+    return {folder / "model.safetensors": content}

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import secrets
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.torch import save
 from bert.errors import UserError
 
 TINY = Path(__file__).parent / "tiny"                      # the checkpoint in this repository
+PARTS = "*.*-" + 8 * "[0-9a-f]" + ".part"                   # files that are not yet whole
 
 
 def resolve_checkpoint(name, required, optional=()):
@@ -124,12 +126,13 @@ def read_metadata(path):
 @contextmanager
 def atomic_write(path):
     """Yield a binary file that replaces `path` when all of it is on the disk: even after a crash
-    `path` has the whole old content or the whole new one."""
+    `path` has the whole old content or the whole new one. The file is new and this process's own
+    ("x": it must not exist), and a link at `path` is replaced: nothing is written through links."""
     path = Path(path)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
+        with open(part, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -149,10 +152,12 @@ def write_json(path, values):
 
 def write_tensors(path, tensors, **metadata):
     """Write {name: tensor} as .safetensors, with one field of text in its header (several would be
-    in another order each time); tensors that share memory are written apart."""
+    in another order each time) → the bytes. Tensors that share memory are written apart."""
     whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    content = save(whole, metadata=metadata or {"format": "pt"})
     with atomic_write(path) as file:
-        file.write(save(whole, metadata=metadata or {"format": "pt"}))
+        file.write(content)
+    return content
 
 
 def fingerprint(*parts):

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import shlex
 import signal
 import sys
 import warnings
@@ -55,6 +56,11 @@ def run_command(package, doc, commands, arguments=None):
     parser = Parser(prog=f"python -m {package} {name}", description=inspect.getdoc(function))
     add_flags(parser)
     return function(parser.parse_args(rest))
+
+
+def quoted(path):
+    """A path as a shell reads it: in quotes where it has blanks."""
+    return shlex.quote(str(path))
 
 
 class UserStop(Exception):

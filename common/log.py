@@ -16,9 +16,10 @@ class Log:
     {"step", "dev": scores, "seconds"}. Losses stay on the device until a line is due. Without a
     path nothing is written."""
 
-    def __init__(self, path, step):
-        """Begin the file, or go on with it after `step`; later lines are dropped."""
-        self.path, self.sums, self.lines = path, {}, []
+    def __init__(self, path, step, sums=None):
+        """Begin the file, or go on with it after `step`, with the saved `sums_on_cpu` since the
+        last line; later lines are dropped."""
+        self.path, self.sums, self.lines = path, sums or {}, []
         if path is None:
             return
         for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
@@ -35,6 +36,11 @@ class Log:
         value = value.detach() if isinstance(value, torch.Tensor) else value
         total, weights = self.sums.get((what, name), (0.0, 0.0))
         self.sums[what, name] = total + value, weights + weight
+
+    def sums_on_cpu(self):
+        """→ {(what, name): (total, weights)} since the last line, to be saved and resumed from."""
+        return {key: tuple(number.cpu() if isinstance(number, torch.Tensor) else number
+                           for number in pair) for key, pair in self.sums.items()}
 
     def write_means(self, step, seconds, total=float):
         """Write the means since the last line → {name: mean loss}. `total` waits for a GPU."""

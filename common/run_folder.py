@@ -1,35 +1,161 @@
-"""A run's folder: check that a new one may be made, read an existing one's record, save and read
-the state from which a stopped run goes on."""
+"""A run's folder: claimed by one process, checked before a new run is made in it, cleared; an
+existing run's record, and the state from which a stopped run goes on."""
 
 import json
+import os
 import platform
+import shlex
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
 from bert.errors import UserError
-from bert.files import atomic_write
+from bert.files import PARTS, atomic_write
+
+try:
+    import fcntl
+except ImportError:                                          # on Windows nothing is locked
+    fcntl = None
+
+LOCK = ".writer"                                             # in a folder that a process writes
 
 
-def check_new_folder(out, record_file, kind, overwrite, resume, sources):
-    """→ the Path of a new run's folder; nothing is written yet. kind: what such a run is called.
-    resume: the command that goes on with it. sources {flag: path}: what the run reads, which must
-    not lie in the folder that it replaces."""
+@contextmanager
+def claim(folder, content=()):
+    """Within this context this process alone writes `folder`, which is made if need be, and the
+    folders in it that `content` (see check_places) names. UserError names another process that
+    does. Parts of files that killed processes left are deleted.
+
+    The lock is flock's, no file that must not exist or that holds a number: the kernel drops it
+    with its process, however that ends, and no process that gets the number later has it."""
+    folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = take_lock(folder)
+    try:
+        places = check_places(folder, content)
+        for place in (*places, *folder.resolve().parents):
+            refuse_owner(place, owner_of(place))
+        for part in [part for place in (folder, *places) for part in place.glob(PARTS)]:
+            part.unlink()
+        yield folder
+    finally:
+        with suppress(OSError):
+            (folder / LOCK).unlink()
+        if lock is not None:
+            os.close(lock)
+        with suppress(OSError):                              # if nothing was written
+            for path in made:
+                path.rmdir()
+
+
+def take_lock(folder):
+    """→ the descriptor of the file LOCK in `folder`, locked and with this process's number in it"""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            return None
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+    try:
+        refuse_owner(folder, lock_or_owner(lock, fcntl.LOCK_EX))
+        if not (folder / LOCK).exists() or not os.path.samestat(os.fstat(lock),
+                                                                os.stat(folder / LOCK)):
+            refuse_owner(folder, "a process that ends now")  # it has removed the file since
+    except UserError:
+        os.close(lock)
+        raise
+    with suppress(OSError):                                  # the disk is full: the run will say so
+        os.truncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {platform.node()}".encode())
+    return lock
+
+
+def lock_or_owner(lock, kind):
+    """Lock a descriptor → None, or who has it locked. Some network file systems lock nothing."""
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(lock, 99, 0).decode(errors="replace") or "another process"
+    except OSError:
+        pass
+
+
+def owner_of(folder):
+    """→ the process that writes a folder, or None"""
+    try:
+        lock = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (OSError, AttributeError):                        # Windows has no such flags
+        return None
+    try:
+        return lock_or_owner(lock, fcntl.LOCK_SH)
+    finally:
+        os.close(lock)
+
+
+def refuse_owner(folder, owner):
+    if owner:
+        raise UserError(f"{folder} is being written by {owner}; wait until that ends, or choose "
+                        f"another folder")
+
+
+def check_places(folder, content):
+    """→ the folders below `folder` that its files `content` (glob patterns) lie in. UserError if
+    one is a link, which may lead anywhere, or if there is a file instead or a folder for a file."""
+    patterns = sorted({str(parent) for file in content for parent in Path(file).parents} - {"."})
+    places = [path for pattern in patterns for path in folder.glob(pattern)]
+    for path in places:
+        if path.is_symlink() and not path.is_file():
+            raise UserError(f"{path} is a link, and nothing is written through links; put a folder "
+                            f"in its place, or choose another run")
+    wrong = [path for pattern in patterns if "*" not in pattern
+             for path in folder.glob(pattern) if not path.is_dir()]
+    wrong += [path for file in content for path in folder.glob(str(file))
+              if path.is_dir() and not path.is_symlink()]
+    if wrong:
+        raise UserError(f"{wrong[0]} is a {'folder' if wrong[0].is_dir() else 'file'}, and a run "
+                        f"has none there; move it away")
+    return [path for path in places if path.is_dir()]
+
+
+def clear(folder, content):
+    """Delete the files of a run that match `content`, and the folders that this leaves empty: a
+    user's own files stay."""
+    for path in [path for file in content for path in folder.glob(str(file))]:
+        path.unlink()
+    for place in reversed(check_places(folder, content)):
+        with suppress(OSError):
+            place.rmdir()
+
+
+def below(folder, *names):
+    """→ the path of these names in a run's folder. UserError if a folder on the way is a link."""
+    check_places(Path(folder), [Path(*names, LOCK)])
+    return Path(folder, *names)
+
+
+@contextmanager
+def new_folder(out, record_file, kind, overwrite, resume, sources, content):
+    """Claim the folder `out` for a new run and yield its Path; nothing is written yet. kind: what
+    such a run is called. resume: the command that goes on with it. sources {flag: path}: what the
+    run reads, which must not lie in the folder that it replaces. content: see check_places."""
     folder = Path(out).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; a run is a folder")
-    if folder.is_dir() and any(file.name != record_file + ".part" for file in folder.iterdir()):
-        if not (folder / record_file).is_file():
-            raise UserError(f"--out {folder} holds files that are no {kind}; they are left alone: "
-                            f"choose another folder")
-        if not overwrite:
-            raise UserError(f"--out {folder} is a {kind}; --overwrite replaces it ({resume} "
-                            f"{folder} goes on with it)")
-        for flag, path in sources.items():
-            if path and Path(path).expanduser().resolve().is_relative_to(folder.resolve()):
-                raise UserError(f"{flag} {path} lies in --out {folder}, which would be replaced; "
-                                f"choose another --out")
-    return folder
+    with claim(folder, content):
+        if any(file.name != LOCK for file in folder.iterdir()):
+            if not (folder / record_file).is_file():
+                raise UserError(f"--out {folder} holds files that are no {kind}; they are left "
+                                f"alone: choose another folder")
+            if not overwrite:
+                raise UserError(f"--out {folder} is a {kind}; --overwrite replaces it ({resume} "
+                                f"{shlex.quote(str(folder))} goes on with it)")
+            for flag, path in sources.items():
+                if path and Path(path).expanduser().resolve().is_relative_to(folder.resolve()):
+                    raise UserError(f"{flag} {path} lies in --out {folder}, which would be "
+                                    f"replaced; choose another --out")
+        yield folder
 
 
 def read_record(path, kind, version, fields):

@@ -28,6 +28,7 @@ from common.cli import Parser, add_run_flags, run_script
 from common.device import pick_device
 from common.flags import parse_numbers
 from common.plots import draw_curves
+from common.run_folder import claim
 from common.tables import rows_table, write_csv
 from compression.stored import CODECS, EMBEDDINGS, Compressed, find_modules
 from multitask import runs
@@ -177,10 +178,12 @@ def main(arguments=None):
     if args.save:
         RunSession(args).derive_and_compare(args.save, args.overwrite, partial(compress, args))
     elif runs.is_saved_run(args.run):
-        compare(RunSession(args), args, Path(args.out or Path(args.run, "compression")))
+        session = RunSession(args)
+        with session.results(args.out, "compression") as folder:
+            compare(session, args, folder)
     else:
-        compare(CheckpointSession(args), args,
-                Path(args.out or f"compression-{Path(args.run).name}"))
+        with claim(Path(args.out or f"compression-{Path(args.run).name}")) as folder:
+            compare(CheckpointSession(args), args, folder)
 
 
 if __name__ == "__main__":

@@ -53,4 +53,4 @@ def encoder_alone(bert):
 
 def save(model, tasks, folder):
     """Write the stored form: the attribute `compressed` that `--save` sets on the Bert."""
-    write_tensors(folder / FILE, model.bert.compressed.stored)
+    return {folder / FILE: write_tensors(folder / FILE, model.bert.compressed.stored)}

@@ -10,10 +10,9 @@ Each command has its own --help. EXITS is RUN with exits beside it: without --ex
 RUN does. SHALLOW is an ordinary run. Regressions (sts) have no exits.
 """
 
-from pathlib import Path
 
 from bert import UserError
-from common.cli import add_run_flags, run_command, run_script
+from common.cli import add_run_flags, quoted, run_command, run_script
 from common.tables import write_csv
 from early_exit import curve
 from early_exit.binding import attach, drop
@@ -85,8 +84,9 @@ def train(args):
         samples = training_sample(session.tokenizer, session.settings, tasks, args.examples)
         exits = {}
         for task, split in samples.items():
-            path = session.run / "early_exit" / f"states-{task}.safetensors"
-            states, _ = collect(session, task, split, path, f"states, {task}")
+            with session.results("", "early_exit") as place:
+                path = place / f"states-{task}.safetensors"
+                states, _ = collect(session, task, split, path, f"states, {task}")
             print(f"{task}: exits after {states.size(1)} layers, from {len(split):,} examples",
                   flush=True)
             exits[task] = train_exits(states, split.labels, TASKS[task].outputs,
@@ -95,7 +95,8 @@ def train(args):
 
     folder, scores = RunSession(args).derive(args.out, args.overwrite, edit)
     print(f"{score_table(scores)}\n\nrun: {folder}\n"
-          f"next: python -m early_exit curve {folder}, or python evaluate.py {folder} --exit 0.9")
+          f"next: python -m early_exit curve {quoted(folder)}, or python evaluate.py "
+          f"{quoted(folder)} --exit 0.9")
 
 
 def add_curve_flags(parser):
@@ -127,10 +128,10 @@ def show_curve(args):
         found = curve.measure_task(session, task, args.repeats, args.seed)
         curves += found[0]
         rows += found[1]
-    folder = Path(args.out or session.run / "early_exit")
-    write_csv(folder / "curve.csv", curves)
-    write_csv(folder / "chosen.csv", rows)
-    curve.draw(curves, rows, folder / "curve.png")
+    with session.results(args.out, "early_exit") as folder:
+        write_csv(folder / "curve.csv", curves)
+        write_csv(folder / "chosen.csv", rows)
+        curve.draw(curves, rows, folder / "curve.png")
     print(f"{curve.table(rows)}\n\n{folder}/: curve.csv, chosen.csv, curve.png")
 
 

@@ -53,7 +53,8 @@ def restore(bert, edit, folder):
 
 def save(model, tasks, folder):
     """Write the exits of all tasks."""
-    write_tensors(folder / FILE, next(iter(model.encoders.values())).exits.state_dict())
+    exits = next(iter(model.encoders.values())).exits
+    return {folder / FILE: write_tensors(folder / FILE, exits.state_dict())}
 
 
 def weight_files(folder):

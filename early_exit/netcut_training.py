@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bert import UserError
-from common.cli import StopSignal, UserStop, add_run_flags
+from common.cli import StopSignal, UserStop, add_run_flags, quoted
 from common.log import progress_bar
 from common.optimization import OPTIMIZERS, parameter_groups, warmup_then_decay
 from common.plots import draw_curves
@@ -85,7 +85,7 @@ def netcut(args):
         f"layer {k}": [(step, alpha[k]) for step, alpha in curve]
         for k in range(len(curve[0][1]))})], folder / "early_exit" / "netcut.png")
     print(f"{score_table(scores)}\n\nrun: {folder}   weights: {folder}/early_exit/netcut.png\n"
-          f"next: python evaluate.py {folder}")
+          f"next: python evaluate.py {quoted(folder)}")
 
 
 def depth_table(alpha):

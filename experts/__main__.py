@@ -20,7 +20,7 @@ import torch
 
 from bert import UserError
 from bert.files import write_json
-from common.cli import add_run_flags, run_command, run_script
+from common.cli import add_run_flags, quoted, run_command, run_script
 from common.flags import parse_numbers, with_absolute_paths
 from common.log import progress_bar
 from common.plots import draw_curves
@@ -82,13 +82,13 @@ def relu(args):
         before = runs.read_settings(args.out)[1]
         if all(getattr(before, name, None) == getattr(settings, name) for name in AGAIN):
             return train_multitask.main(["--resume", args.out])
-    folder = runs.choose_folder(settings)
-    train_multitask.train(settings, folder)
+    with runs.choose_folder(settings) as folder:
+        train_multitask.train(settings, folder)
     session = RunSession(Namespace(run=folder, device=args.device))
     for name, bert in session.model.encoders.items():
         share = zero_fraction(bert, session.evaluate)
         print(f"{name}: {share:.1%} of the activations are zero on dev")
-    print(f"next: python -m experts split {folder} --out {folder}-experts")
+    print(f"next: python -m experts split {quoted(folder)} --out {quoted(f'{folder}-experts')}")
 
 
 def add_split_flags(parser):
@@ -114,7 +114,8 @@ def split_command(args):
             raise UserError(f"--{flag} is {getattr(args, flag)}; it must be {least} or more, and "
                             f"below 2^32")
     RunSession(args).derive_and_compare(args.out, args.overwrite, partial(insert, args))
-    print(f"next: python evaluate.py {args.out} --tau 0.9, or python -m experts curve {args.out}")
+    out = quoted(args.out)
+    print(f"next: python evaluate.py {out} --tau 0.9, or python -m experts curve {out}")
 
 
 def insert(args, session):
@@ -161,20 +162,20 @@ def curve(args):
         raise UserError(f"--passes is {args.passes}; it must be 1 or more")
     session = RunSession(args)
     chosen = selections(args, expert_layers(session.model.bert)[0].experts)
-    folder = Path(args.out or session.run / "experts")
-    path = folder / "curve.json"
-    fingerprint = model_fingerprint(session.model, session.first_splits, session.precision)
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    known = found["rows"] if found.get("fingerprint") == fingerprint else {}
-    with progress_bar("curve", len(chosen), "setting", leave=False) as bar:
-        for key, selection in chosen.items():
-            if key not in known:
-                known[key] = measure(session, selection, args.passes)
-                write_json(path, {"fingerprint": fingerprint, "rows": known})
-            bar.update()
-    rows = [known[key] for key in chosen]
-    write_csv(folder / "curve.csv", rows)
-    draw(rows, folder / "curve.png")
+    with session.results(args.out, "experts") as folder:
+        path = folder / "curve.json"
+        fingerprint = model_fingerprint(session.model, session.first_splits, session.precision)
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        known = found["rows"] if found.get("fingerprint") == fingerprint else {}
+        with progress_bar("curve", len(chosen), "setting", leave=False) as bar:
+            for key, selection in chosen.items():
+                if key not in known:
+                    known[key] = measure(session, selection, args.passes)
+                    write_json(path, {"fingerprint": fingerprint, "rows": known})
+                bar.update()
+        rows = [known[key] for key in chosen]
+        write_csv(folder / "curve.csv", rows)
+        draw(rows, folder / "curve.png")
     table = rows_table([row | {"tau": f"{row['tau']:g}", "ms": round(row["ms"])} for row in rows],
                        left=2)
     print(f"{table}\n\nffn and model: multiply-adds, routers included, as shares of all experts'\n"

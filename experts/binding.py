@@ -111,7 +111,7 @@ def restore(bert, edit, folder):
 
 
 def save(model, tasks, folder):
-    write_tensors(folder / FILE, routers(model.bert))
+    return {folder / FILE: write_tensors(folder / FILE, routers(model.bert))}
 
 
 def weight_files(folder):

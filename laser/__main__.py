@@ -8,8 +8,8 @@ Each command has its own --help. An intervention is written layer:matrix:keep. L
 matrices are fc_in, fc_out, query, key, value and attention_output, keep is a fraction of the rank,
 or with :magnitude after it of the entries, of which one fewer stays."""
 
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 from bert import UserError
 from bert.errors import check_known
@@ -35,16 +35,18 @@ def add_grid_flags(parser):
                         help="lower rank (svd, the default), or smallest entries zero (magnitude)")
 
 
+@contextmanager
 def open_grid(args):
-    """→ OutputCache, interventions of the grid, folder of the results."""
+    """Claim the folder of the results; yield OutputCache, interventions of the grid, folder."""
     session = RunSession(args)
-    bert, folder = session.model.bert, Path(args.out or session.run / "laser")
+    bert = session.model.bert
     matrices = list(MATRICES) if args.matrices == "all" else args.matrices.split(",")
     keeps = parse_numbers("--keep", args.keep, lambda keep: 0 < keep <= 1,
                           "fractions above 0 and up to 1, as in 0.9,0.5,0.1")
     layers = sweep.parse_layers(args.layers, len(bert.layers))
     interventions = sweep.grid(bert, layers, matrices, keeps, args.variant)
-    return OutputCache(session, folder / "outputs.safetensors"), interventions, folder
+    with session.results(args.out, "laser") as folder:
+        yield OutputCache(session, folder / "outputs.safetensors"), interventions, folder
 
 
 def sweep_command(args):
@@ -55,13 +57,13 @@ def sweep_command(args):
 
     Writes sweep.csv, heatmap.png, spectra.png and outputs.safetensors to RUN/laser, or --out. A
     stopped sweep resumes with the same command, and a search reuses its outputs."""
-    outputs, interventions, folder = open_grid(args)
-    rows = sweep.sweep(outputs, interventions)
-    write_csv(folder / "sweep.csv", rows)
-    errors = sweep.gain_errors(outputs, interventions)
-    sweep.draw_heat_maps(rows, folder / "heatmap.png", errors)
-    sweep.draw_spectra({i.target: outputs.evaluator.decomposition(i.target)
-                        for i in interventions}, folder / "spectra.png")
+    with open_grid(args) as (outputs, interventions, folder):
+        rows = sweep.sweep(outputs, interventions)
+        write_csv(folder / "sweep.csv", rows)
+        errors = sweep.gain_errors(outputs, interventions)
+        sweep.draw_heat_maps(rows, folder / "heatmap.png", errors)
+        sweep.draw_spectra({i.target: outputs.evaluator.decomposition(i.target)
+                            for i in interventions}, folder / "spectra.png")
     print(f"{sweep.sweep_table(rows)}\n\n{folder}/: sweep.csv, heatmap.png, spectra.png\n"
           f"These are the best of {len(interventions)} on the examples on which they were chosen; "
           f"to see whether a gain is real: python -m laser search")
@@ -83,16 +85,16 @@ def search_command(args):
     RUN/laser, or --out. A stopped search resumes with the same command."""
     if args.splits < 1:
         raise UserError(f"--splits is {args.splits}; it must be 1 or more")
-    outputs, interventions, folder = open_grid(args)
-    outputs.add([()])
-    scores = outputs.scores(())
-    check_known(args.metric or "mean", scores, "score", where="--metric")
-    metric = args.metric or ("overall" if "overall" in scores else "mean")
-    print(rows_table(search.paper_protocol(outputs, interventions, metric)), flush=True)
-    found = search.held_out(outputs, interventions, metric, args.splits)
-    print(f"\n{search.held_out_tables(found, metric)}")
-    write_csv(folder / "search.csv", found)
-    search.draw_gains(found, f"gain in {metric}", folder / "search.png")
+    with open_grid(args) as (outputs, interventions, folder):
+        outputs.add([()])
+        scores = outputs.scores(())
+        check_known(args.metric or "mean", scores, "score", where="--metric")
+        metric = args.metric or ("overall" if "overall" in scores else "mean")
+        print(rows_table(search.paper_protocol(outputs, interventions, metric)), flush=True)
+        found = search.held_out(outputs, interventions, metric, args.splits)
+        print(f"\n{search.held_out_tables(found, metric)}")
+        write_csv(folder / "search.csv", found)
+        search.draw_gains(found, f"gain in {metric}", folder / "search.png")
     print(f"\n{folder}/: search.csv, search.png")
 
 

@@ -136,11 +136,12 @@ def storage_table(counts):
 
 def save(model, tasks, folder):
     """Write the adapters of these tasks, each with the own_state of all tasks that it serves."""
-    base = base_fingerprint(model.bert)
+    base, saved = base_fingerprint(model.bert), {}
     for name in dict.fromkeys(model.adapters[task] for task in tasks):
         served = [task for task, adapter in model.adapters.items() if adapter == name]
-        lora.save(model.bert, name, folder / "adapters" / name, base)
+        saved |= lora.save(model.bert, name, folder / "adapters" / name, base)
         write_tensors(folder / "adapters" / name / HEADS, model.own_state(served))
+    return saved
 
 
 def weight_files(folder):

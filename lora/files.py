@@ -48,8 +48,9 @@ def base_fingerprint(bert):
 
 
 def save(bert, adapter, folder, base=None):
-    """Write one adapter; the most common rank and alpha are the file's defaults, and patterns hold
-    the others. base: the base_fingerprint, if the caller has it."""
+    """Write one adapter → {path: bytes} of its weights. The most common rank and alpha are the
+    file's defaults, and patterns hold the others. base: the base_fingerprint, if the caller has
+    it."""
     adapters.check_attached(bert, adapter)
     matrices, norms, tensors = {}, [], {}
     for name, layer in adapters.adapter_layers(bert).items():
@@ -63,7 +64,8 @@ def save(bert, adapter, folder, base=None):
         stored = KINDS[module.kind].tensors if hf_name in matrices else {}
         for key, tensor in module.named_parameters():
             tensors[f"{PREFIX}{hf_name}.{stored.get(key, key)}"] = tensor
-    files.write_tensors(Path(folder, WEIGHTS[0]), tensors, base=base or base_fingerprint(bert))
+    path = Path(folder, WEIGHTS[0])
+    content = files.write_tensors(path, tensors, base=base or base_fingerprint(bert))
     first = next(iter(matrices.values()))
     (rank, alpha), _ = Counter((m.rank, m.alpha) for m in matrices.values()).most_common(1)[0]
     kind = KINDS[first.kind]
@@ -74,6 +76,7 @@ def save(bert, adapter, folder, base=None):
         "rank_pattern": {name: m.rank for name, m in matrices.items() if m.rank != rank},
         "alpha_pattern": {name: m.alpha for name, m in matrices.items() if m.alpha != alpha},
     } | (PLAIN_LORA if kind.peft_type == "LORA" else {}) | kind.fields)
+    return {path: content}
 
 
 def load(bert, folder, adapter=None, reads_pooler=False):

@@ -5,11 +5,13 @@ all of this does nothing."""
 
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from bert import UserError
 
 
 def world():
@@ -83,3 +85,19 @@ def gather(value):
 def broadcast(value):
     """The first process's value, in every process."""
     return gather(value)[0]
+
+
+@contextmanager
+def on_first(context):
+    """Enter a context in the first process alone; every process gets what it gives, or its
+    UserError."""
+    with ExitStack() as stack:
+        found = None
+        try:
+            found = stack.enter_context(context) if rank() == 0 else None
+        except UserError as error:
+            found = error
+        found = broadcast(found)
+        if isinstance(found, UserError):
+            raise found
+        yield found

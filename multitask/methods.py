@@ -89,10 +89,12 @@ def encoder_alone(bert):
 
 
 def save(model, tasks, folder):
-    """Write what the methods save beside the encoder for these tasks."""
+    """Write what the methods save beside the encoder for these tasks → {path: bytes}."""
     edited = {method for bert in model.encoders.values() for method in edited_by(bert.edits)}
+    saved = {}
     for write in parts(edited, "save"):
-        write(model, tasks, folder)
+        saved |= write(model, tasks, folder) or {}
+    return saved
 
 
 def weight_files(edits, folder):

@@ -52,7 +52,9 @@ def prepare(settings, folder, recipe, record, state):
         vars(progress).update(state["progress"])
         for task, sampler in schedule.batches.items():
             sampler.load_state_dict(state["batches"][task])
-    log = Log(folder / "log.jsonl" if distributed.rank() == 0 else None, progress.step)
+    sums = (state or {}).get("sums")                         # of each process
+    log = Log(folder / "log.jsonl" if distributed.rank() == 0 else None, progress.step,
+              sums and sums[distributed.rank()])
     return SimpleNamespace(
         settings=settings, folder=folder, record=record, model=model, tokenizer=tokenizer,
         train=train, dev=dev, schedule=schedule, optimizer=optimizer, trained=trained,

@@ -8,11 +8,12 @@ import torch
 
 from bert import UserError
 from bert.files import atomic_write
+from common.cli import quoted
 from common.tables import markdown_table, text_table
 from multitask.metrics import main_scores
 from multitask.pictures import draw_comparison
 from multitask.recipes import RECIPES
-from multitask.runs import RESUME, read_fields, read_scores
+from multitask.runs import read_fields, read_scores, resume_command
 from multitask.settings import SHARED, Settings
 from multitask.standard_errors import difference_table, latex_table, saved_bootstraps
 from multitask.tasks import TASKS
@@ -41,7 +42,7 @@ def final_report(folder, record):
     return (f"\n{score_table(read_scores(folder))}\n\nbest of the run: {best}; "
             f"{record['times']['train_seconds'] / 60:.1f} minutes in all\n"
             f"run: {folder}   curves: {folder / 'curves.png'}\n"
-            f"next: python evaluate.py {folder} --split test")
+            f"next: python evaluate.py {quoted(folder)} --split test")
 
 
 def tasks_that_judge(model, texts):
@@ -76,7 +77,7 @@ def read_rows(folders):
     for folder in map(Path, folders):
         record = read_fields(folder, ("settings", "recipe", "complete", "times", "parameters"))
         if not record["complete"]:
-            raise UserError(f"{folder} is not complete; {RESUME} {folder} goes on with it")
+            raise UserError(f"{folder} is not complete; {resume_command(folder)} goes on with it")
         same = repr(sorted((name, value) for name, value in record["settings"].items()
                            if name not in ("seed", "out", "overwrite", "device")
                            and value != getattr(Settings, name, None)))

@@ -1,9 +1,10 @@
 """A run's folder (docs/multitask.md says what is in it): begun, the best model saved, opened again.
 Where each task has an encoder of its own, it lies in model/<task>/."""
 
+import itertools
 import json
-import shutil
 import warnings
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from datetime import datetime
 from functools import partial
@@ -14,7 +15,9 @@ import torch
 from bert import Bert, Tokenizer, UserError
 from bert.checkpoint import load_bert, save_bert
 from bert.files import fingerprint, read_metadata, read_tensors, write_json, write_tensors
-from common.run_folder import check_new_folder, damaged, read_record, versions
+from bert.tokenizer import SETTINGS, VOCABULARY
+from common.cli import quoted
+from common.run_folder import claim, clear, damaged, new_folder, read_record, versions
 from multitask import distributed, methods
 from multitask.course import find_file
 from multitask.evaluation import write_predictions
@@ -25,33 +28,59 @@ from multitask.tasks import TASKS
 VERSION = 2                                                  # of the format of run.json
 FIELDS = ("settings", "methods", "recipe", "edits", "complete", "data", "times", "versions",
           "parameters")                                      # of run.json
-CONTENT = ("last", "run.json", "metrics.json", "model", "adapters", "heads.safetensors",
-           "predictions", "log.jsonl", "curves.png", "importance", "laser", "compression",
-           "early_exit", "exits.safetensors", "experts", "experts.safetensors", "attack")
+ENCODER = ("model.safetensors", "compressed.safetensors", "config.json", *VOCABULARY, *SETTINGS)
+PREDICTIONS = {row.write(row, task, split, [], [])[0] for task, row in TASKS.items()
+               for split in (*row.dev_sets, *row.test_sets)}
+FILES = {                                    # folder in a run → what we write there, as patterns
+    "last": ("state.pt",),
+    "": ("run.json", "metrics.json", "log.jsonl", "curves.png", "heads.safetensors",
+         "exits.safetensors", "experts.safetensors"),
+    "model": ENCODER, "model/*": ENCODER,
+    "adapters/*": ("adapter_config.json", "adapter_model.safetensors", "heads.safetensors"),
+    "importance": [f"{of}.{kind}" for of in ("heads", "neurons", "layers")
+                   for kind in ("csv", "png")],
+    "laser": ("outputs.safetensors", "sweep.csv", "heatmap.png", "spectra.png", "search.csv",
+              "search.png"),
+    "compression": [f"compress-*.{kind}" for kind in ("json", "csv", "png")],
+    "early_exit": ("states-*.safetensors", "curve.csv", "chosen.csv", "curve.png", "netcut.png"),
+    "experts": [f"curve.{kind}" for kind in ("json", "csv", "png")],
+    "attack": [f"{task}-*.jsonl" for task in TASKS],
+    **{f"{place}predictions": PREDICTIONS for place in ("", "laser/", "early_exit/", "experts/")}}
+CONTENT = [str(Path(place, file)) for place, files in FILES.items() for file in files]
 RESUME = "python train_multitask.py --resume"
 
 
+@contextmanager
 def choose_folder(settings):
-    """The folder that a new run will have; nothing is written yet."""
-    if settings.out:
-        return check_new_folder(settings.out, "run.json", "saved run", settings.overwrite, RESUME, {
-            "--bert": settings.bert, "--data": settings.data, "--from": settings.from_run})
-    stem, number = Path(settings.from_run or settings.bert).resolve().name, 1
-    while (folder := Path("runs") / f"{stem}-{number}").exists():
-        number += 1
-    return folder
+    """Claim the folder that a new run will have and yield it; nothing is written yet."""
+    out, stem = settings.out, Path(settings.from_run or settings.bert).resolve().name
+    for number in itertools.count(1) if not out else ():
+        out = Path("runs") / f"{stem}-{number}"
+        with suppress(FileExistsError):
+            out.mkdir(parents=True)                          # of two processes one alone makes it
+            break
+    with new_folder(out, "run.json", "saved run", settings.overwrite, RESUME, {
+            "--bert": settings.bert, "--data": settings.data, "--from": settings.from_run},
+            CONTENT) as folder:
+        yield folder
+
+
+@contextmanager
+def claim_saved(folder, record):
+    """Claim a run that is to go on. UserError if its record is not as it was read before."""
+    with claim(folder, CONTENT):
+        if read_fields(folder) != record:
+            raise UserError(f"{folder} was changed by another process; resume it again")
+        yield
 
 
 def init_run_folder(folder, record):
-    """Make the folder, or clear the run that was in it, and write run.json. Delete last/ before
-    rewriting run.json: a crash never pairs old state with new settings."""
-    for path in (folder / name for name in CONTENT):
-        if path.name == "run.json":
-            write_json(path, record)
-        elif path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    """Clear the run that was in the folder, and write run.json. Delete last/ before rewriting
+    run.json: a crash never pairs old state with new settings."""
+    state, _, *others = CONTENT
+    clear(folder, [state])
+    write_json(folder / "run.json", record)
+    clear(folder, others)
 
 
 def new_record(settings, recipe, checksums, model):
@@ -85,11 +114,13 @@ def encoder_folder(folder, name):
     return folder / "model" / ("" if name == SHARED else name)
 
 
-def weights_fingerprint(folder, names, edits):
+def weights_fingerprint(folder, names, edits, saved=()):
     """The fingerprint of the weights of these encoders and of what `edits` saved beside them. The
-    heads' file holds it: a kill between the files of one save is noticed when the run is opened."""
+    heads' file holds it: a kill between the files of one save is noticed when the run is opened.
+    saved {path: bytes}: what was just written, which is not read back."""
     files = [encoder_folder(folder, name) / "model.safetensors" for name in names]
-    return fingerprint(*(file.read_bytes() for file in files + methods.weight_files(edits, folder)))
+    return fingerprint(*(saved[file] if file in saved else file.read_bytes()
+                         for file in files + methods.weight_files(edits, folder)))
 
 
 def check_nothing_lost(model, optimizer):
@@ -113,23 +144,28 @@ def check_nothing_lost(model, optimizer):
 
 def save_best(folder, model, tokenizer, tasks, scores, splits, predictions):
     """Write the model of these tasks and its scores; what is there of other tasks stays."""
+    saved = {}
     for name in dict.fromkeys(task if task in model.encoders else SHARED for task in tasks):
         bert, place = model.encoders[name], encoder_folder(folder, name)
         if model.adapters and (place / "model.safetensors").is_file():
             continue                                         # it is frozen, only adapters change
         with methods.encoder_alone(bert):
-            save_bert(bert, place, partial(methods.rebuild, edits=bert.edits))
+            saved |= save_bert(bert, place, partial(methods.rebuild, edits=bert.edits))
         tokenizer.save_pretrained(place)
-    methods.save(model, tasks, folder)
+    saved |= methods.save(model, tasks, folder)
     heads_file = folder / "heads.safetensors"
     heads = model.own_state()
     if set(tasks) < set(model.heads) and heads_file.is_file():
         heads = read_tensors(heads_file) | model.own_state(tasks)
     write_tensors(heads_file, heads, encoder=weights_fingerprint(
-        folder, model.encoders, next(iter(model.encoders.values())).edits))
+        folder, model.encoders, next(iter(model.encoders.values())).edits, saved))
     write_predictions(folder / "predictions", splits,
                       {key: value for key, value in predictions.items() if key[0] in tasks})
     write_json(folder / "metrics.json", scores)
+
+
+def resume_command(folder):
+    return f"{RESUME} {quoted(folder)}"
 
 
 def is_saved_run(folder):
@@ -166,14 +202,15 @@ def open_run(folder):
     record, settings, _ = read_settings(folder)
     heads_file = folder / "heads.safetensors"
     if not (folder / "metrics.json").is_file():
-        raise UserError(f"{folder} has no scored model yet; {RESUME} {folder} goes on with the run")
+        raise UserError(f"{folder} has no scored model yet; {resume_command(folder)} goes on with "
+                        f"the run")
     names = [SHARED] if settings.encoders == "shared" else settings.task_names
     found = weights_fingerprint(folder, names, record["edits"])
     if read_metadata(heads_file).get("encoder") != found:
         model_file = encoder_folder(folder, names[-1]) / "model.safetensors"
         raise UserError(f"{heads_file} belongs to another encoder than {model_file}: the run was "
-                        f"stopped while it was saved ({RESUME} {folder} mends that), or a file was "
-                        f"replaced")
+                        f"stopped while it was saved ({resume_command(folder)} mends that), or a "
+                        f"file was replaced")
     encoders = {}
     for name in names:
         encoders[name] = load_bert(Bert, encoder_folder(folder, name), settings.attention,

@@ -1,10 +1,12 @@
 """A saved run opened for work on it, and the one way to make a run of a run."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from common.device import pick_device
+from common.run_folder import below, claim
 from common.tables import rows_table
 from multitask import runs
 from multitask.evaluation import evaluate, load_sets
@@ -45,21 +47,27 @@ class RunSession:
         """Make a run of this run in the folder `out`, without training → folder, dev scores.
         edit(session) changes or replaces session.model and may return other settings."""
         changes = {"overwrite": overwrite, "from_run": str(self.run.resolve())}
-        folder = runs.choose_folder(replace(self.settings, out=str(out), **changes))
-        self.settings = edit(self) or self.settings
-        self.__dict__.pop("splits", None)                    # the tasks may be others now
-        self.model.to(self.device)
-        scores, predictions = self.evaluate()
-        settings = replace(self.settings, out=str(folder), **changes)
-        self.model.requires_grad_(False)                     # nothing was trained
-        record = runs.new_record(settings, self.record["recipe"],
-                                 runs.checksums(settings.data, self.splits), self.model)
-        record |= {"complete": True, "best_step": {SHARED: 0}}
-        record["times"]["train_seconds"] = 0.0
-        runs.init_run_folder(folder, record)
-        runs.save_best(folder, self.model, self.tokenizer, list(self.model.heads), scores,
-                       self.splits, predictions)
-        return folder, scores
+        with runs.choose_folder(replace(self.settings, out=str(out), **changes)) as folder:
+            self.settings = edit(self) or self.settings
+            self.__dict__.pop("splits", None)                    # the tasks may be others now
+            self.model.to(self.device)
+            scores, predictions = self.evaluate()
+            settings = replace(self.settings, out=str(folder), **changes)
+            self.model.requires_grad_(False)                     # nothing was trained
+            record = runs.new_record(settings, self.record["recipe"],
+                                     runs.checksums(settings.data, self.splits), self.model)
+            record |= {"complete": True, "best_step": {SHARED: 0}}
+            record["times"]["train_seconds"] = 0.0
+            runs.init_run_folder(folder, record)
+            runs.save_best(folder, self.model, self.tokenizer, list(self.model.heads), scores,
+                           self.splits, predictions)
+            return folder, scores
+
+    @contextmanager
+    def results(self, out, name):
+        """Claim the folder of a command's results, `out` or else RUN/name, and yield its Path."""
+        with claim(Path(out).expanduser() if out else below(self.run, name)) as folder:
+            yield folder
 
     def derive_and_compare(self, out, overwrite, edit):
         """Like derive, and print the encoder's size and the scores before and after."""

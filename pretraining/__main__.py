@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 
 from bert import UserError
-from common.cli import Parser, StopSignal, UserStop, run_script
+from common.cli import Parser, StopSignal, UserStop, quoted, run_script
 from common.flags import add_flags, with_absolute_paths
 from common.log import Log, progress_bar
 from common.optimization import adamw, parameter_groups, warmup_then_decay
-from common.run_folder import check_new_folder, read_state, restore, rng_state, save_state
+from common.run_folder import claim, new_folder, read_state, restore, rng_state, save_state
 from pretraining import run
 from pretraining.distillation import compute_targets, sentence_vectors, teacher_loss
 from pretraining.masking import masked_batch
@@ -54,7 +54,8 @@ def train(settings, folder, parts, state):
     if state is not None:
         restore(state, model, optimizer, parts.device)
     done, seconds = (state["step"], state["seconds"]) if state else (0, 0.0)
-    log, began = Log(folder / "log.jsonl", done), time.perf_counter() - seconds
+    log = Log(folder / "log.jsonl", done, state and state.get("sums"))
+    began = time.perf_counter() - seconds
 
     def evaluate(step):
         scores = parts.heldout.scores(model, targets, parts.device, parts.autocast)
@@ -87,10 +88,11 @@ def train(settings, folder, parts, state):
                 save_checkpoint(folder, model, evaluate(step), parts.other_heads)
             if step % settings.save_every == 0 or step == steps or stop.asked:
                 save_state(folder / run.STATE_FILE, model, optimizer, [rng_state(parts.device)],
-                           step=step, seconds=time.perf_counter() - began)
+                           step=step, seconds=time.perf_counter() - began,
+                           sums=log.sums_on_cpu())
             if stop.asked and step < steps:
                 raise UserStop(f"stopped after step {step:,} of {steps:,}; go on with: "
-                               f"python -m pretraining --resume {folder}")
+                               f"python -m pretraining --resume {quoted(folder)}")
     return log, time.perf_counter() - began
 
 
@@ -104,20 +106,24 @@ def main(arguments=None):
         record, settings = run.open_run(folder, given)
         if record["complete"]:
             return print(f"{folder} is complete; its scores are in {folder / 'metrics.json'}")
-        state = read_state(folder / run.STATE_FILE)
+        place = claim(folder, run.FILES)
     else:
-        settings = with_absolute_paths(run.Settings(**given), "text", "init", "teacher")
-        folder = check_new_folder(settings.out, run.RECORD, run.KIND, settings.overwrite,
-                                  "python -m pretraining --resume",
-                                  {"--init": settings.init, "--teacher": settings.teacher})
-        state = None
-    parts = run.Components(settings, folder if state else settings.init)
-    if state is None:                                        # new, or stopped before the first save
-        record = run.start_record(folder, settings, parts)
-    elif record["data"] != parts.text_stats:
-        raise UserError(f"the text in {settings.text} is no longer that which the run {folder} "
-                        f"began with; start a new run")
-    return run.finish(folder, record, *train(settings, folder, parts, state))
+        record, settings = None, with_absolute_paths(run.Settings(**given), "text", "init",
+                                                     "teacher")
+        place = new_folder(settings.out, run.RECORD, run.KIND, settings.overwrite,
+                           "python -m pretraining --resume",
+                           {"--init": settings.init, "--teacher": settings.teacher}, run.FILES)
+    with place as folder:
+        if record and record != run.open_run(folder, given)[0]:
+            raise UserError(f"{folder} was changed by another process; resume it again")
+        state = read_state(folder / run.STATE_FILE) if record else None
+        parts = run.Components(settings, folder if state else settings.init)
+        if state is None:                                    # new, or stopped before the first save
+            record = run.start_record(folder, settings, parts)
+        elif record["data"] != parts.text_stats:
+            raise UserError(f"the text in {settings.text} is no longer that which the run {folder} "
+                            f"began with; start a new run")
+        return run.finish(folder, record, *train(settings, folder, parts, state))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ import torch
 from bert import Bert, BertConfig, UserError
 from bert.checkpoint import pretraining_heads
 from bert.files import write_json
+from common.cli import quoted
 from common.device import pick_device
 from common.flags import check, flag_of, setting
 from common.plots import draw_curves
-from common.run_folder import read_record, versions
+from common.run_folder import clear, read_record, versions
 from common.tables import text_table
 from pretraining.corpus import BucketBatchSampler, Corpus, is_held_out, read_text, train_tokenizer
 from pretraining.masking import HeldOut, Masking
@@ -115,9 +116,8 @@ def start_record(folder, settings, parts):
     """Delete the files of a replaced run, write the vocabulary and the record → the record."""
     record = {"version": VERSION, "settings": asdict(settings), "data": parts.text_stats,
               "versions": versions(), "complete": False, "seconds": None}
-    for name in FILES:                                       # the state first: a crash never pairs
-        (folder / name).unlink(missing_ok=True)              # it with another run's settings
-    write_json(folder / RECORD, record)
+    clear(folder, FILES)                                     # the state first: a crash never pairs
+    write_json(folder / RECORD, record)                      # it with another run's settings
     parts.tokenizer.save_pretrained(folder)
     return record
 
@@ -145,4 +145,4 @@ def finish(folder, record, log, seconds):
     write_json(folder / RECORD, record | {"complete": True, "seconds": round(seconds, 1)})
     print(f"\n{text_table([('held-out lines', 'before', 'after'), *rows])}\n\n"
           f"{seconds / 60:.1f} minutes   curves: {folder / 'loss.png'}\n"
-          f"next: python train_multitask.py --bert {folder}")
+          f"next: python train_multitask.py --bert {quoted(folder)}")

@@ -10,12 +10,11 @@ Each command has its own --help. The pruned run is a run: python evaluate.py RUN
 python train_multitask.py --from RUN2 trains it further, to recover what was lost."""
 
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from bert import UserError
-from common.cli import add_run_flags, run_command, run_script
+from common.cli import add_run_flags, quoted, run_command, run_script
 from common.tables import rows_table, write_csv
 from multitask.model import chosen_tasks
 from multitask.session import RunSession
@@ -66,14 +65,14 @@ def show_importance(args):
     scores = {task: normalize(values, args.norm) for task, values in raw.items()}
     if len(raw) > 1 and SHARED in session.model.encoders:
         scores["sum"] = of_all_tasks(raw, args.norm)
-    path = Path(args.out or session.run / "importance") / args.of
-    write_csv(path.with_suffix(".csv"), [
-        {"task": task, "layer": layer, part: layer if part == "layer" else number,
-         "raw": f"{raw[task][layer, number]:.9g}" if task in raw else "",        # not of the sum
-         "importance": f"{value:.9g}"}
-        for task, values in scores.items() for layer, row in enumerate(values.tolist())
-        for number, value in enumerate(row) if value == value])              # no NaN: it is gone
-    draw_heat_maps(scores, path.with_suffix(".png"), part)
+    rows = [{"task": task, "layer": layer, part: layer if part == "layer" else number,
+             "raw": f"{raw[task][layer, number]:.9g}" if task in raw else "",    # not of the sum
+             "importance": f"{value:.9g}"}
+            for task, values in scores.items() for layer, row in enumerate(values.tolist())
+            for number, value in enumerate(row) if value == value]           # no NaN: it is gone
+    with session.results(args.out, "importance") as folder:
+        write_csv(folder / f"{args.of}.csv", rows)
+        draw_heat_maps(scores, folder / f"{args.of}.png", part)
     if args.of != "neurons":
         last = list(scores)[-1]
         print(f"importance of each {part}, in hundredths ({last})\n" + rows_table([
@@ -81,7 +80,7 @@ def show_importance(args):
                 str(number): f"{100 * value:.0f}".replace("nan", ".")
                 for number, value in enumerate(row)}
             for layer, row in enumerate(scores[last].tolist())], left=0))
-    print(f"\n{path}.csv and .png")
+    print(f"\n{folder / args.of}.csv and .png")
 
 
 def add_prune_flags(parser):
@@ -109,7 +108,8 @@ def prune(args):
         raise UserError("--remove says what goes; --order, --per-layer and --rounds are for "
                         "--heads, --neurons and --layers")
     RunSession(args).derive_and_compare(args.out, args.overwrite, partial(remove, args))
-    print(f"next: python train_multitask.py --from {args.out}, or python evaluate.py {args.out}")
+    out = quoted(args.out)
+    print(f"next: python train_multitask.py --from {out}, or python evaluate.py {out}")
 
 
 def remove(args, session):
