@@ -35,7 +35,8 @@ def claim(folder, content=()):
     try:
         places = check_places(folder, content)
         for place in (*places, *folder.resolve().parents):
-            refuse_owner(place, owner_of(place))
+            if owner := owner_of(place):
+                refuse(place, owner)
         for part in [part for place in (folder, *places) for part in place.glob(PARTS)]:
             part.unlink()
         yield folder
@@ -58,14 +59,12 @@ def take_lock(folder):
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
-    try:
-        refuse_owner(folder, lock_or_owner(lock, fcntl.LOCK_EX))
-        if not (folder / LOCK).exists() or not os.path.samestat(os.fstat(lock),
-                                                                os.stat(folder / LOCK)):
-            refuse_owner(folder, "a process that ends now")  # it has removed the file since
-    except UserError:
+    owner = lock_or_owner(lock, fcntl.LOCK_EX)
+    if not owner and not os.fstat(lock).st_nlink:            # it was removed before it was locked
+        owner = "a process that ends now"
+    if owner:
         os.close(lock)
-        raise
+        refuse(folder, owner)
     with suppress(OSError):                                  # the disk is full: the run will say so
         os.truncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {platform.node()}".encode())
@@ -77,7 +76,8 @@ def lock_or_owner(lock, kind):
     try:
         fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except BlockingIOError:
-        return os.pread(lock, 99, 0).decode(errors="replace") or "another process"
+        found = os.pread(lock, 99, 0).decode(errors="replace").split()
+        return " ".join(found) or "another process"
     except OSError:
         pass
 
@@ -85,8 +85,10 @@ def lock_or_owner(lock, kind):
 def owner_of(folder):
     """→ the process that writes a folder, or None"""
     try:
-        lock = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except (OSError, AttributeError):                        # Windows has no such flags
+        lock = fcntl and os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    if lock is None:
         return None
     try:
         return lock_or_owner(lock, fcntl.LOCK_SH)
@@ -94,10 +96,9 @@ def owner_of(folder):
         os.close(lock)
 
 
-def refuse_owner(folder, owner):
-    if owner:
-        raise UserError(f"{folder} is being written by {owner}; wait until that ends, or choose "
-                        f"another folder")
+def refuse(folder, owner):
+    raise UserError(f"{folder} is being written by {owner}; wait until that ends, or choose another "
+                    f"folder")
 
 
 def check_places(folder, content):

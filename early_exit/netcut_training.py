@@ -68,7 +68,7 @@ def netcut(args):
     called again. Ends with a table and a picture of the weights."""
     session, curve = RunSession(args), []
     check(args, session.model)
-    state_file = Path(f"{args.out}.netcut")                  # beside the run, until it is complete
+    state_file = Path(f"{Path(args.out)}.netcut")            # beside the run, until it is complete
 
     def edit(session):
         heads = DepthHeads(session.model).to(session.device)

@@ -1,106 +1,20 @@
 """A run that is stopped anywhere ends, resumed, in the bytes of one that was not.
 
-Every command is a process of its own. To spare each the seconds of importing torch, a server (this
-file run as a script) imports it once and forks. A process can be told to send itself signals at a
-moment: "step" (an optimizer's step is done), "before NAME", "after NAME" (a file is put in place).
-"""
+Every command is a process of its own; tests/forked.py names the moments at which it is struck."""
 
-import gc
-import itertools
 import json
-import os
-import runpy
+import random
 import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import torch
+from forked import ENVIRONMENT, FULL, ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 KILL, STOP, SEED = (signal.SIGKILL,), (signal.SIGINT,), 0
-
-
-def strike_at(moment, count, signals):
-    """→ a function to call at every moment: the `count`-th time of this one, it sends signals."""
-    times = itertools.count(1)
-
-    def happens(now):
-        if now == moment and next(times) == count:
-            for number in signals:
-                os.kill(os.getpid(), number)
-
-    return happens
-
-
-def watch(happens):
-    from torch.optim.optimizer import register_optimizer_step_post_hook
-
-    register_optimizer_step_post_hook(lambda *_: happens("step"))
-    replace = os.replace
-
-    def watched(source, target):
-        happens(f"before {Path(target).name}")
-        replace(source, target)
-        happens(f"after {Path(target).name}")
-
-    os.replace = watched
-
-
-def run_forked(arguments, out, err, blow):
-    for name, number in ((out, 1), (err, 2)):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    if blow:
-        watch(strike_at(*blow))
-    sys.argv = arguments
-    try:
-        runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
-    except SystemExit as end:
-        sys.stdout.flush()
-        os._exit(end.code or 0)                              # the usual way out takes a second
-
-
-def serve():
-    """Run each line of stdin, a command as JSON, in a forked process; answer its exit code."""
-    sys.path.insert(0, str(ROOT))
-    import matplotlib.backends.backend_agg  # noqa: F401
-    import matplotlib.figure  # noqa: F401
-    import torch._dynamo  # noqa: F401
-
-    import evaluate  # noqa: F401
-    import train_multitask  # noqa: F401
-
-    gc.freeze()
-    for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            run_forked(**json.loads(line))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-
-
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
-                            "CUDA_VISIBLE_DEVICES": ""}
-
-
-@pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    """Call a script in a process → exit code, stdout, stderr."""
-    folder = tmp_path_factory.mktemp("streams")
-    server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, text=True,
-                              stdout=subprocess.PIPE, env=ENVIRONMENT)
-
-    def call(*arguments, blow=None):
-        streams = {"out": str(folder / "out"), "err": str(folder / "err")}
-        request = {"arguments": [str(a) for a in arguments], "blow": blow} | streams
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
-        return code, *((folder / name).read_text() for name in streams)
-
-    yield call
-    server.stdin.close()
-    server.wait(timeout=60)
+FREEZE = (signal.SIGSTOP,)
 
 
 def drop_rows(path, count):
@@ -319,5 +233,175 @@ def test_changed_data_is_not_resumed(train, resume, flags, tmp_path, file):
     assert kept == (outcome(tmp_path / "run"), (tmp_path / "run/last/state.pt").read_bytes())
 
 
-if __name__ == "__main__":
-    serve()
+# ---- at random moments
+
+KINDS = {
+    "plain": ("--log-every", 4),
+    "lora": ("--lora", 2, "--lora-norms", "--adapters", "shared", "--surgery", "pcgrad",
+             "--accumulate", 2, "--patience", 1, "--log-every", 4),
+}
+SHORT = 3, 2                                                 # of the 25, in the fast tests
+
+
+def plain_values(value, place=""):
+    """A nested value without seconds → [(place, type, value)], tensors as lists."""
+    if isinstance(value, dict):
+        return [item for key, below in value.items() if key != "seconds"
+                for item in plain_values(below, f"{place}/{key}")]
+    if isinstance(value, (list, tuple)):
+        return [(place, len(value)), *(item for number, below in enumerate(value)
+                                       for item in plain_values(below, f"{place}/{number}"))]
+    return [(place, value.dtype, value.tolist()) if isinstance(value, torch.Tensor) else
+            (place, value)]
+
+
+def everything(folder):
+    """{name: content} of all files of a run: their bytes, but of run.json, log.jsonl and the state
+    to resume from all that is no time, no memory and not the run's place."""
+    found = {str(path.relative_to(folder)): path.read_bytes()
+             for path in folder.rglob("*") if path.is_file()}
+    record = json.loads(found["run.json"])
+    del record["times"], record["peak_bytes"], record["settings"]["out"]
+    found["run.json"] = record
+    found["log.jsonl"] = [json.loads(line) | {"seconds": 0} for line
+                          in found["log.jsonl"].decode().splitlines()]
+    found["last/state.pt"] = plain_values(torch.load(folder / "last" / "state.pt"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def wholes(command, flags, tmp_path_factory):
+    """{kind: (everything in a run that nothing stopped, the number of moments in it)}"""
+    found = {}
+    for kind, more in KINDS.items():
+        folder = tmp_path_factory.mktemp(kind) / "run"
+        done = command("train_multitask.py", *flags, *more, "--out", folder)
+        assert_done(done)
+        found[kind] = everything(folder), int(done[1].split()[-1])
+    return found
+
+
+def draw_blow(draw, moments):
+    """A random step, or a random moment, most of which are inside a save."""
+    return ("step", draw.randint(1, 10), KILL) if draw.random() < 0.3 else (
+        "any", draw.randint(1, moments), KILL)
+
+
+def moments(short, count=25):
+    """Parameters: the numbers of so many random moments; the first `short` are not slow."""
+    return [pytest.param(n, marks=[] if n < short else pytest.mark.long) for n in range(count)]
+
+
+def check_killed(train, resume, folder, whole, kind, number):
+    expected, count = whole[kind]
+    draw = random.Random(f"{kind} {number}")
+    done = train(*KINDS[kind], blow=draw_blow(draw, count))
+    while done[0] == -signal.SIGKILL:                        # one of three is killed again
+        if draw.random() < 0.5 and (folder / "log.jsonl").is_file():
+            with open(folder / "log.jsonl", "a") as log:     # killed as it wrote a line
+                log.write('{"step": 7, "loss": {"s')
+        again = draw_blow(draw, count) if draw.random() < 1 / 3 else None
+        if (folder / "run.json").is_file():
+            done = resume(blow=again)
+        else:
+            done = train(*KINDS[kind], blow=again)
+    assert_done(done)
+    found = everything(folder)
+    assert found.keys() == expected.keys()
+    assert [name for name in found if found[name] != expected[name]] == []
+
+
+@pytest.mark.parametrize("number", moments(SHORT[0]))
+def test_run_killed_at_a_random_moment_resumes_to_the_same_files(train, resume, tmp_path, wholes,
+                                                                 number):
+    check_killed(train, resume, tmp_path / "run", wholes, "plain", number)
+
+
+@pytest.mark.parametrize("number", moments(SHORT[1]))
+def test_lora_with_surgery_killed_at_a_random_moment_resumes_to_the_same_files(
+        train, resume, tmp_path, wholes, number):
+    check_killed(train, resume, tmp_path / "run", wholes, "lora", number)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("number", moments(1, 12))
+def test_disk_that_fills_at_a_random_moment_loses_nothing(train, resume, command, tmp_path, wholes,
+                                                          kind, number):
+    expected, count = wholes[kind]
+    draw = random.Random(f"full {kind} {number}")
+    blow = (("any", draw.randint(1, count), FULL) if number % 2 == 0 else
+            ("file size", draw.randint(1, 400_000), ()))     # the system's own refusal
+    done = train(*KINDS[kind], blow=blow)
+    if done[0]:                                              # no file was too large for the limit
+        code, _, err = done
+        assert code == 2 and "Traceback" not in err, err
+        assert err.splitlines()[-1].startswith("error: ") and str(tmp_path / "run") in err
+        assert_done(resume() if (tmp_path / "run/run.json").is_file() else train(*KINDS[kind]))
+    assert everything(tmp_path / "run") == expected
+
+
+# ---- two writers
+
+@pytest.fixture
+def frozen(train, command):
+    """Train to a moment at which the process is frozen, its folder claimed → go on with it."""
+    pids = []
+
+    def call(*moment):
+        assert train(blow=(*moment, FREEZE))[0] is None
+        pids.append(command.pid)
+        return command.pid
+
+    yield call, lambda: command.go_on(pids.pop())
+    for pid in pids:
+        command.go_on(pid)
+
+
+@pytest.mark.parametrize("moment", (("before run.json", 1), ("step", 4)))
+def test_second_process_ends_with_a_sentence_that_names_the_first(
+        frozen, train, resume, command, assert_same, tmp_path, moment):
+    freeze, go_on = frozen
+    pid = freeze(*moment)
+    run = tmp_path / "run"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    others = [train("--seed", 2), train("--seed", 2, "--overwrite")]
+    if (run / "run.json").is_file():
+        others += [resume(), resume()]
+    for done in others:
+        assert_one_sentence(done, str(run), f"process {pid} ", "wait")
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert go_on() == 0
+    assert_same()
+
+
+def test_results_are_not_written_into_a_run_that_trains(frozen, command, assert_same, tmp_path):
+    freeze, go_on = frozen
+    pid = freeze("step", 7)
+    code, out, err = command("evaluate.py", tmp_path / "run")
+    assert code == 2 and "sst" in out and f"process {pid} " in err       # its scores are printed
+    code, _, err = command("pruning/__main__.py", "importance", tmp_path / "run")
+    assert code == 2 and f"process {pid} " in err
+    assert go_on() == 0
+    assert_same()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("trial", range(8))
+def test_of_two_that_start_together_one_alone_writes(command, flags, tmp_path, trial):
+    requests = [command.request(["train_multitask.py", *flags, "--seed", seed, "--out",
+                                 tmp_path / "run"]) for seed in (1, 2)]
+    done = command.together(*requests)
+    assert sorted(code for code, *_ in done) == [0, 2], done
+    seed = 1 + [code for code, *_ in done].index(0)
+    assert_one_sentence(done[2 - seed], "process")
+    assert_done(command("train_multitask.py", *flags, "--seed", seed, "--out", tmp_path / "alone"))
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "alone")
+    assert json.loads((tmp_path / "run/run.json").read_text())["seed"] == seed
+
+
+def test_two_of_the_default_name_write_two_runs(command, flags, tmp_path):
+    done = command.together(*(command.request(["train_multitask.py", *flags, "--steps", 1,
+                                               "--seed", seed], cwd=tmp_path) for seed in (1, 2)))
+    assert [code for code, *_ in done] == [0, 0], done
+    found = [json.loads(path.read_text())["seed"] for path in tmp_path.glob("runs/*/run.json")]
+    assert sorted(found) == [1, 2]
