@@ -97,8 +97,8 @@ def owner_of(folder):
 
 
 def refuse(folder, owner):
-    raise UserError(f"{folder} is being written by {owner}; wait until that ends, or choose another "
-                    f"folder")
+    raise UserError(f"{folder} is being written by {owner}; wait until that ends, or choose "
+                    f"another folder")
 
 
 def check_places(folder, content):

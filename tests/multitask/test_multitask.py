@@ -207,7 +207,8 @@ def run(checkpoint, data, tmp_path_factory):
 def test_a_run_leaves_all_that_it_promises(run):
     others = {"adapters", "importance", "laser", "compression", "attack", "early_exit",
               "exits.safetensors", "experts", "experts.safetensors"}
-    assert {f.name for f in run.iterdir()} == {Path(file).parts[0] for file in runs.CONTENT} - others
+    names = {file.partition("/")[0] for file in runs.CONTENT}
+    assert {f.name for f in run.iterdir()} == names - others
     record = json.loads((run / "run.json").read_text())
     assert record["edits"] == [] and record["complete"] and record["settings"]["epochs"] == 2
     assert {"python", "torch", "threads"} <= set(record["versions"])
