@@ -113,6 +113,9 @@ def assert_same_run(one, other):
     assert weights(one) == weights(other)
     assert (one / "metrics.json").read_bytes() == (other / "metrics.json").read_bytes()
     assert all(scores(one, n) == scores(other, n) for n in range(4))     # steps 0, 5, 10, 12
+    logs = [[json.loads(line) | {"seconds": 0} for line in (run / "log.jsonl").read_text()
+             .splitlines()] for run in (one, other)]
+    assert logs[0] == logs[1]
 
 
 def test_killed_and_resumed_is_uninterrupted(uninterrupted, text, tmp_path, capfd):
