@@ -330,13 +330,11 @@ def test_disk_that_fills_at_a_random_moment_loses_nothing(train, resume, command
     expected, count = wholes[kind]
     draw = random.Random(f"full {kind} {number}")
     blow = (("any", draw.randint(1, count), FULL) if number % 2 == 0 else
-            ("file size", draw.randint(1, 400_000), ()))     # the system's own refusal
-    done = train(*KINDS[kind], blow=blow)
-    if done[0]:                                              # no file was too large for the limit
-        code, _, err = done
-        assert code == 2 and "Traceback" not in err, err
-        assert err.splitlines()[-1].startswith("error: ") and str(tmp_path / "run") in err
-        assert_done(resume() if (tmp_path / "run/run.json").is_file() else train(*KINDS[kind]))
+            ("file size", draw.randint(20_000, 110_000), ()))            # the system refuses
+    code, _, err = train(*KINDS[kind], blow=blow)
+    assert code == 2 and "Traceback" not in err, err
+    assert err.splitlines()[-1].startswith("error: ") and str(tmp_path / "run") in err
+    assert_done(resume() if (tmp_path / "run/run.json").is_file() else train(*KINDS[kind]))
     assert everything(tmp_path / "run") == expected
 
 
