@@ -38,13 +38,13 @@ COMMANDS = {                                                 # those that write 
 @pytest.fixture(scope="module")
 def flags(checkpoint, data):
     return ("--bert", checkpoint, "--data", data, "--tasks", "sst", "--device", "cpu",
-            "--batch-size", 8, "--steps", 20, "--lr", 3e-3)
+            "--batch-size", 8, "--steps", 1)
 
 
 @pytest.fixture(scope="module")
 def trained(flags, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "run"
-    train_multitask.main([*map(str, flags), "--out", str(folder)])
+    train_multitask.main([*map(str, flags), "--steps", "20", "--lr", "3e-3", "--out", str(folder)])
     return folder
 
 
@@ -229,7 +229,8 @@ def test_overwrite_deletes_all_that_we_write_and_nothing_else(script, saved, fla
 
 @pytest.mark.parametrize("kind, command, more", (
     ("exits", early_exit.main, ("train", "--method", "sdn", "--examples", 10)),
-    ("experts", experts.main, ("split", "--experts", 2, "--examples", 8, "--epochs", 1)),
+    pytest.param("experts", experts.main, ("split", "--experts", 2, "--examples", 8, "--epochs", 1),
+                 marks=pytest.mark.long),
     ("compressed", compression.main, ("--methods", "bits", "--ratios", 5))))
 def test_overwrite_deletes_what_methods_keep_beside_the_encoder(
         script, saved, flags, tmp_path, kind, command, more):
