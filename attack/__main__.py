@@ -17,7 +17,7 @@ from pathlib import Path
 from attack import report
 from attack.baselines import METHODS
 from attack.examples import Attack
-from bert import Bert, Tokenizer, UserError
+from bert import UserError
 from bert.checkpoint import pretraining_heads
 from bert.errors import check_known
 from bert.files import atomic_write
@@ -27,7 +27,7 @@ from multitask.evaluation import model_fingerprint
 from multitask.model import chosen_tasks
 from multitask.session import RunSession
 from multitask.tasks import TASKS
-from pretraining.model import MaskedLM, load_head
+from pretraining.model import MaskedLM, load_head, open_checkpoint
 
 NUMBERS = {                                                  # flag → default, least, most, help
     "limit": (200, 0, math.inf, "attack so many random examples of the dev set (0: all)"),
@@ -85,7 +85,7 @@ def open_lm(name, session):
     """→ a MaskedLM with the victim's vocabulary, and whether it has its head; None without --lm."""
     if not name:
         return None, False
-    tokenizer, bert = Tokenizer.from_pretrained(name), Bert.from_pretrained(name)
+    tokenizer, bert = open_checkpoint(name)
     if tokenizer.backend.get_vocab() != session.tokenizer.backend.get_vocab():
         raise UserError(f"--lm {name} has another vocabulary than the run, so it cannot read the "
                         f"attack's words; give a checkpoint with the run's own vocabulary (python "
@@ -106,12 +106,12 @@ def open_judge(args, session, task):
     if not args.judge and name == args.lm:                   # then the victim's states are free
         return session.model.encoder(task), session.tokenizer
     try:
-        return Bert.from_pretrained(name), Tokenizer.from_pretrained(name)
+        return open_checkpoint(name)[::-1]
     except UserError:
         if args.judge:
             raise
         print(f"the checkpoint {name} is gone; tiny judges the similarity instead")
-        return Bert.from_pretrained("tiny"), Tokenizer.from_pretrained("tiny")
+        return open_checkpoint("tiny")[::-1]
 
 
 def read_lines(path, header, overwrite):

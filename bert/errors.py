@@ -13,6 +13,12 @@ def did_you_mean(word, known):
     return f" (did you mean {near[0]}?)" if near else ""
 
 
+def some(names, most=5):
+    """["a", "b", …] → "a, b, c, d, e and 27 more"."""
+    text = ", ".join(map(str, names[:most]))
+    return f"{text} and {len(names) - most:,} more" if len(names) > most else text
+
+
 def check_known(name, known, what, where=""):
     """Raise UserError if `name` is not among `known`: "--tasks: there is no task 'st' (did you mean
     sst?); there are sst, para". `where` begins the sentence."""

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bert import Bert, Tokenizer, UserError
+from bert import Bert, Tokenizer
 from bert.checkpoint import check_names_and_shapes, tensors_to_save
 from bert.config import ACTIVATIONS
 from bert.files import write_json, write_tensors
@@ -54,11 +54,9 @@ class MaskedLM(nn.Module):
 
 
 def open_checkpoint(name):
-    """→ tokenizer, encoder of a checkpoint. UserError if the vocabulary exceeds the embeddings."""
+    """→ tokenizer, encoder of a checkpoint. UserError if one has ids that the other lacks."""
     tokenizer, bert = Tokenizer.from_pretrained(name), Bert.from_pretrained(name)
-    if tokenizer.vocab_size > bert.config.vocab_size:
-        raise UserError(f"{name}: the tokenizer has {tokenizer.vocab_size:,} tokens, the encoder "
-                        f"only {bert.config.vocab_size:,} embeddings; they do not belong together")
+    tokenizer.check_fits(bert.config, name)
     return tokenizer, bert
 
 
