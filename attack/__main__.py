@@ -36,7 +36,7 @@ NUMBERS = {                                                  # flag → default,
     "steps": (100, 1, math.inf, "of Adam in the first round"),
     "least": (0, 0, math.inf, "multistep: at least so many steps in each round, N_min (the authors "
                               "also ran 5)"),
-    "samples": (10, 1, math.inf, "gumbel: samples in a step"),
+    "samples": (10, 1, 10_000, "gumbel: samples in a step"),
     "similarity": (None, 0, math.inf, "weight λ of the similarity (default: 20; gumbel 1, hotflip "
                                       "0, as published)"),
     "fluency": (1.0, 0, math.inf, "weight μ of the fluency, which needs --lm"),

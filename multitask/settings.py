@@ -66,7 +66,8 @@ class Settings:
 
     steps: int = setting(0, "stop after this many steps instead (0: go by --epochs)", group=STEPS)
     patience: int = setting(0, "epochs without a better score before it ends (0: all)", group=STEPS)
-    accumulate: int = setting(1, "batches of a task that add up to one step's", min=1, group=STEPS)
+    accumulate: int = setting(1, "batches of a task that add up to one step's", min=1, max=2 ** 16,
+                             group=STEPS)
     optimizer: str = setting("adamw", "of common/optimization.py", OPTIMIZERS, group=STEPS)
     warmup: float = setting(0.1, "fraction of the steps in which the rate rises", group=STEPS)
     decay: bool = setting(True, "after it the rate falls in a line to nothing", group=STEPS)
