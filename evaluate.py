@@ -111,7 +111,7 @@ def answer(args, session):
     Beside the answer stands the score that the saved model reaches on the task's dev set."""
     texts, model = (args.text,) if args.pair is None else (args.text, args.pair), session.model
     tasks = tasks_that_judge(model, texts)
-    split = tokenize([Example("", texts, None)], session.tokenizer, model.pairs)
+    split = tokenize([Example("--text", texts, None)], session.tokenizer, model.pairs)
     answers = {task: describe_prediction(task, run_split(
         model, task, split, session.device, session.autocast)[0]) for task in tasks}
     for task, batches in model.early_exit.left.items() if model.early_exit else ():

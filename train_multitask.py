@@ -8,6 +8,7 @@
 Data flow: files → ids → batches → encoder → head → loss → gradients → surgery → clip → L2 → step.
 """
 
+import math
 import time
 import warnings
 from dataclasses import replace
@@ -23,6 +24,7 @@ from common.cli import Parser, StopSignal, UserStop, run_script
 from common.device import peak_memory
 from common.flags import add_flags, command, with_absolute_paths
 from common.log import progress_bar
+from common.optimization import check_all_trained
 from common.run_folder import read_state, rng_state, save_state
 from multitask import distributed, methods, runs
 from multitask.evaluation import evaluate
@@ -59,7 +61,7 @@ def train(settings, folder, recipe="", record=None, state=None):
             for task in tasks:
                 for indices, weight in distributed.shard_batch(next(schedule.batches[task]),
                                                                settings.accumulate):
-                    add_gradients(run, task, run.train[task].batch(indices), weight)
+                    add_gradients(run, task, indices, weight)
                 if settings.surgery != "none":               # each task's gradients by themselves
                     gradients.append(pop_grads(shared))
                     distributed.all_reduce(gradients[-1])
@@ -70,19 +72,20 @@ def train(settings, folder, recipe="", record=None, state=None):
                 for pair, cosine in cosines(products, tasks).items():
                     run.log.add("cosine", pair, cosine)
                     run.log.add("conflict", pair, float(cosine < 0))
-            if settings.clip:                                # groups share no parameters
-                for parameters in run.trained.values():
-                    nn.utils.clip_grad_norm_(parameters, settings.clip)
+            for parameters in run.trained.values():          # groups share no parameters
+                norm = nn.utils.clip_grad_norm_(parameters, settings.clip or math.inf)
+                run.finite.add(norm, f"the gradient of {', '.join(tasks)}")
             if settings.l2:
                 add_l2(all_trained, settings.l2)
-            optimizer.step()
+            run.finite.update(optimizer, step)
             optimizer.zero_grad()
 
             bar.update()
             progress.step, progress.seconds = step, time.perf_counter() - began
             if step % settings.log_every == 0 or step == schedule.steps:
-                bar.set_postfix(run.log.write_means(step, progress.seconds, distributed.total),
-                                refresh=False)
+                run.finite.read()
+                bar.set_postfix(run.log.write_means(step, progress.seconds, distributed.total,
+                                                    run.finite.skipped), refresh=False)
             epoch_ends = step % schedule.epoch_steps == 0 or step == schedule.steps
             if epoch_ends:
                 evaluate_and_keep_best(run, bar)
@@ -98,9 +101,10 @@ def train(settings, folder, recipe="", record=None, state=None):
         finish(run)
 
 
-def add_gradients(run, task, batch, weight):
-    """Add to the gradients those of one batch of a task; `weight` is its part of the step."""
-    batch = batch.to(run.device)
+def add_gradients(run, task, indices, weight):
+    """Add to the gradients those of one batch of a task, the examples `indices`; `weight` is its
+    part of the step."""
+    batch = run.train[task].batch(indices).to(run.device)
     with run.autocast():
         vectors = run.model.vectors(task, batch)
         outputs = run.model.apply_head(task, vectors)
@@ -111,9 +115,15 @@ def add_gradients(run, task, batch, weight):
     zeros = measured_zeros(run.model.encoder(task))          # of r-softmax
     if zeros is not None:
         run.log.add("zeros", task, zeros * weight, weight)
+    ids = [run.train[task].ids[i] for i in indices]
     for name, term in terms.items():
         run.log.add(name, task, term * weight, weight)
-    (sum(terms.values()) * weight).backward()
+        run.finite.add(term, f"the {name} of {task}", ids)
+    total = sum(terms.values()) * weight
+    if task not in run.checked_tasks:
+        check_all_trained(total, [run.optimizer], run.model)
+        run.checked_tasks.add(task)
+    total.backward()
 
 
 def add_l2(parameters, strength):
@@ -127,6 +137,7 @@ def add_l2(parameters, strength):
 def evaluate_and_keep_best(run, bar):
     """Evaluate; save each training group that improved; stop those that are done."""
     progress, groups = run.progress, run.schedule.groups
+    run.finite.before_save()
     if distributed.rank() == 0:
         scores, predictions = evaluate(run.model, run.dev, run.device, run.autocast)
         run.log.write(step=progress.step, dev=scores, seconds=round(progress.seconds, 1))
@@ -155,12 +166,14 @@ def evaluate_and_keep_best(run, bar):
 
 def save_progress(run):
     """Save the state that --resume goes on from."""
+    run.finite.before_save()
     rng_states = distributed.gather(rng_state(run.device))
     sums = distributed.gather(run.log.sums_on_cpu())
     batches = {task: sampler.state_dict() for task, sampler in run.schedule.batches.items()}
     if distributed.rank() == 0:
         save_state(run.folder / STATE_FILE, run.model, run.optimizer, rng_states,
-                   progress=vars(run.progress), batches=batches, sums=sums)
+                   progress=vars(run.progress), batches=batches, sums=sums,
+                   skipped=run.finite.skipped)
 
 
 def finish(run):
@@ -170,6 +183,9 @@ def finish(run):
     record |= {"complete": True, "best_step": progress.best_step,
                "peak_bytes": peak_memory(run.device)}
     record["times"] |= {"train_seconds": round(progress.seconds, 3), "steps": progress.step}
+    if run.finite.skipped:
+        record["skipped"] = run.finite.skipped
+        print(run.finite.summary(progress.step) + "\n")
     write_json(run.folder / "run.json", record)
     print(final_report(run.folder, record))
 
@@ -222,9 +238,10 @@ def main(arguments=None):
 
 
 def resume(folder, given, recipe):
-    if recipe or set(given) - {"device", "save_every"}:
-        raise UserError("--resume goes on by the run's own settings, beside which only --device "
-                        "and --save-every may stand; --from starts from a run with others")
+    if recipe or set(given) - {"device", "save_every", "skip_nonfinite"}:
+        raise UserError("--resume goes on by the run's own settings, beside which only --device, "
+                        "--save-every and --skip-nonfinite may stand; --from starts from a run "
+                        "with others")
     record, settings, unknown = runs.read_settings(folder)
     if record["complete"]:
         return print(f"{folder} is complete: nothing is left to do\n{final_report(folder, record)}")

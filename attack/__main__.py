@@ -16,7 +16,7 @@ import math
 from attack import report
 from attack.baselines import METHODS
 from attack.examples import Attack
-from bert import Bert, Tokenizer, UserError
+from bert import UserError
 from bert.checkpoint import pretraining_heads
 from bert.errors import check_known
 from bert.files import atomic_write
@@ -26,7 +26,7 @@ from multitask.evaluation import model_fingerprint
 from multitask.model import chosen_tasks
 from multitask.session import RunSession
 from multitask.tasks import TASKS
-from pretraining.model import MaskedLM, load_head
+from pretraining.model import MaskedLM, load_head, open_checkpoint
 
 NUMBERS = {                                                  # flag → default, least, most, help
     "limit": (200, 0, math.inf, "attack so many random examples of the dev set (0: all)"),
@@ -35,7 +35,7 @@ NUMBERS = {                                                  # flag → default,
     "steps": (100, 1, math.inf, "of Adam in the first round"),
     "least": (0, 0, math.inf, "multistep: at least so many steps in each round, N_min (the authors "
                               "also ran 5)"),
-    "samples": (10, 1, math.inf, "gumbel: samples in a step"),
+    "samples": (10, 1, 10_000, "gumbel: samples in a step"),
     "similarity": (None, 0, math.inf, "weight λ of the similarity (default: 20; gumbel 1, hotflip "
                                       "0, as published)"),
     "fluency": (1.0, 0, math.inf, "weight μ of the fluency, which needs --lm"),
@@ -84,7 +84,7 @@ def open_lm(name, session):
     """→ a MaskedLM with the victim's vocabulary, and whether it has its head; None without --lm."""
     if not name:
         return None, False
-    tokenizer, bert = Tokenizer.from_pretrained(name), Bert.from_pretrained(name)
+    tokenizer, bert = open_checkpoint(name)
     if tokenizer.backend.get_vocab() != session.tokenizer.backend.get_vocab():
         raise UserError(f"--lm {name} has another vocabulary than the run, so it cannot read the "
                         f"attack's words; give a checkpoint with the run's own vocabulary (python "
@@ -105,12 +105,12 @@ def open_judge(args, session, task):
     if not args.judge and name == args.lm:                   # then the victim's states are free
         return session.model.encoder(task), session.tokenizer
     try:
-        return Bert.from_pretrained(name), Tokenizer.from_pretrained(name)
+        return open_checkpoint(name)[::-1]
     except UserError:
         if args.judge:
             raise
         print(f"the checkpoint {name} is gone; tiny judges the similarity instead")
-        return Bert.from_pretrained("tiny"), Tokenizer.from_pretrained("tiny")
+        return open_checkpoint("tiny")[::-1]
 
 
 def read_lines(path, header, overwrite):

@@ -124,6 +124,9 @@ def load_bert(cls, name, attention="sdpa", rebuild=lambda bert: None):
     `pooler_is_new` is then True, forward's pooler_output None, and no pooler is saved. Set
     `pooler_is_new = False` to train one."""
     config, path, encoder, heads = read_checkpoint(name)
+    if config.num_hidden_layers > len(encoder):              # quick, where there are millions
+        raise UserError(f"{path} holds {len(encoder):,} tensors, too few for num_hidden_layers "
+                        f"{config.num_hidden_layers:,}; compare config.json")
     with torch.device("meta"):                               # no memory: weights are assigned below
         bert = cls(config)
         rebuild(bert)

@@ -1,6 +1,7 @@
 """The numbers that fix a BERT's shape: config.json in the Hugging Face layout."""
 
 import math
+import os
 from dataclasses import dataclass, field, fields
 from functools import partial
 
@@ -16,6 +17,17 @@ ACTIVATIONS = {
 }
 FIXED = {"model_type": "bert", "position_embedding_type": "absolute",    # the only values supported
          "is_decoder": False, "add_cross_attention": False}
+
+
+OVERHEAD = 2 ** 16                                        # bytes of a layer's Python objects
+
+
+def memory():
+    """The machine's memory in bytes; where it is unknown, more than any has."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 2 ** 46
 
 
 @dataclass
@@ -46,10 +58,12 @@ class BertConfig:
         for name, kind in ((f.name, f.type) for f in fields(self)):
             value = getattr(self, name)
             least, most = 0 if name == "pad_token_id" else 1, 1.0 if "prob" in name else math.inf
-            if kind is int and not (type(value) is int and value >= least):
-                raise UserError(f"{name} is {value!r}; it must be a whole number, {least} or more")
+            if kind is int and not (type(value) is int and least <= value < 2 ** 40):
+                raise UserError(f"{name} is {value!r:.60}; it must be a whole number, {least} or "
+                                f"more and below 2^40")
             if kind is float and not (type(value) in (int, float) and 0 <= value < most):
                 raise UserError(f"{name} is {value!r}; it must be a number from 0 to below {most}")
+        self._check_size()
         if self.hidden_size % self.num_attention_heads:
             raise UserError(f"num_attention_heads {self.num_attention_heads} does not divide "
                             f"hidden_size {self.hidden_size}")
@@ -59,6 +73,17 @@ class BertConfig:
                 raise UserError(f"{name} is {self.extra[name]!r}; this encoder knows only {only!r}")
         for name in ("pruned_heads", "masked_heads", "pruned_neurons"):
             setattr(self, name, self._by_layer(name))
+
+    def _check_size(self):
+        """UserError if the weights, in float32 and without pruning, exceed the machine's memory."""
+        rows = self.vocab_size + self.max_position_embeddings + self.type_vocab_size
+        matrices = 4 * self.hidden_size + 2 * self.intermediate_size
+        layer = 4 * self.hidden_size * matrices + OVERHEAD
+        need = 4 * self.hidden_size * (rows + self.hidden_size) + self.num_hidden_layers * layer
+        if need > memory():
+            sizes = {name: value for name, value in vars(self).items() if type(value) is int}
+            raise UserError(f"a model of {sizes} takes {need / 2 ** 30:,.0f} GiB, and this machine "
+                            f"has {memory() / 2 ** 30:,.1f}; lower the largest of these numbers")
 
     def _by_layer(self, name):
         """→ the field as {layer: value} (JSON makes the layers texts), without empty values."""

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from bert.errors import UserError
+from bert.errors import UserError, is_out_of_memory
 
 TINY = Path(__file__).parent / "tiny"                      # the checkpoint in this repository
 PARTS = "*.*-" + 8 * "[0-9a-f]" + ".part"                   # files that are not yet whole
@@ -105,6 +105,8 @@ def read_tensors(path):
         raise UserError(f"{path} is corrupt, or could run code when it is opened; use a "
                         f".safetensors file") from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:150] or "it ends too soon"
         raise UserError(f"{path} is corrupt or cut short ({reason}); fetch it again") from error
     tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else tensors

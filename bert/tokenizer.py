@@ -28,7 +28,7 @@ class Tokenizer:
 
     def __init__(self, backend, limit=512, files=None):
         self.backend, self.limit, self.files = backend, limit, files or {}
-        self.vocab_size = backend.get_vocab_size()
+        self.vocab_size = 1 + max(backend.get_vocab().values())          # as embeddings count
         self.pad_token_id, self.mask_token_id = map(backend.token_to_id, ("[PAD]", "[MASK]"))
         backend.no_padding()
         backend.no_truncation()
@@ -45,6 +45,18 @@ class Tokenizer:
         limit = min(_limit(folder / "tokenizer_config.json", "model_max_length"),
                     _limit(folder / "config.json", "max_position_embeddings"))
         return cls(_read_backend(folder), 512 if limit == math.inf else limit, files)
+
+    def check_fits(self, config, name, joint_pairs=False):
+        """UserError unless the encoder of `config`, a BertConfig, has an embedding for every token
+        id, and for both token types if it reads pairs in one sequence. name: the checkpoint's."""
+        if self.vocab_size > config.vocab_size:
+            raise UserError(f"{name}: a tokenizer with token ids up to {self.vocab_size - 1:,} and "
+                            f"an encoder of {config.vocab_size:,} tokens are of different "
+                            f"checkpoints; take both from one")
+        if joint_pairs and config.type_vocab_size < 2:
+            raise UserError(f"{name} knows one type of token (type_vocab_size 1), and a pair of "
+                            f"texts in one sequence needs two; encode each text alone (--pairs "
+                            f"separate), or take another checkpoint")
 
     def save_pretrained(self, folder):
         """Write the files that the tokenizer was made from, unchanged."""

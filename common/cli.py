@@ -9,7 +9,15 @@ import warnings
 
 import torch
 
-from bert.errors import UserError, check_known, did_you_mean
+from bert.errors import UserError, check_known, did_you_mean, is_out_of_memory
+from common.flags import LARGEST
+
+
+def whole_number(text):
+    """"12" → 12, but no number that only a mistake makes."""
+    if abs(number := int(text)) > LARGEST:
+        raise argparse.ArgumentTypeError(f"{text:.40} is beyond ±{LARGEST:,}; write less")
+    return number
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,6 +26,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options):
         options |= {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
         super().__init__(**options)
+
+        self.register("type", int, whole_number)             # of every type=int
 
     def error(self, message):
         raise UserError(f"{message}; see --help")
@@ -74,8 +84,12 @@ def run_script(main):
         sys.exit(main())
     except UserError as error:
         code, text = 2, f"error: {error}"
-    except torch.OutOfMemoryError:
-        code, text = 2, "error: the GPU's memory is full; lower --batch-size, or --device cpu"
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        which, advice = (("GPU", ", or --device cpu") if isinstance(error, torch.OutOfMemoryError)
+                         else ("machine", ", take a smaller model, or end other programs"))
+        code, text = 2, f"error: the {which}'s memory is full; lower --batch-size{advice}"
     except (UserStop, KeyboardInterrupt) as stop:
         code, text = 130, str(stop) or "stopped"
     except BrokenPipeError:                                  # as in: evaluate.py … | head

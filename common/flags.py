@@ -9,9 +9,12 @@ from pathlib import Path
 
 from bert.errors import UserError
 
+LARGEST = 2 ** 32                                            # whole number that a flag may have
+
 
 def setting(default, help, choices=None, min=0, max=math.inf, group="", flag=None):
-    """A field. Of a number, min ≤ value < max. `group`: its heading in --help; `flag`: its name."""
+    """A field. Of a number, min ≤ value < max, and a whole one is at most LARGEST. `group`: its
+    heading in --help; `flag`: its name."""
     return field(default=default, metadata=dict(help=help, choices=choices, min=min, max=max,
                                                 group=group, flag=flag))
 
@@ -31,10 +34,12 @@ def check(settings):
         elif f.type in (int, float) and not limits["min"] <= value < limits["max"]:
             below = f" and below {limits['max']:g}" if limits["max"] < math.inf else ""
             must = f"{limits['min']} or more{below}"
+        elif f.type is int and value > LARGEST:
+            must = f"at most {LARGEST:,}"
         elif limits["choices"] and value not in limits["choices"]:
             must = f"one of {', '.join(limits['choices'])}"
         if must:
-            raise UserError(f"{flag_of(f)} is {value!r}; it must be {must}")
+            raise UserError(f"{flag_of(f)} is {value!r:.60}; it must be {must}")
 
 
 def add_flags(parser, settings_class):

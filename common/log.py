@@ -1,7 +1,6 @@
 """What a run reports while it works: log.jsonl, and the progress bar."""
 
 import json
-import math
 import sys
 
 import torch
@@ -14,12 +13,12 @@ from bert.files import atomic_write
 class Log:
     """log.jsonl, a line each time: {"step", "loss": {task: mean since the last line}, "seconds"} or
     {"step", "dev": scores, "seconds"}. Losses stay on the device until a line is due. Without a
-    path nothing is written."""
+    path nothing is written. finite_only: leave values that are not finite out of the means."""
 
-    def __init__(self, path, step, sums=None):
+    def __init__(self, path, step, sums=None, finite_only=False):
         """Begin the file, or go on with it after `step`, with the saved `sums_on_cpu` since the
         last line; later lines are dropped."""
-        self.path, self.sums, self.lines = path, sums or {}, []
+        self.path, self.sums, self.lines, self.finite_only = path, sums or {}, [], finite_only
         if path is None:
             return
         for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
@@ -34,6 +33,9 @@ class Log:
     def add(self, what, name, value, weight=1.0):
         """Add a number or scalar tensor, such as the "loss" of a task, already times its weight."""
         value = value.detach() if isinstance(value, torch.Tensor) else value
+        if self.finite_only:
+            finite = torch.as_tensor(value).isfinite()
+            value, weight = torch.where(finite, value, 0.0), weight * finite
         total, weights = self.sums.get((what, name), (0.0, 0.0))
         self.sums[what, name] = total + value, weights + weight
 
@@ -42,17 +44,17 @@ class Log:
         return {key: tuple(number.cpu() if isinstance(number, torch.Tensor) else number
                            for number in pair) for key, pair in self.sums.items()}
 
-    def write_means(self, step, seconds, total=float):
-        """Write the means since the last line → {name: mean loss}. `total` waits for a GPU."""
+    def write_means(self, step, seconds, total=float, skipped=0):
+        """Write the means since the last line, and how many updates were left out so far, if any →
+        {name: mean loss}. `total` waits for a GPU."""
         means = {}
         for (what, name), (value, weight) in self.sums.items():
-            means.setdefault(what, {})[name] = total(value) / total(weight)
-        if not all(map(math.isfinite, means["loss"].values())):
-            raise UserError(f"a loss is no longer finite at step {step} ({means['loss']}); lower "
-                            f"--lr")
+            if weight := total(weight):                      # 0: no value of it was finite
+                means.setdefault(what, {})[name] = total(value) / weight
         self.sums = {}
+        means |= {"skipped": skipped} if skipped else {}
         self.write(step=step, **means, seconds=round(seconds, 1))
-        return means["loss"]
+        return means.get("loss", {})
 
     def write(self, **line):
         self.lines.append(line)

@@ -1,6 +1,9 @@
 """The learning rate of each step, and the optimizers by name."""
 
 import torch
+from torch import nn
+
+from bert.errors import UserError
 
 
 def warmup_then_decay(step, steps, warmup, decay=True):
@@ -25,6 +28,37 @@ def parameter_groups(modules, weight_decay):
 def adamw(groups):
     """AdamW (Loshchilov & Hutter 2019) in one fused kernel."""
     return torch.optim.AdamW(groups, lr=0.0, fused=True)
+
+
+def step_unless(optimizer, bad):
+    """Step, unless the scalar tensor `bad` on the device is 1; then parameters and state stay as
+    they are. torch's fused optimizers decide on the device; others wait for a GPU."""
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = bad                            # as torch.amp.GradScaler does
+        optimizer.step()
+    elif not bad.item():
+        optimizer.step()
+
+
+def check_all_trained(loss, optimizers, model):
+    """UserError if `loss` depends on a parameter that requires a gradient and that none of the
+    optimizers has: one of a module in a plain list, say, or of one made outside the model."""
+    trained = {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
+    names = {id(p): name for name, p in model.named_parameters()}
+    todo, seen, lost = [loss.grad_fn], {None}, []
+    while todo:                                              # the graph of the loss, down to leaves
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            todo += [below for below, _ in node.next_functions]
+            leaf = getattr(node, "variable", None)
+            if isinstance(leaf, nn.Parameter) and id(leaf) not in trained:
+                lost.append(names.get(id(leaf), f"one of the shape {list(leaf.shape)}"))
+    if lost:
+        raise UserError(f"the loss depends on parameters that no optimizer has, so that they would "
+                        f"be neither trained nor saved: {', '.join(lost)}. Make their module an "
+                        f"attribute of the model in its __init__ (an nn.ModuleList, not a list), "
+                        f"or freeze them")
 
 
 OPTIMIZERS = {"adamw": adamw}              # name → function: parameter groups → optimizer

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from bert.errors import UserError
+from bert.errors import UserError, is_out_of_memory
 from bert.files import PARTS, atomic_write
 
 try:
@@ -200,6 +200,8 @@ def save_state(path, model, optimizer, rng_states, **more):
             torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
                         "rng_states": rng_states, **more}, file)
         except RuntimeError as error:                        # what torch raises if the disk is full
+            if is_out_of_memory(error):
+                raise
             raise OSError(0, " ".join(str(error).split())[:150]) from error
 
 
@@ -210,6 +212,8 @@ def read_state(path):
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{path} cannot be read ({type(error).__name__}); start the run anew with "
                         f"--overwrite") from error
 
@@ -224,5 +228,7 @@ def restore(state, model, optimizer, device, process=0):
         if device.type == "cuda" and cuda is not None:
             torch.cuda.set_rng_state(cuda, device)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"the saved state does not fit the model, whose checkpoint has changed "
                         f"since ({' '.join(str(error).split())[:150]}); start a new run") from error

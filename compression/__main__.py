@@ -32,7 +32,7 @@ from common.run_folder import claim
 from common.tables import rows_table, write_csv
 from compression.stored import CODECS, EMBEDDINGS, Compressed, find_modules
 from multitask import runs
-from multitask.evaluation import load_split, model_fingerprint, read_split
+from multitask.evaluation import check_outputs, load_split, model_fingerprint, read_split
 from multitask.metrics import COURSE, main_scores
 from multitask.session import RunSession
 from pretraining.corpus import Corpus
@@ -105,7 +105,9 @@ def fisher_importance(session, matrices):
         split = load_split(task, "train", settings.data, session.tokenizer, settings, EXAMPLES)
         for rows in torch.arange(len(split)).split(16):
             batch = split.batch(rows.tolist()).to(session.device)
-            loss = settings.loss_of(task)(model(task, batch), batch.labels)
+            outputs = model(task, batch)
+            check_outputs(outputs, task, [split.ids[i] for i in rows.tolist()])
+            loss = settings.loss_of(task)(outputs, batch.labels)
             gradients = torch.autograd.grad(loss, list(weights.values()))
             for target, gradient in zip(weights, gradients):
                 importance[target] += gradient.square().sum(dim=1).cpu()

@@ -13,7 +13,7 @@ from early_exit.cost import exit_costs
 from early_exit.exits import as_outputs, log_probabilities
 from early_exit.leaving import EarlyExit, answers, exit_layers, task_exits
 from early_exit.states import collect, segments_of, subset
-from multitask.evaluation import run_split
+from multitask.evaluation import check_outputs, run_split
 from multitask.tasks import TASKS
 
 THRESHOLDS = [n / 100 for n in range(101)]                   # at 1 nothing leaves
@@ -40,6 +40,7 @@ class Measured:
         states, outputs = collect(session, task, self.split, title=f"dev states, {task}")
         with torch.inference_mode():
             self.log_q = exits.cpu()(states)                 # [M, n, C]
+        check_outputs(self.log_q.transpose(0, 1), task, self.split.ids, "exits' outputs")
         exits.to(session.device)
         self.final, self.outputs = log_probabilities(outputs), exits.outputs
         lengths = torch.tensor([[len(ids) for ids in side] for side, _ in self.split.segments])

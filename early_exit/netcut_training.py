@@ -9,8 +9,14 @@ from torch import nn
 
 from bert import UserError
 from common.cli import StopSignal, UserStop, add_run_flags, quoted
+from common.finite import FiniteCheck
 from common.log import progress_bar
-from common.optimization import OPTIMIZERS, parameter_groups, warmup_then_decay
+from common.optimization import (
+    OPTIMIZERS,
+    check_all_trained,
+    parameter_groups,
+    warmup_then_decay,
+)
 from common.plots import draw_curves
 from common.run_folder import read_state, restore, rng_state, save_state
 from common.tables import rows_table
@@ -127,10 +133,12 @@ def train(session, heads, args, state_file):
             "optimizer": optimizer_of(trained, settings, args.lr or default_lr(model, settings))}
     of_depth = torch.optim.Adam([heads.w], lr=args.depth_lr)
     curve, first = [], 1
+    finite = FiniteCheck(both["model"])
     if (state := read_state(state_file)) is not None:
         first, curve = resume(state, args, both, of_depth, batches, session.device, state_file)
 
     def save(step):
+        finite.before_save()
         save_state(state_file, **both, rng_states=[rng_state(session.device)], step=step,
                    depth_optimizer=of_depth.state_dict(), curve=curve, flags=flags_of(args),
                    batches={task: b.state_dict() for task, b in batches.items()})
@@ -141,19 +149,23 @@ def train(session, heads, args, state_file):
             for group in both["optimizer"].param_groups:
                 group["lr"] = group["max_lr"] * warmup_then_decay(step, steps, settings.warmup)
             for task, split in splits.items():
-                batch = split.batch(next(batches[task])).to(session.device)
-                with session.autocast():
-                    log_probs = heads(model, task, batch)
-                netcut_loss(log_probs, batch.labels, heads.alpha, args.beta).backward()
-            nn.utils.clip_grad_norm_([p for p in trained.parameters() if p.requires_grad],
-                                     settings.clip or math.inf)
-            both["optimizer"].step()
+                indices = next(batches[task])
+                loss = loss_of(session, heads, task, split.batch(indices), args.beta)
+                if step == first:
+                    check_all_trained(loss, [both["optimizer"], of_depth], model)
+                finite.add(loss, f"the loss of {task}", [split.ids[i] for i in indices])
+                loss.backward()
+            finite.add(nn.utils.clip_grad_norm_(
+                [p for p in trained.parameters() if p.requires_grad], settings.clip or math.inf),
+                "the gradient")
+            finite.update(both["optimizer"], step)
             if step > args.depth_warmup * steps:
                 of_depth.step()
             trained.zero_grad()
             of_depth.zero_grad()
             bar.update()
             if step % 10 == 0 or step == steps:
+                finite.read()
                 curve.append((step, heads.alpha.tolist()))
             if (stop.asked or step % 500 == 0) and step < steps:
                 save(step)
@@ -162,6 +174,14 @@ def train(session, heads, args, state_file):
                                f"from {state_file}")
     model.eval()
     return curve
+
+
+def loss_of(session, heads, task, batch, beta):
+    """The loss of one batch of a task."""
+    batch = batch.to(session.device)
+    with session.autocast():
+        log_probs = heads(session.model, task, batch)
+    return netcut_loss(log_probs, batch.labels, heads.alpha, beta)
 
 
 def optimizer_of(trained, settings, lr):

@@ -6,13 +6,12 @@ import time
 
 import torch
 
-from bert import UserError
 from bert.files import read_metadata, read_tensors, write_tensors
 from common.cli import StopSignal, UserStop
 from common.log import progress_bar
 from early_exit.leaving import cls_states
 from multitask.data import Split
-from multitask.evaluation import TOKENS, model_fingerprint
+from multitask.evaluation import TOKENS, check_outputs, model_fingerprint
 from multitask.tasks import TASKS
 
 SAVE_SECONDS = 60
@@ -53,6 +52,7 @@ def collect(session, task, split, path=None, title="states"):
         for indices in todo:
             with session.autocast():
                 found = cls_states(model, task, split.batch(indices).to(session.device), segments)
+            check_outputs(found[1], task, [split.ids[i] for i in indices])
             states[indices], outputs[indices] = (tensor.cpu() for tensor in found)
             bar.update(len(indices))
             if path is not None and time.monotonic() - saved > SAVE_SECONDS or stop.asked:
@@ -63,7 +63,4 @@ def collect(session, task, split, path=None, title="states"):
                                f"{path} has the states so far, and the same command goes on"))
     if todo:
         save()
-    if not outputs.isfinite().all():
-        raise UserError(f"the model's outputs for {task} are not finite; train it again with a "
-                        f"lower --lr")
     return states, outputs

@@ -31,7 +31,7 @@ from experts.rules import NORMS, RULES, Selection
 from experts.sparsity import zero_fraction
 from experts.split import ffn_inputs, fit_routers, split
 from multitask import methods, runs
-from multitask.evaluation import TOKENS, model_fingerprint
+from multitask.evaluation import TOKENS, check_outputs, model_fingerprint
 from multitask.metrics import main_scores
 from multitask.session import RunSession
 from pruning.measure import training_sample
@@ -129,7 +129,8 @@ def insert(args, session):
 
     def forward(item):
         task, part, rows = item
-        model(task, part.batch(rows).to(session.device))
+        outputs = model(task, part.batch(rows).to(session.device))
+        check_outputs(outputs, task, [part.ids[i] for i in rows])
         bar.update()
 
     with progress_bar("inputs", len(batches), "batch", leave=False) as bar:

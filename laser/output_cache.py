@@ -14,7 +14,7 @@ from common.cli import StopSignal, UserStop
 from common.log import progress_bar
 from laser.interventions import format_stack
 from laser.shared_prefix import SharedPrefixEvaluator
-from multitask.evaluation import TOKENS, model_fingerprint
+from multitask.evaluation import TOKENS, check_outputs, model_fingerprint
 from multitask.metrics import main_scores, summary
 from multitask.tasks import TASKS
 
@@ -72,6 +72,8 @@ class OutputCache:
                 batch = self.splits[task].batch(examples).to(self.session.device)
                 with self.session.autocast():
                     found = self.evaluator.outputs(task, batch, [stack_of[row] for row in rows])
+                check_outputs(found.transpose(0, 1), task,
+                              [self.splits[task].ids[i] for i in examples])
                 self.tables[task][torch.tensor(rows)[:, None], torch.tensor(examples)] = found.cpu()
                 bar.update(len(examples) * len(rows))
                 if stop.asked or time.monotonic() - saved > SAVE_SECONDS:

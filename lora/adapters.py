@@ -103,6 +103,9 @@ def attach(bert, targets=("query", "value"), rank=8, adapters=("default",), alph
         base = base_layer(bert, name)
         if not isinstance(r, int) or r < 1:
             raise UserError(f"the rank of {matrix} in layer {layer} is {r}; choose 1 or more")
+        if r > max(bert.config.hidden_size, bert.config.intermediate_size):
+            raise UserError(f"the rank {r:,} is more than any matrix of this model has; {matrix} "
+                            f"in layer {layer} has at most {min(base.weight.shape):,}")
         if not isinstance(base, PackedLinear):
             raise UserError(f"{name} is a {type(base).__name__}, and LoRA adapts plain matrices; "
                             f"attach adapters before matrices are factored, or choose others")

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from bert import BertConfig, UserError
+from bert.errors import some
 from bert.files import atomic_write, fingerprint
 from common.log import progress_bar
 from multitask.course import find_file
@@ -44,6 +45,15 @@ def load_sets(tasks, settings, tokenizer, kind="dev"):
                    for name in getattr(TASKS[task], f"{kind}_sets")} for task in tasks}
 
 
+def check_outputs(outputs, task, ids, what="outputs"):
+    """UserError that names the examples whose `outputs` [n, …] are not finite."""
+    finite = outputs.detach().flatten(1).isfinite().all(dim=1).tolist()
+    if wrong := [id for id, good in zip(ids, finite) if not good]:
+        raise UserError(f"{task}: the model's {what} for {some(wrong)} are not finite (NaN or "
+                        f"infinite), so its weights are of no use; train again with a lower --lr, "
+                        f"or go back to an earlier run")
+
+
 @torch.inference_mode()
 def run_split(model, task, split, device, autocast, bar=None):
     """→ the model's outputs [n, outputs] for every example of a split, in the file's order. Batches
@@ -53,6 +63,7 @@ def run_split(model, task, split, device, autocast, bar=None):
     for indices in split.by_length(TOKENS):
         with autocast():
             outputs[indices] = model(task, split.batch(indices).to(device)).cpu()
+        check_outputs(outputs[indices], task, [split.ids[i] for i in indices])
         if bar is not None:
             bar.update(len(indices))
     return outputs

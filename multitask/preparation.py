@@ -8,6 +8,7 @@ import torch
 from bert import Bert, Tokenizer, UserError
 from bert.files import fingerprint
 from common.device import pick_device
+from common.finite import FiniteCheck
 from common.log import Log
 from common.optimization import OPTIMIZERS, parameter_groups
 from common.run_folder import restore as restore_state
@@ -37,7 +38,7 @@ def prepare(settings, folder, recipe, record, state):
     trained = {}
     for part in optimizer.param_groups:
         trained.setdefault(part["group"], []).extend(part["params"])
-    runs.check_nothing_lost(model, optimizer)
+    runs.check_nothing_lost(model, optimizer, settings)
     torch.manual_seed(settings.seed + distributed.rank())    # of dropout
     record = prepare_folder(folder, settings, recipe, checksums, record, model)
     record["resolved"] = {"lr": lr, "steps": schedule.steps, "device": str(device)}
@@ -54,11 +55,14 @@ def prepare(settings, folder, recipe, record, state):
             sampler.load_state_dict(state["batches"][task])
     sums = (state or {}).get("sums")                         # of each process
     log = Log(folder / "log.jsonl" if distributed.rank() == 0 else None, progress.step,
-              sums and sums[distributed.rank()])
+              sums and sums[distributed.rank()], settings.skip_nonfinite)
+    finite = FiniteCheck(model, runs.resume_command(folder), settings.skip_nonfinite,
+                         (state or {}).get("skipped", 0), distributed)
     return SimpleNamespace(
         settings=settings, folder=folder, record=record, model=model, tokenizer=tokenizer,
         train=train, dev=dev, schedule=schedule, optimizer=optimizer, trained=trained,
-        device=device, autocast=autocast, progress=progress, log=log)
+        device=device, autocast=autocast, progress=progress, log=log,
+        finite=finite, checked_tasks=set())  # checked_tasks: by check_all_trained
 
 
 def load_model(settings, device, edits=()):
@@ -74,10 +78,7 @@ def load_model(settings, device, edits=()):
         use_attention(bert, settings)
         model = build_model(bert, settings)
     config = next(iter(model.encoders.values())).config
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(f"{settings.from_run or settings.bert}: a tokenizer of "
-                        f"{tokenizer.vocab_size:,} tokens and an encoder of "
-                        f"{config.vocab_size:,} are of different checkpoints")
+    tokenizer.check_fits(config, settings.from_run or settings.bert, settings.joint_pairs)
     model.encoders.requires_grad_(not settings.freeze)
     if settings.pooling != "pooler":                         # then nothing reads the pooler
         for bert in model.encoders.values():

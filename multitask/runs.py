@@ -123,12 +123,14 @@ def weights_fingerprint(folder, names, edits, saved=()):
                          for file in files + methods.weight_files(edits, folder)))
 
 
-def check_nothing_lost(model, optimizer):
-    """Raise UserError that names parameters with requires_grad that the optimizer lacks, and
-    tensors of the encoders that no saved file would hold."""
+def check_nothing_lost(model, optimizer, settings):
+    """Raise UserError that names parameters with requires_grad that the optimizer lacks, tensors of
+    the encoders that no saved file would hold, and others that an opened run would not have."""
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     lost = [name for name, parameter in model.named_parameters()
             if parameter.requires_grad and id(parameter) not in trained]
+    opened = with_heads(model.encoders, settings).own_state()
+    lost += [name for name in model.own_state() if name not in opened]
     for key, bert in model.encoders.items():
         with torch.device("meta"):
             plain = type(bert)(bert.config, bert.attention_name)
@@ -218,6 +220,7 @@ def open_run(folder):
         use_attention(encoders[name], settings)
         methods.restore(encoders[name], record["edits"], folder)
     tokenizer = Tokenizer.from_pretrained(encoder_folder(folder, names[0]))
+    tokenizer.check_fits(encoders[names[0]].config, folder, settings.joint_pairs)
     model = with_heads(encoders, settings)
     model.load_own_state(read_tensors(heads_file), heads_file)
     return model, tokenizer, settings, record

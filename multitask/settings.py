@@ -66,7 +66,8 @@ class Settings:
 
     steps: int = setting(0, "stop after this many steps instead (0: go by --epochs)", group=STEPS)
     patience: int = setting(0, "epochs without a better score before it ends (0: all)", group=STEPS)
-    accumulate: int = setting(1, "batches of a task that add up to one step's", min=1, group=STEPS)
+    accumulate: int = setting(1, "batches of a task that add up to one step's", min=1, max=2 ** 16,
+                             group=STEPS)
     optimizer: str = setting("adamw", "of common/optimization.py", OPTIMIZERS, group=STEPS)
     warmup: float = setting(0.1, "fraction of the steps in which the rate rises", group=STEPS)
     decay: bool = setting(True, "after it the rate falls in a line to nothing", group=STEPS)
@@ -77,6 +78,8 @@ class Settings:
 
     log_every: int = setting(10, "steps between two lines of log.jsonl", min=1, group=RUN)
     save_every: int = setting(0, "steps between saves for --resume (0: an epoch)", group=RUN)
+    skip_nonfinite: bool = setting(False, "leave out an update whose loss or gradient is not "
+                                          "finite and count it, instead of stopping", group=RUN)
     strict_rows: bool = setting(False, "rows that a task may leave out are errors", group=RUN)
 
     methods: ClassVar = ()                       # whose flags are among these settings
@@ -129,6 +132,11 @@ class Settings:
     @property
     def task_names(self):
         return self._known("tasks", TASKS)
+
+    @property
+    def joint_pairs(self):
+        """Whether a task has pairs that are encoded in one sequence."""
+        return self.pairs == "joint" and any(TASKS[task].pair for task in self.task_names)
 
     @property
     def trained_tasks(self):

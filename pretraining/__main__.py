@@ -12,17 +12,20 @@ trained on. With --teacher the model also learns a larger BERT's sentence vector
 checkpoint opens in Bert.from_pretrained, train_multitask.py --bert and BertForMaskedLM.
 """
 
+import math
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch.nn.utils import clip_grad_norm_
 
 from bert import UserError
 from common.cli import Parser, StopSignal, UserStop, quoted, run_script
+from common.finite import FiniteCheck
 from common.flags import add_flags, with_absolute_paths
 from common.log import Log, progress_bar
-from common.optimization import adamw, parameter_groups, warmup_then_decay
+from common.optimization import adamw, check_all_trained, parameter_groups, warmup_then_decay
 from common.run_folder import claim, new_folder, read_state, restore, rng_state, save_state
 from pretraining import run
 from pretraining.distillation import compute_targets, sentence_vectors, teacher_loss
@@ -54,10 +57,12 @@ def train(settings, folder, parts, state):
     if state is not None:
         restore(state, model, optimizer, parts.device)
     done, seconds = (state["step"], state["seconds"]) if state else (0, 0.0)
-    log = Log(folder / "log.jsonl", done, state and state.get("sums"))
-    began = time.perf_counter() - seconds
+    log = Log(folder / "log.jsonl", done, state and state.get("sums"), settings.skip_nonfinite)
+    began, go_on = time.perf_counter() - seconds, f"python -m pretraining --resume {quoted(folder)}"
+    finite = FiniteCheck(model, go_on, settings.skip_nonfinite, (state or {}).get("skipped", 0))
 
     def evaluate(step):
+        finite.before_save()
         scores = parts.heldout.scores(model, targets, parts.device, parts.autocast)
         log.write(step=step, heldout=scores, seconds=round(time.perf_counter() - began, 1))
         bar.write(f"step {step:,}:  " + "  ".join(f"{name.replace('_', ' ')} {value:.3f}"
@@ -73,26 +78,33 @@ def train(settings, folder, parts, state):
             batch = masked_batch(parts.corpus, batches[step], parts.masking).to(parts.device)
             losses = compute_losses(model.train(), batch, targets, parts.autocast)
             loss = losses["masked_lm"] + settings.teacher_weight * losses.get("teacher", 0.0)
+            if step == done + 1:
+                check_all_trained(loss, [optimizer], model)
             loss.backward()
-            if settings.clip:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-            optimizer.step()
+            norm = clip_grad_norm_(model.parameters(), settings.clip or math.inf)
+            for name, value in (losses | {"gradient": norm}).items():
+                finite.add(value, name, [f"line {n + 1}" for n in batch.line_ids.tolist()])
+            finite.update(optimizer, step)
             optimizer.zero_grad()
 
             bar.update()
             for name, value in losses.items():
                 log.add("loss", name, value)
             if step % LOG_EVERY == 0 or step == steps:
-                bar.set_postfix(log.write_means(step, time.perf_counter() - began), refresh=False)
+                finite.read()
+                bar.set_postfix(log.write_means(step, time.perf_counter() - began,
+                                                skipped=finite.skipped), refresh=False)
             if step % (settings.eval_every or batches.steps_per_epoch) == 0 or step == steps:
                 save_checkpoint(folder, model, evaluate(step), parts.other_heads)
             if step % settings.save_every == 0 or step == steps or stop.asked:
+                finite.before_save()
                 save_state(folder / run.STATE_FILE, model, optimizer, [rng_state(parts.device)],
                            step=step, seconds=time.perf_counter() - began,
-                           sums=log.sums_on_cpu())
+                           sums=log.sums_on_cpu(), skipped=finite.skipped)
             if stop.asked and step < steps:
-                raise UserStop(f"stopped after step {step:,} of {steps:,}; go on with: "
-                               f"python -m pretraining --resume {quoted(folder)}")
+                raise UserStop(f"stopped after step {step:,} of {steps:,}; go on with: {go_on}")
+    if finite.skipped:
+        print(finite.summary(steps))
     return log, time.perf_counter() - began
 
 

@@ -60,6 +60,7 @@ def train_tokenizer(lines, size, limit):
     first = [*SPECIAL, *characters, *("##" + c for c in characters)]
     if len(first) >= size:
         raise UserError(f"--vocab-size {size} is too few: the characters need {len(first) + 1}")
+    size = min(size, len(first) + counts.total())            # the library reserves memory for it
     backend.train_from_iterator(lines, trainers.WordPieceTrainer(
         vocab_size=size, min_frequency=2, special_tokens=first, show_progress=False))
     ids = backend.get_vocab()

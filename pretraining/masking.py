@@ -6,11 +6,13 @@ Devlin et al. 2019 (arXiv 1810.04805), appendix A.1; whole-word masking is from 
 later models. Left out: next sentence prediction, which did not help (RoBERTa, arXiv 1907.11692).
 B = lines of the batch, N = their tokens, M = masked ones, V = vocabulary."""
 
+import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from bert.errors import UserError, some
 from bert.layout import Layout
 from bert.tokenizer import SPECIAL
 from pretraining.corpus import EVAL_TOKENS, split_by_tokens
@@ -99,7 +101,12 @@ class HeldOut:
             batch = batch.to(device)
             with autocast():
                 logits, _ = model(batch)
-            loss += float(F.cross_entropy(logits.float(), batch.labels, reduction="sum"))
+            total = float(F.cross_entropy(logits.float(), batch.labels, reduction="sum"))
+            if not math.isfinite(total):
+                lines = some([f"line {number + 1}" for number in batch.line_ids.tolist()])
+                raise UserError(f"the model's outputs for {lines} are not finite (NaN or infinite),"
+                                f" so its weights are of no use; train again with a lower --lr")
+            loss += total
             correct += int((logits.argmax(dim=1) == batch.labels).sum())
         scores = {"masked_lm_loss": loss / self.tokens, "masked_accuracy": correct / self.tokens,
                   "commonest_token_accuracy": self.baseline}

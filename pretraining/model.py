@@ -54,11 +54,9 @@ class MaskedLM(nn.Module):
 
 
 def open_checkpoint(name):
-    """→ tokenizer, encoder of a checkpoint. UserError if the vocabulary exceeds the embeddings."""
+    """→ tokenizer, encoder of a checkpoint. UserError if one has ids that the other lacks."""
     tokenizer, bert = Tokenizer.from_pretrained(name), Bert.from_pretrained(name)
-    if tokenizer.vocab_size > bert.config.vocab_size:
-        raise UserError(f"{name}: the tokenizer has {tokenizer.vocab_size:,} tokens, the encoder "
-                        f"only {bert.config.vocab_size:,} embeddings; they do not belong together")
+    tokenizer.check_fits(bert.config, name)
     return tokenizer, bert
 
 
@@ -75,7 +73,15 @@ def load_head(head, tensors, checkpoint):
 
 def save_checkpoint(folder, model, scores, other_heads=None):
     """Write encoder, masked-LM head and other_heads {name: tensor} in the Hugging Face layout, and
-    scores as metrics.json."""
+    scores as metrics.json. UserError if the model has tensors that these files do not hold."""
+    with torch.device("meta"):
+        plain = type(model.bert)(model.bert.config, model.bert.attention_name)
+    check_names_and_shapes(f"the encoder to be saved in {folder}", plain.state_dict(),
+                           model.bert.state_dict())
+    if lost := [name for name in model.state_dict()
+                if name.partition(".")[0] not in ("bert", "head", "distillation_head")]:
+        raise UserError(f"{', '.join(lost)} would not be saved: a checkpoint holds the encoder and "
+                        f"MaskedLMHead; make the module a part of one of them")
     tensors = {"bert." + name: tensor for name, tensor in tensors_to_save(model.bert).items()}
     tensors |= {HEAD + name: tensor for name, tensor in model.head.state_dict().items()}
     tensors |= other_heads or {}

@@ -56,6 +56,8 @@ class Settings:
     seed: int = setting(0, "seed of weights, masks, dropout and the order of lines", min=0)
     eval_every: int = setting(0, "steps between evaluations (0: an epoch)", min=0)
     save_every: int = setting(500, "steps between states to --resume from", min=1)
+    skip_nonfinite: bool = setting(False, "leave out an update whose loss or gradient is not "
+                                          "finite and count it, instead of stopping")
     device: str = setting("auto", "auto: CUDA if there is one", choices=("auto", "cuda", "cpu"))
     precision: str = setting("auto", "auto: bf16 on CUDA", choices=("auto", "fp32", "bf16"))
 
@@ -99,6 +101,7 @@ class Components:
         self.other_heads = {name: t for name, t in heads.items() if not name.startswith(HEAD)}
         self.masking = Masking(self.tokenizer, settings.whole_word)
         self.corpus = Corpus(self.tokenizer, lines, settings.max_length)
+        self.tokenizer.check_fits(bert.config, start, joint_pairs=bool(self.corpus.types.any()))
         line_of_token = torch.arange(len(lines)).repeat_interleave(self.corpus.length)
         usable = line_of_token[~self.masking.special[self.corpus.ids]].unique()  # lines with words
         training, heldout = usable[~held_out[usable]], usable[held_out[usable]]
@@ -124,9 +127,10 @@ def start_record(folder, settings, parts):
 
 def open_run(folder, changes):
     """→ the record of the run in a folder, its Settings with `changes` {name: value}."""
-    if set(changes) - {"device", "save_every"}:
+    if set(changes) - {"device", "save_every", "skip_nonfinite"}:
         raise UserError("--resume goes on by the run's own settings; leave out all flags but "
-                        "--device and --save-every, or start a new run with --init")
+                        "--device, --save-every and --skip-nonfinite, or start a new run with "
+                        "--init")
     record = read_record(folder / RECORD, KIND, VERSION, ("settings", "data", "complete"))
     try:
         settings = Settings(**record["settings"])

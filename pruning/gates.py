@@ -94,6 +94,9 @@ def importance(bert, batches, loss, kind="heads"):
         tokens += len(batch.layout)
     if not tokens:
         raise UserError("importance needs at least one example")
+    if not all(total.isfinite().all() for total in sums):
+        raise UserError("the gradients of the loss are not finite, so nothing can be said of what "
+                        "matters to it; train again with a lower --lr")
     for row, total in zip(raw, sums):
         row[~row.isnan()] = total.cpu() / tokens
     return raw

@@ -5,7 +5,7 @@ import torch
 from common.log import progress_bar
 from common.plots import new_figure, save_figure
 from multitask.data import tokenize
-from multitask.evaluation import TOKENS, read_split
+from multitask.evaluation import TOKENS, check_outputs, read_split
 from pruning.gates import importance, normalize
 
 
@@ -30,13 +30,21 @@ def measure(model, splits, settings, device, kind="heads"):
 def task_importance(model, task, split, loss, device, kind="heads"):
     """→ raw importance [layers, parts] for one task of a MultitaskModel over all examples of a
     Split. loss(outputs, labels) → the mean over examples."""
+    ids = []                                                 # of the batch now
+
+    def batches():
+        for indices in split.by_length(TOKENS):
+            ids[:] = [split.ids[i] for i in indices]
+            yield split.batch(indices).to(device)
+
     def summed(batch):
         bar.update(len(batch.labels))
-        return loss(model(task, batch), batch.labels) * len(batch.labels)
+        outputs = model(task, batch)
+        check_outputs(outputs, task, ids)
+        return loss(outputs, batch.labels) * len(batch.labels)
 
     with progress_bar(f"importance, {task}", len(split), "example", leave=False) as bar:
-        batches = (split.batch(indices).to(device) for indices in split.by_length(TOKENS))
-        return importance(model.eval().encoder(task), batches, summed, kind)
+        return importance(model.eval().encoder(task), batches(), summed, kind)
 
 
 def of_all_tasks(raw, norm="global"):

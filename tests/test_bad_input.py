@@ -11,11 +11,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 
 import evaluate
 import train_multitask
+from common.run_folder import read_state
 from multitask.course import read_course_file
 from multitask.tasks import TASKS
 
@@ -285,8 +287,35 @@ def without(name):
     return lambda folder: (folder / name).unlink()
 
 
+def one_type(folder):
+    config(type_vocab_size=1)(folder)
+    name = "embeddings.token_type_embeddings.weight"
+    tensors(lambda t: t.update({name: t[name][:1].clone()}))(folder)
+
+
 SAFE, BIN, BIAS = "model.safetensors", "pytorch_model.bin", "pooler.dense.bias"
-CHECKPOINTS = {
+def token_id(number):
+    """A tokenizer.json whose last token has this id."""
+    def change(folder):
+        words = (folder / "vocab.txt").read_text().split()
+        vocabulary = {token: n for n, token in enumerate(words)}
+        vocabulary[list(vocabulary)[-1]] = number
+        backend = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+        file = json.loads(backend.to_str())
+        file["model"]["vocab"] = vocabulary                  # to save it, the library would count
+        (folder / "tokenizer.json").write_text(json.dumps(file))
+    return change
+
+
+IMMENSE = {f"{name} {value:.0e}": (config(**{name: value}), "config.json", name)
+           for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+                        "intermediate_size", "max_position_embeddings", "type_vocab_size")
+           for value in (2 ** 31, 10 ** 12, 10 ** 30)}
+CHECKPOINTS = IMMENSE | {
+    "a pad token beyond any": (config(pad_token_id=10 ** 30), "pad_token_id", "below 2^40"),
+    "too many layers to build": (config(num_hidden_layers=5000), "num_hidden_layers 5,000"),
+    "a token id above the embeddings": (token_id(31), "token ids up to 31", "checkpoint"),
+    "a token id that no machine has": (token_id(2 ** 31), "token ids up to 2,147,483,648"),
     "no folder": (shutil.rmtree, "not a folder"),
     "no weights": (without(SAFE), SAFE),
     "no configuration": (without("config.json"), "config.json"),
@@ -327,6 +356,7 @@ CHECKPOINTS = {
                                   BIAS),
     "a tensor twice": (tensors(lambda t: t.update({"bert.pooler.dense.bias": torch.zeros(32)})),
                        "pooler.dense.bias twice"),
+    "one token type for joint pairs": (one_type, "type_vocab_size 1", "--pairs separate"),
     "[CLS] missing": (lines(lambda v: [token for token in v if token != "[CLS]"]), "lacks [CLS]"),
     "vocabulary too large": (lines(lambda v: v + ["more"]), "tokens", "checkpoint"),
     "a token twice": (lines(lambda v: v[:-1] + v[-2:-1]), "vocab.txt", "twice"),
@@ -342,7 +372,8 @@ def test_broken_checkpoint_is_refused(refused_training, checkpoint, tmp_path, ca
     spoil, *words = case
     folder = shutil.copytree(checkpoint, tmp_path / "spoilt")
     spoil(folder)
-    refused_training("--bert", folder, says=(str(folder), *words))
+    refused_training("--bert", folder, *(("--tasks", "sts") if spoil is one_type else ()),
+                     says=(str(folder), *words))
     assert not (tmp_path / "code-was-run").exists()
 
 
@@ -380,7 +411,11 @@ FLAGS = {
     "dropout of one": (("--head-dropout", "1"), "--head-dropout", "below 1"),
     "limit negative": (("--limit", "-1"), "--limit", "0 or more"),
     "seed negative": (("--seed", "-1"), "--seed", "0 or more"),
-    "seed immense": (("--seed", str(10**20)), "--seed"),
+    **{f"{flag} immense": ((flag, str(10 ** 30)), flag, "beyond", "4,294,967,296") for flag in (
+        "--seed", "--lora", "--epochs", "--batch-size", "--accumulate", "--limit", "--steps",
+        "--patience", "--log-every", "--save-every")},
+    "a rank above every matrix's": (("--lora", "4294967296"), "rank 4,294,967,296", "at most 32"),
+    "batches that are never added up": (("--accumulate", "4294967296"), "--accumulate", "65536"),
     "task unknown": (("--tasks", "sst,stt"), "--tasks", "'stt'", "did you mean", "sts"),
     "task empty": (("--tasks", ""), "--tasks", "sst"),
     "task twice": (("--tasks", "sst,sst"), "twice"),
@@ -615,3 +650,42 @@ def test_full_disk_under_the_log_is_one_sentence(script, flags, monkeypatch):
 def test_full_disk_under_predictions_is_one_sentence(refused, runs, monkeypatch):
     monkeypatch.setattr(os, "fsync", full_after(os.fsync, 0))
     refused(evaluate.main, runs / "sst", says=("sst-dev-output.csv", "No space left"))
+
+
+# ---- memory
+
+LITTLE = """
+import resource, sys
+import train_multitask
+from common.cli import run_script
+import scipy.stats, tokenizers, torch
+torch.ones(64, 64) @ torch.ones(64, 64)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2 ** 27, -1))
+run_script(train_multitask.main)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_full_memory_is_one_sentence(flags, tmp_path):
+    rows = "".join(f"{n}\tid{n}\t{'the film is good ' * 9}\t3\n" for n in range(3000))
+    folder = shutil.copytree(flags[3], tmp_path / "course")
+    (folder / "ids-sst-train.csv").write_text(HEADER + rows)
+    arguments = (*flags, "--data", folder, "--batch-size", 3000)
+    done = subprocess.run([sys.executable, "-c", LITTLE, *map(str, arguments)], cwd=ROOT,
+                          text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                          capture_output=True, timeout=120)
+    last = done.stderr.strip().splitlines()[-1].split("\r")[-1]
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "error: the machine's memory is full; lower --batch-size" in last
+
+
+@pytest.mark.parametrize("error", (MemoryError(), RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory")))
+def test_a_file_is_not_called_corrupt_where_memory_is_full(whole_run, monkeypatch, error):
+    def full(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(type(error)):
+        read_state(whole_run / "sst" / "last" / "state.pt")

@@ -335,3 +335,28 @@ def test_the_gradient_reaches_own_embeddings(bert, dense):
         change = (loss(words + step) - loss(words - step)) / 2
     close(change, (gradient * step).sum(), atol=1e-3 * change.abs().item())
     assert torch.autograd.grad(bert(inputs_embeds=words, **batch)[0].sum(), words)[0].any()
+
+
+def test_selected_rows_of_a_batch_in_length_buckets_are_those_of_all_rows():
+    torch.manual_seed(0)
+    bert = Bert(BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=3,
+                           num_attention_heads=4, intermediate_size=64)).eval()
+    lengths = torch.tensor([60, 3, 41, 9, 58, 20])
+    mask = torch.arange(60) < lengths[:, None]
+    ids = torch.randint(50, mask.shape)
+    chosen = torch.zeros_like(mask)
+    chosen[:, 0] = chosen[0, 59] = chosen[2, 17] = chosen[5, 3] = chosen[5, 19] = True
+    hidden, layout = bert.embed(ids, mask)
+    rows = layout.select(chosen)
+    assert len(layout.length_buckets) > 1 and rows.length_buckets == []
+    whole, some = bert.encode(hidden, layout), bert.encode(hidden, layout, output_rows=rows)
+    torch.testing.assert_close(some, whole[rows.rows], atol=1e-5, rtol=1e-5)
+    for number, length in enumerate(lengths.tolist()):       # and each text as if it were alone
+        alone = bert(ids[number:number + 1, :length]).last_hidden_state[0]
+        torch.testing.assert_close(layout.pad(whole)[number, :length], alone, atol=1e-5, rtol=1e-5)
+    kept = layout.keep(torch.tensor([5, 0, 2]))              # buckets of a selection
+    assert kept.length_buckets
+    again = bert.encode(hidden.index_select(0, kept.rows), kept,
+                        output_rows=kept.select(kept.pad(chosen[mask][kept.rows])))
+    places = kept.rows[chosen[mask][kept.rows]]
+    torch.testing.assert_close(again, whole[places], atol=1e-5, rtol=1e-5)

@@ -226,6 +226,39 @@ def test_a_parameter_that_no_saved_file_holds_is_refused_by_name(train, monkeypa
     assert not (tmp_path / "run").exists()
 
 
+class InAList(MultitaskModel):
+    """A module where torch does not see it."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.further = [nn.Linear(32, 32)]
+
+    def pool(self, task, hidden, layout):
+        return self.further[0](hidden)
+
+
+@pytest.mark.parametrize("flags", [(), ("--lora", 2), ("--surgery", "pcgrad")])
+def test_a_module_in_a_list_is_refused_before_the_first_step(train, student, tmp_path, flags):
+    student(InAList)
+    with pytest.raises(UserError, match=r"shape \[32, 32\], .* in its __init__"):
+        train("run", *flags)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_module_added_after_the_model_was_made_is_refused(train, monkeypatch, tmp_path):
+    load = preparation.load_model
+
+    def changed(*arguments):
+        model, tokenizer = load(*arguments)
+        model.further = nn.Linear(32, 32)
+        return model, tokenizer
+
+    monkeypatch.setattr(preparation, "load_model", changed)
+    with pytest.raises(UserError, match="further.weight, further.bias would not be trained"):
+        train("run")
+    assert not (tmp_path / "run").exists()
+
+
 # ---- what learns, and in which precision
 
 def test_a_pooler_that_nothing_reads_does_not_count_and_learns_again_when_read(train):

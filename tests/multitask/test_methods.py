@@ -1,5 +1,6 @@
 """What a run can be set to: samplers, heads, what learns how fast and how long, recipes."""
 
+import copy
 import json
 import math
 
@@ -339,3 +340,31 @@ def test_comparing_what_is_no_run_is_a_sentence(tmp_path, script):
     assert code == 2 and "not a saved run" in err
     code, _, err = script(evaluate_script.main)
     assert code == 2 and "name one run" in err
+
+
+DECAYS = {"all": ({}, lambda p: p.dim() > 1), "adapters": ({"lora": 2}, lambda p: p.dim() > 1),
+          "LayerNorms of adapters": ({"lora": 2, "lora_norms": True}, lambda p: p.dim() > 1),
+          "LoRA-XS": ({"lora": 2, "lora_kind": "xs"}, None)}
+
+
+@pytest.mark.parametrize("case", DECAYS)
+def test_weight_decay_leaves_biases_layernorms_and_lora_xs_as_they_are(case, bert):
+    given, decays = DECAYS[case]
+    settings = Settings(weight_decay=0.5, **given)
+    model = build_model(copy.deepcopy(bert), settings)
+    if settings.lora:
+        adapters.prepare(model, None, settings, None)
+    schedule = Schedule(settings, dict.fromkeys(settings.trained_tasks, 8), 1)
+    optimizer = adamw(parameter_groups(trained_modules(model, settings, schedule, 1e-3), 0.5))
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+        for parameter in group["params"]:
+            parameter.data += 1.0                            # none of them is 0
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        if name in before:
+            heads = not name.startswith("encoders.") and parameter.dim() > 1
+            shrinks = heads or (decays is not None and decays(parameter))
+            torch.testing.assert_close(parameter, (before[name] + 1) * (0.95 if shrinks else 1))
