@@ -13,8 +13,8 @@ from bert.files import atomic_write
 
 class Log:
     """log.jsonl, a line each time: {"step", "loss": {task: mean since the last line}, "seconds"} or
-    {"step", "dev": scores, "seconds"}. Losses stay on the device until a line is due. Without a
-    path nothing is written."""
+    {"step", "dev": scores, "dev_loss": {task: loss}, "seconds"}. Losses stay on the device until a
+    line is due. Without a path nothing is written."""
 
     def __init__(self, path, step):
         """Begin the file, or go on with it after `step`; later lines are dropped."""
