@@ -36,6 +36,8 @@ def draw_training(lines, path):
     ones, on axes of their own), dev scores, of gradient surgery the cosines of each two tasks'
     gradients, of r-softmax the zeros of attention."""
     losses, scores = read_curves(lines, "loss"), read_curves(lines, "dev")
+    if len(scores) == 2:                                     # of one task
+        scores.pop("mean", None)
     dev_losses = read_curves(lines, "dev_loss")
     squared = {task: points for task, points in losses.items()
                if task in TASKS and TASKS[task].is_regression}
