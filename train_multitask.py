@@ -27,7 +27,7 @@ from common.log import progress_bar
 from common.optimization import check_all_trained
 from common.run_folder import read_state, rng_state, save_state
 from multitask import distributed, methods, runs
-from multitask.evaluation import evaluate
+from multitask.evaluation import mean_losses, run_splits, score_outputs
 from multitask.losses import further_losses
 from multitask.metrics import choose_by, summary
 from multitask.pcgrad import SURGERY, cosines, pop_grads, set_grads
@@ -139,8 +139,11 @@ def evaluate_and_keep_best(run, bar):
     progress, groups = run.progress, run.schedule.groups
     run.finite.before_save()
     if distributed.rank() == 0:
-        scores, predictions = evaluate(run.model, run.dev, run.device, run.autocast)
-        run.log.write(step=progress.step, dev=scores, seconds=round(progress.seconds, 1))
+        outputs = run_splits(run.model, run.dev, run.device, run.autocast)
+        scores, predictions = score_outputs(run.dev, outputs)
+        losses = mean_losses(run.dev, outputs, run.settings.loss_of)
+        run.log.write(step=progress.step, dev=scores, dev_loss=losses,
+                      seconds=round(progress.seconds, 1))
         may_keep = progress.step >= run.settings.keep_from * run.schedule.steps
         improved = []                                        # tasks whose model is to be saved
         for name in progress.running:

@@ -26,7 +26,7 @@ from tqdm import tqdm  # noqa: E402
 
 from bert.files import write_json  # noqa: E402
 from common.cli import Parser, run_script  # noqa: E402
-from common.plots import new_figure, save_figure  # noqa: E402
+from common.plots import COLORS, STYLES, new_figure, save_figure  # noqa: E402
 from common.tables import markdown_table  # noqa: E402
 from multitask import runs  # noqa: E402
 from multitask.evaluation import load_split, run_split  # noqa: E402
@@ -79,6 +79,7 @@ def draw(lines, tasks, path):
     figure = new_figure(2.6 * (len(tasks) + 1), 3)
     panels = [*([task] for task in tasks), tasks]
     for axes, shown in zip(figure.subplots(1, len(panels)), panels):
+        axes.set_prop_cycle(color=COLORS, linestyle=STYLES)
         for order in ORDERS:
             points = [average(lines, shown, order, removed) for removed in (0.0, *FRACTIONS)]
             axes.plot([0, *(100 * f for f in FRACTIONS)], points, marker="o", label=order)

@@ -12,8 +12,9 @@ from bert.files import atomic_write
 
 class Log:
     """log.jsonl, a line each time: {"step", "loss": {task: mean since the last line}, "seconds"} or
-    {"step", "dev": scores, "seconds"}. Losses stay on the device until a line is due. Without a
-    path nothing is written. finite_only: leave values that are not finite out of the means."""
+    {"step", "dev": scores, "dev_loss": {task: loss}, "seconds"}. Losses stay on the device until a
+    line is due. Without a path nothing is written. finite_only: leave values that are not finite
+    out of the means."""
 
     def __init__(self, path, step, sums=None, finite_only=False):
         """Begin the file, or go on with it after `step`, with the saved `sums_on_cpu` since the

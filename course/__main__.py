@@ -1,7 +1,8 @@
-"""Hand the project out to students as exercises, and grade what they wrote.
+"""Hand the project out to students as exercises, grade what they wrote, pack what they submit.
 
     python -m course handout OUT         # a copy without the answers; EXERCISES.md leads through it
     python -m course grade FOLDER        # a score for each exercise; the last line is the total
+    python -m course submit RUN          # a zip for the leaderboard: predictions and code, checked
 
 A student writes the bodies of a few functions. The grader takes only these bodies into an intact
 copy of the project, runs each exercise in a process of its own, and judges the results by fresh
@@ -19,6 +20,7 @@ from course.exercises import EXERCISES
 from course.grade import grade as grade_folder
 from course.grade import gradescope, table
 from course.handout import write_handout
+from course.submit import add_submit_flags, submit
 
 
 def handout(args):
@@ -68,7 +70,8 @@ def add_handout_flags(parser):
     parser.add_argument("out", metavar="OUT", help="a new or empty folder")
 
 
-COMMANDS = {"handout": (handout, add_handout_flags), "grade": (grade, add_grade_flags)}
+COMMANDS = {"handout": (handout, add_handout_flags), "grade": (grade, add_grade_flags),
+            "submit": (submit, add_submit_flags)}
 
 
 def main(arguments=None):

@@ -14,7 +14,7 @@ from course.exercises import EXERCISES, ROOT, STUDENT, sections
 from course.source import replace
 
 LEFT_OUT = ("tests", "docs", "benchmarks", "tools", "attack", "course")    # they show answers
-SHARED = ("course/adamw.py", "course/drivers.py", "course/judge.py")         # they go along
+SHARED = ("course/adamw.py", "course/drivers.py", "course/judge.py", "course/submit.py")
 FILES = ("LICENSE", "requirements.txt", "train_multitask.py", "evaluate.py")
 SUFFIXES = (".py", ".csv", ".json", ".txt", ".safetensors")
 

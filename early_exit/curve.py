@@ -156,6 +156,7 @@ def draw(curves, rows, path):
         operations.setdefault(row["task"], []).append((row["multiply_adds"], row["score"]))
     for row in rows:
         times.setdefault(row["task"], []).append((row["wall"], row["score"]))
-    draw_curves([("score against share of multiply-adds, dev", operations),
-                 ("score against ms an example, half of dev",
-                  {task: sorted(points) for task, points in times.items()})], path, xlabel="cost")
+    draw_curves([("score at every threshold, dev", operations),
+                 ("score at chosen thresholds, half of dev",
+                  {task: sorted(points) for task, points in times.items()})], path,
+                xlabel=["share of the whole model's multiply-adds", "milliseconds an example"])

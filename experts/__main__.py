@@ -210,15 +210,16 @@ def measure(session, selection, passes):
 def draw(rows, path):
     """Draw the overall score, or the mean, against each cost; against time that of routers."""
     panels, score = [], "overall" if "overall" in rows[0] else "mean"
-    for what, title in (("ffn", "multiply-adds of the feed-forward networks"),
-                        ("model", "multiply-adds of the encoder"), ("ms", "milliseconds for dev")):
+    labels = {"ffn": "share of the FFNs' multiply-adds",
+              "model": "share of the encoder's multiply-adds", "ms": "milliseconds for dev"}
+    for what in labels:
         curves = {}
         for row in sorted(rows, key=lambda row: row[what]):
             if what != "ms" or row["norms"] == "router":
                 curves.setdefault(f"{row['norms']}, {row['rule']}", []).append(
                     (row[what], row[score]))
-        panels.append((f"{score} by {title}", curves))
-    draw_curves(panels, path, xlabel="cost")
+        panels.append((f"{score}, dev", curves))
+    draw_curves(panels, path, xlabel=list(labels.values()))
 
 
 COMMANDS = {"relu": (relu, add_relu_flags), "split": (split_command, add_split_flags),

@@ -89,6 +89,7 @@ def draw_heat_maps(rows, path, errors=None):
     from matplotlib.colors import SymLogNorm  # slow to import
 
     base, edited, names = rows[0], rows[1:], score_names(rows)
+    names = names[:1] if names[1:] == ["mean"] else names    # of one task
     matrices, layers, keeps = (list(dict.fromkeys(row[key] for row in edited))
                                for key in ("matrix", "layer", "keep"))
     figure = new_figure(2.5 + 0.55 * len(keeps) * len(matrices),
@@ -116,10 +117,10 @@ def draw_heat_maps(rows, path, errors=None):
             axes.set_xticks(range(len(keeps)), [f"{k:g}" for k in keeps], fontsize=7)
             axes.set_yticks(range(len(layers)), layers, fontsize=7)
             axes.set(xlabel="keep", ylabel="layer")
-    figure.colorbar(image, ax=panels, label="gain in points; above 1 on a logarithmic scale",
-                    format="{x:+g}")
-    figure.suptitle("gain in points when one matrix is reduced; gray: within its standard error",
-                    fontsize=10)
+    ticks = [sign * t for t in (1, 2, 5, 10, 20, 50) if t <= largest for sign in (-1, 1)]
+    figure.colorbar(image, ax=panels, label="gain (points)", format="{x:+g}", ticks=[0, *ticks])
+    figure.suptitle("gain in points when one matrix is reduced; gray: within its standard error; "
+                    "colors above 1 point: a logarithmic scale", fontsize=10)
     save_figure(figure, path)
 
 

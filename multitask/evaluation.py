@@ -69,21 +69,38 @@ def run_split(model, task, split, device, autocast, bar=None):
     return outputs
 
 
-def evaluate(model, splits, device, autocast):
-    """splits {task: {split name: Split}} → scores as in metrics.json (of labeled splits; a task's
-    further ones get their name in brackets), predictions {(task, split name): [prediction, …]}."""
-    scores, predictions = {}, {}
+def run_splits(model, splits, device, autocast):
+    """splits {task: {split name: Split}} → {(task, split name): outputs [n, outputs]}"""
     total = sum(len(split) for named in splits.values() for split in named.values())
     with progress_bar("evaluate", total, "example", leave=False) as bar:
-        for task, named in splits.items():
-            for number, (name, split) in enumerate(named.items()):
-                outputs = run_split(model, task, split, device, autocast, bar)
-                predictions[task, name] = predicted = TASKS[task].predict(outputs).tolist()
-                labeled = split.labels is not None
-                for metric, function in TASKS[task].metrics.items() if labeled else ():
-                    key = metric if number == 0 else f"{metric} ({name})"
-                    scores.setdefault(task, {})[key] = function(predicted, split.labels.tolist())
+        return {(task, name): run_split(model, task, split, device, autocast, bar)
+                for task, named in splits.items() for name, split in named.items()}
+
+
+def score_outputs(splits, outputs):
+    """The results of run_splits → scores as in metrics.json (of labeled splits; a task's further
+    ones get their name in brackets), predictions {(task, split name): [prediction, …]}."""
+    scores, predictions = {}, {}
+    for (task, name), values in outputs.items():
+        predictions[task, name] = predicted = TASKS[task].predict(values).tolist()
+        split, is_first = splits[task][name], name == next(iter(splits[task]))
+        for metric, function in TASKS[task].metrics.items() if split.labels is not None else ():
+            key = metric if is_first else f"{metric} ({name})"
+            scores.setdefault(task, {})[key] = function(predicted, split.labels.tolist())
     return summary(scores) if scores else {}, predictions
+
+
+def evaluate(model, splits, device, autocast):
+    """→ scores and predictions, as of score_outputs"""
+    return score_outputs(splits, run_splits(model, splits, device, autocast))
+
+
+def mean_losses(splits, outputs, loss_of):
+    """The results of run_splits → {task: its loss over the examples of its first split}. loss_of
+    maps a task to its loss function, as Settings.loss_of does."""
+    first = {task: next(iter(named)) for task, named in splits.items()}
+    return {task: loss_of(task)(outputs[task, name], splits[task][name].labels).item()
+            for task, name in first.items()}
 
 
 def model_fingerprint(model, splits, precision):

@@ -37,10 +37,14 @@ body { font: 16px/1.45 sans-serif; color: #111; max-width: 60em; margin: auto; p
 h2 { border-bottom: 2px solid #0072b2; margin-top: 2em; }  .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: .5em 0; }
 th, td { padding: .25em .6em; border: 1px solid #bbb; text-align: left; min-width: 3em; }
-td { overflow-wrap: anywhere; vertical-align: top; }
+td { vertical-align: top; }  td.text { overflow-wrap: anywhere; min-width: 10em; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 img { max-width: 100%; height: auto; }
-figure, tr { margin: 1em 0; break-inside: avoid; }
+figure { margin: 1em 0; overflow-x: auto; }  figure, tr { break-inside: avoid; }
+@media screen and (max-width: 50em) { img { max-width: 50em; } }
+@media screen and (prefers-color-scheme: dark) {
+  body { background: #16181c; color: #e8e8e8; }  th, td { border-color: #555; }
+}
 @media print { body { max-width: none; font-size: 11px; print-color-adjust: exact; } }
 """
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -74,7 +78,8 @@ def html_table(rows):
         if isinstance(value, Html):
             return value
         if isinstance(value, str):
-            return f"<td>{escape(value)}</td>"
+            kind = ' class="text"' if len(value) > 20 else ""    # may be broken anywhere
+            return f"<td{kind}>{escape(value)}</td>"
         return f'<td class="number">{value:{",d" if isinstance(value, int) else ".3f"}}</td>'
 
     head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
@@ -145,7 +150,8 @@ def run_section(folder):
     """The command that makes the run, what run.json says of it, and the pictures in its folder."""
     record, settings, _ = read_settings(folder)
     rows = [["of the run", ""], ["command", f"python train_multitask.py {command(settings)}"],
-            *([name, ", ".join(f"{key} {value}" for key, value in record[name].items())]
+            *([name, ", ".join(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}"
+                               for key, value in record[name].items())]
               for name in ("parameters", "times", "versions")),
             *(["edit", str(edit)] for edit in record["edits"])]
     files = [file for pattern in ("curves.png", "importance/*.png", "laser/*.png")

@@ -6,7 +6,7 @@ from common.plots import COLORS, new_figure, save_figure
 from multitask.standard_errors import against_best
 from multitask.tasks import TASKS
 
-NO_LOSS = ("dev", "cosine", "conflict", "zeros")             # other entries of a log's line
+NO_LOSS = ("dev", "dev_loss", "cosine", "conflict", "zeros")         # other entries of a log's line
 
 
 def read_curves(lines, what):
@@ -32,25 +32,29 @@ def chance(task, what):
 
 
 def draw_training(lines, path):
-    """Draw the lines of log.jsonl: losses (those of regressions, and further ones, on axes of their
-    own), dev scores, of gradient surgery the cosines of each two tasks' gradients, of r-softmax the
-    zeros of attention."""
+    """Draw the lines of log.jsonl: losses, dev beside training (those of regressions, and further
+    ones, on axes of their own), dev scores, of gradient surgery the cosines of each two tasks'
+    gradients, of r-softmax the zeros of attention."""
     losses, scores = read_curves(lines, "loss"), read_curves(lines, "dev")
+    if len(scores) == 2:                                     # of one task
+        scores.pop("mean", None)
+    dev_losses = read_curves(lines, "dev_loss")
     squared = {task: points for task, points in losses.items()
                if task in TASKS and TASKS[task].is_regression}
     classes = {task: points for task, points in losses.items() if task not in squared}
     further = dict.fromkeys(name for line in lines for name, value in line.items()
                             if isinstance(value, dict) and name not in ("loss", *NO_LOSS))
-    panels = [("training loss: classes (nats)", "loss", classes),
-              ("training loss: regression", "loss", squared),
+    panels = [("loss: classes (nats)", "loss", classes),
+              ("loss: regression", "loss", squared),
               *((f"training loss: {name}", name, read_curves(lines, name)) for name in further),
               ("dev scores", "dev", scores),
               ("cosine of two tasks' gradients", "cosine", read_curves(lines, "cosine")),
               ("share of zeros in attention", "zeros", read_curves(lines, "zeros"))]
     panels = [panel for panel in panels if panel[2]]
     tasks = list(dict.fromkeys([*losses, *scores]))
-    width, height = min(len(panels), 3), math.ceil(len(panels) / 3)
-    figure = new_figure(5 * width or 5, 3.6 * height or 3.6)
+    width = 2 if len(panels) == 4 else min(max(len(panels), 1), 3)
+    height = math.ceil(max(len(panels), 1) / width)
+    figure = new_figure(5 * width, 3.6 * height)
     for number, (title, what, curves) in enumerate(panels, 1):
         axes = figure.add_subplot(height, width, number)
         for place, (name, points) in enumerate(curves.items()):
@@ -62,15 +66,25 @@ def draw_training(lines, path):
                       marker="." if len(points) < 50 else "", linestyle=style)
             if chance(name, what) is not None:
                 axes.axhline(chance(name, what), color=color, linestyle=":", linewidth=1)
+        if what == "loss":
+            draw_dev_losses(axes, {name: points for name, points in dev_losses.items()
+                                   if name in curves}, tasks)
         if what in ("loss", "dev") and any(chance(name, what) is not None for name in curves):
             axes.plot([], [], ":", color="gray", label="chance")
         if what == "cosine":
             axes.axhline(0, color=COLORS[5], linewidth=2, label="0: below it a conflict")
-        axes.set(xlabel="step", title=title)
+        axes.set(xlabel="step", title=title, xlim=(0, None))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     save_figure(figure, path)
+
+
+def draw_dev_losses(axes, curves, tasks):
+    """Add the dev losses of {task: points} to the axes of the training losses."""
+    for name, points in curves.items():
+        color = COLORS[tasks.index(name) % len(COLORS)]
+        axes.plot(*zip(*points), "o--", markersize=4, label=f"{name}, dev", color=color)
 
 
 def curve_label(lines, what, name):

@@ -1,5 +1,5 @@
 """Grade every known mistake and every correct variant by workers, one of each exercise at a time;
-a quarter of an hour on two cores. The tests beside this file judge them in one process.
+five minutes on two cores. The tests beside this file judge them in one process.
 
     python tests/course/matrix.py            # or: make course
 """

@@ -125,6 +125,9 @@ def test_public_tests_pass_for_a_solved_handout_and_its_scripts_start(handout, t
     done = subprocess.run([sys.executable, "train_multitask.py", "--help"], cwd=handout,
                           capture_output=True, text=True)
     assert done.returncode == 0 and "--lora" in done.stdout
+    done = subprocess.run([sys.executable, "-m", "course", "submit", "nowhere"], cwd=handout,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and "nowhere is not a saved run" in done.stderr
 
 
 def test_exercises_page_names_every_function_and_agents_page_asks_to_tutor(handout):

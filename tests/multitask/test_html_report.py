@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -52,6 +54,7 @@ def test_the_page_asks_for_nothing_from_outside(page):
     assert len(sources) >= 4 and all(s.startswith("data:image/png;base64,") for s in sources)
     assert "url(" not in page and "http:" not in page.replace("http-equiv", "")
     assert "default-src 'none'" in page and "width=device-width" in page and "@media print" in page
+    assert "prefers-color-scheme: dark" in page
 
 
 def test_the_page_has_the_scores_of_the_run(page, run):
@@ -135,3 +138,29 @@ def test_the_standard_error_of_an_accuracy_is_that_of_a_proportion():
     again = bootstrap(accuracy, predictions, [1.0] * 400, "ab")
     assert (draws == again).all()
     assert (draws != bootstrap(accuracy, predictions, [1.0] * 400, fingerprint_of([]))).any()
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+               None)
+
+
+def opened(path, profile):
+    """A page in a headless browser without a network → its DOM, and what its console says."""
+    done = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
+         "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--v=0", "--dump-dom",
+         path.as_uri()], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
+def test_a_browser_opens_the_page_without_errors_or_outside_requests(page, tmp_path):
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    dom, console = opened(tmp_path / "page.html", tmp_path / "profile")
+    assert not console and "</html>" in dom
+    assert Page(dom).tags.count("img") == page.count("<img") and dom.count("<h2>") >= 6
+    asking = page.replace("<h1>", '<img src="http://example.com/a.png"><h1>')
+    (tmp_path / "asking.html").write_text(asking, encoding="utf-8")
+    _, console = opened(tmp_path / "asking.html", tmp_path / "profile")
+    assert "Content Security Policy" in "".join(console)     # so the console tells of requests

@@ -18,7 +18,7 @@ from common.optimization import adamw, parameter_groups, warmup_then_decay
 from multitask import runs
 from multitask.course import Example
 from multitask.data import tokenize
-from multitask.evaluation import run_split
+from multitask.evaluation import load_sets, mean_losses, run_split, run_splits
 from multitask.heads import Cosine
 from multitask.methods import settings_class
 from multitask.metrics import accuracy, pearson, summary
@@ -216,6 +216,15 @@ def test_a_run_leaves_all_that_it_promises(run):
     assert [line["step"] for line in log if "dev" in line] == [5, 10]
     assert set(log[0]["loss" if "loss" in log[0] else "dev"]) >= {"sst", "para", "sts", "cfimdb"}
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_dev_loss_in_the_log_is_the_saved_models(run):
+    model, tokenizer, settings, record = runs.open_run(run)
+    splits = load_sets(settings.task_names, settings, tokenizer)
+    found = mean_losses(splits, run_splits(model, splits, CPU, nullcontext), settings.loss_of)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    logged = {line["step"]: line["dev_loss"] for line in lines if "dev" in line}
+    assert found == pytest.approx(logged[record["best_step"]["shared"]]) and len(found) == 4
 
 
 def test_prediction_files_are_in_the_courses_format(run, script, data):
