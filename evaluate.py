@@ -101,7 +101,7 @@ def answer(args, session):
     if not args.json:
         for task, found in answers.items():
             number = next(name for name in found if name != "label")
-            metric, score = next(iter(read_scores(args.run)[task].items()))
+            metric, score = next(iter(read_scores(args.run, [task])[task].items()))
             changed = args.adapter or any(
                 flag is not None for flag in (args.laser, args.exit, args.tau))
             place = (f", left after layer {found['layer']} of 0 to "

@@ -30,7 +30,7 @@ from multitask.losses import further_losses
 from multitask.metrics import choose_by, summary
 from multitask.pcgrad import SURGERY, cosines, pop_grads, set_grads
 from multitask.pictures import draw_training
-from multitask.preparation import prepare
+from multitask.preparation import STATE, prepare
 from multitask.recipes import RECIPES
 from multitask.report import final_report, score_line
 
@@ -230,7 +230,7 @@ def resume(folder, given, recipe):
     if unknown:
         raise UserError(f"{folder} was begun with {', '.join(unknown)}, which this version does "
                         f"not know; resume it with the version that began it")
-    state = read_state(folder / STATE_FILE)               # None: killed before the first save
+    state = read_state(folder / STATE_FILE, STATE)        # None: killed before the first save
     settings = replace(settings, **given)
     with distributed.processes(settings.device):
         train(settings, folder, record["recipe"], record if state else None, state)

@@ -1,10 +1,27 @@
 """The exception that scripts turn into a sentence and exit code 2, and the check of a name."""
 
 import difflib
+import re
+
+LONGEST_WORD, LONGEST_MESSAGE = 300, 1500                    # in characters
 
 
 class UserError(ValueError):
-    """A mistake of the user: the message says what came, why it cannot work, and what to do."""
+    """A mistake of the user: the message says what came, why it cannot work, and what to do. What a
+    file or a flag holds may be quoted whole: the message is always one line, and not a long one."""
+
+    def __init__(self, message):
+        super().__init__(one_line(message))
+
+
+def one_line(message):
+    """A message with control characters spelled out, and long words, and itself, cut in the
+    middle."""
+    def cut(text, most):
+        return text if len(text) <= most else f"{text[:most // 2]} … {text[-most // 2:]}"
+
+    words = re.sub(r"\S+", lambda word: cut(word[0], LONGEST_WORD), str(message))
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut(words, LONGEST_MESSAGE))
 
 
 def did_you_mean(word, known):

@@ -9,6 +9,11 @@ from tqdm import tqdm
 
 from bert.errors import UserError
 from bert.files import atomic_write
+from bert.json_files import NUMBER, read_json_lines
+
+LINE = {"step": int, **dict.fromkeys(("loss?", "sparsity?", "distill?", "zeros?", "cosine?",
+                                      "conflict?", "heldout?"), dict[str, NUMBER]),
+        "dev?": dict[str, dict[str, NUMBER] | NUMBER]}        # of log.jsonl
 
 
 class Log:
@@ -21,12 +26,8 @@ class Log:
         self.path, self.sums, self.lines = path, {}, []
         if path is None:
             return
-        for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            try:
-                self.lines.append(json.loads(text))
-            except ValueError:                               # cut short by a kill
-                break
-        self.lines = [line for line in self.lines if line["step"] <= step]
+        lines = read_json_lines(path, LINE) if path.is_file() else ()
+        self.lines = [line for line in lines if line["step"] <= step]
         with atomic_write(path) as file:
             file.write("".join(json.dumps(line) + "\n" for line in self.lines).encode())
 

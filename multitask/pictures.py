@@ -15,7 +15,7 @@ def read_curves(lines, what):
     curves = {}
     for line in lines:
         for name, value in line.get(what, {}).items():
-            value = next(iter(value.values())) if isinstance(value, dict) else value
+            value = next(iter(value.values()), math.nan) if isinstance(value, dict) else value
             curves.setdefault(name, []).append((line["step"], value))
     return curves
 

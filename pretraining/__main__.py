@@ -104,7 +104,7 @@ def main(arguments=None):
         record, settings = run.open_run(folder, given)
         if record["complete"]:
             return print(f"{folder} is complete; its scores are in {folder / 'metrics.json'}")
-        state = read_state(folder / run.STATE_FILE)
+        state = read_state(folder / run.STATE_FILE, run.STATE)
     else:
         settings = with_absolute_paths(run.Settings(**given), "text", "init", "teacher")
         folder = check_new_folder(settings.out, run.RECORD, run.KIND, settings.overwrite,
