@@ -43,7 +43,7 @@ def read_json_lines(path, kind):
     """→ the content of each line of a file. A last line that was cut short by a kill is left out;
     UserError names another line that is not of this kind."""
     *lines, last = read_utf8(path, MAX_BYTES).split("\n")
-    with suppress(ValueError):                               # "", or cut short
+    with suppress(ValueError, RecursionError):                               # "", or cut short
         lines += [last] * bool(json.loads(last))
     return [parse_json(text, f"{path} line {number}", kind)
             for number, text in enumerate(lines, start=1)]

@@ -5,10 +5,12 @@ import inspect
 import signal
 import sys
 import warnings
+from contextlib import suppress
 
 import torch
 
-from bert.errors import UserError, check_known, did_you_mean
+from bert.errors import UserError, check_known, did_you_mean, one_line
+from bert.terminal import safe_streams
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,6 +24,9 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
     def parse_args(self, args=None, namespace=None):
+        for word in sys.argv[1:] if args is None else args:
+            if word != word.encode(errors="replace").decode():
+                raise UserError(f"{word!r} is not UTF-8; rename the file, or mend the text")
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             near = did_you_mean(unknown[0].split("=")[0], self._option_string_actions)
@@ -63,22 +68,25 @@ class UserStop(Exception):
 
 def run_script(main):
     """Call main(); a user's mistake ends in one sentence and exit code 2."""
-    warnings.formatwarning = lambda message, *rest: f"note: {message}\n"
+    warnings.formatwarning = lambda message, *rest: f"note: {one_line(message)}\n"
     try:
-        sys.exit(main())
+        with safe_streams():
+            code = main()
+        sys.exit(code)
     except UserError as error:
         code, text = 2, f"error: {error}"
     except torch.OutOfMemoryError:
         code, text = 2, "error: the GPU's memory is full; lower --batch-size, or --device cpu"
     except (UserStop, KeyboardInterrupt) as stop:
         code, text = 130, str(stop) or "stopped"
-    except BrokenPipeError:                                  # as in: evaluate.py … | head
-        sys.stderr.close()
-        sys.exit(1)
+    except UnicodeEncodeError as error:
+        code, text = 2, (f"error: {error.object!r:.200} cannot be written as {error.encoding}; "
+                         f"rename what is called so")
     except OSError as error:
         place = error.filename or "a file"
         code, text = 2, f"error: {place} cannot be read or written: {error.strerror or error}"
-    print(text, file=sys.stderr)
+    with suppress(UserError), safe_streams():
+        print(one_line(text), file=sys.stderr)
     sys.exit(code)
 
 
