@@ -5,7 +5,7 @@ compared with a description, such as
 
 The types are Python's own. A field with "?" may be absent, and fields that are not named may be
 there. float takes whole numbers too and must be finite, dict[int, …] has numbers as text for keys,
-range(5) and ("a", "b") name the values themselves, NUMBER is any number, NaN too."""
+range(5) and {"a", "b"} name the values themselves, NUMBER is any number, NaN too."""
 
 import json
 from contextlib import suppress
@@ -107,8 +107,8 @@ def is_a(value, kind):
     plain = get_origin(kind) or kind
     if isinstance(kind, range):
         return type(value) is int and value in kind
-    if isinstance(kind, tuple):
-        return isinstance(value, str | NoneType) and value in kind
+    if isinstance(kind, set):
+        return isinstance(value, str) and value in kind
     if isinstance(kind, dict):
         return isinstance(value, dict)
     if plain is tuple:
@@ -125,9 +125,10 @@ def is_a(value, kind):
 
 
 def describe(kind):
-    if isinstance(kind, (range, tuple)):
-        return (f"a whole number from {kind[0]} to {kind[-1]}" if isinstance(kind, range)
-                else f"one of {', '.join(map(str, kind))}")
+    if isinstance(kind, range):
+        return f"a whole number from {kind[0]:,} to {kind[-1]:,}"
+    if isinstance(kind, set):
+        return f"one of {', '.join(sorted(kind))}"
     if get_origin(kind) is tuple:
         return f"a list of {len(get_args(kind))}"
     kind = dict if isinstance(kind, dict) else get_origin(kind) or kind

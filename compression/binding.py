@@ -11,7 +11,7 @@ from bert.files import read_tensors, write_tensors
 from compression.stored import CODECS, Compressed, find_modules
 
 FILE = Path("model", "compressed.safetensors")               # in a run's folder
-EDIT = {"codec": tuple(CODECS), "matrices": list[str]}       # in run.json
+EDIT = {"codec": set(CODECS), "matrices": list[str]}       # in run.json
 KEEPS_EDIT = False                                           # an opened run has plain matrices
 
 

@@ -14,7 +14,7 @@ from early_exit.leaving import EarlyExit, task_exits
 
 FILE = "exits.safetensors"                                   # in a run's folder
 EDIT = {"tasks": dict[str, tuple[int, range(1, 100), range(1, 3)]],      # in run.json
-        "cascade": bool, "ensemble": tuple({ensemble for _, ensemble in METHODS.values()})}
+        "cascade": bool, "ensemble": {ensemble for _, ensemble in METHODS.values()}}
 
 
 def prepare(model, tokenizer, settings, device, edits=()):

@@ -23,9 +23,9 @@ from multitask.settings import SHARED
 from multitask.tasks import TASKS
 
 VERSION = 2                                                  # of the format of run.json
-EDIT = {"method": methods.METHODS}                           # beside the method's own EDIT
+EDIT = {"method": set(methods.METHODS)}                           # beside the method's own EDIT
 RECORD = {                                                   # run.json; its settings: Settings
-    "settings": dict[str, bool | int | float | str], "methods": list[methods.METHODS],
+    "settings": dict[str, bool | int | float | str], "methods": list[set(methods.METHODS)],
     "recipe": str, "edits": list[EDIT], "complete": bool,
     "data": dict[str, str], "times": {"train_seconds?": float, "steps?": int},
     "versions": {"processes": int, "threads": int}, "parameters": {"trained": int, "stored": int}}
