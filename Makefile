@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint course bench
+.PHONY: run test test-long lint course bench
 
 run: .venv/ready
 	$(BIN)/python train_multitask.py --out runs/tiny --overwrite
 
 test: .venv/ready
 	$(BIN)/python -m pytest -q
+
+test-long: .venv/ready
+	$(BIN)/python -m pytest -q -m long
 
 lint: .venv/ready
 	$(BIN)/ruff check .
