@@ -1,4 +1,5 @@
-"""The exception that scripts turn into a sentence and exit code 2, and the check of a name."""
+"""The exception that scripts turn into a sentence and exit code 2, and the checks of a name and a
+number."""
 
 import difflib
 import re
@@ -37,3 +38,10 @@ def check_known(name, known, what, where=""):
         names = ", ".join(map(str, known)) or "none"
         raise UserError(f"{where}{': ' if where else ''}there is no {what} {name!r}"
                         f"{did_you_mean(name, known)}; there are {names}")
+
+
+def plain_number(text, kind=float):
+    """A number in ASCII digits. ValueError of 1_000 and ٣, which Python's own float takes."""
+    if "_" in text or not text.isascii():
+        raise ValueError(f"{text!r} is no plain number")
+    return kind(text)

@@ -6,10 +6,11 @@ import signal
 import sys
 import warnings
 from contextlib import suppress
+from functools import partial
 
 import torch
 
-from bert.errors import UserError, check_known, did_you_mean, one_line
+from bert.errors import UserError, check_known, did_you_mean, one_line, plain_number
 from bert.terminal import safe_streams
 
 
@@ -19,6 +20,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options):
         options |= {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
         super().__init__(**options)
+        for kind in (int, float):
+            self.register("type", kind, partial(plain_number, kind=kind))
 
     def error(self, message):
         raise UserError(f"{message}; see --help")

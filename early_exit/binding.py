@@ -8,6 +8,7 @@ from torch import nn
 
 from bert import UserError
 from bert.checkpoint import check_names_and_shapes
+from bert.errors import plain_number
 from bert.files import read_tensors, write_tensors
 from early_exit.exits import METHODS, Exits
 from early_exit.leaving import EarlyExit, task_exits
@@ -80,7 +81,7 @@ def encoder_alone(bert):
 def parse_threshold(text):
     """"0.9" → 0.9. UserError unless it is a number of 0 or more."""
     try:
-        threshold = float(text)
+        threshold = plain_number(text)
     except ValueError:
         threshold = math.nan
     if not 0 <= threshold < math.inf:
