@@ -140,6 +140,12 @@ def parse(arguments):
     args = parser.parse_args(arguments)
     if (args.run is None) == (args.compare is None):
         raise UserError("name one run to open, or --compare two or more")
+    given = [name for name, value in vars(args).items() if value != parser.get_default(name)]
+    idle = set(given) - {"compare", "out"} if args.compare else {"out"} & set(given)
+    if idle:
+        raise UserError(f"--{min(idle)} has no effect here: " + (
+            "--compare reads the scores that the runs have" if args.compare else
+            "it is the folder of --compare's files; see --predictions and --report"))
     if args.pair is not None and args.text is None:
         raise UserError("--pair needs the --text that it is compared with")
     if args.report and (args.split == "test" or args.json or args.predictions or args.compare):

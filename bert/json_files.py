@@ -8,8 +8,8 @@ there. float takes whole numbers too and must be finite, dict[int, …] has numb
 range(5) and {"a", "b"} name the values themselves, NUMBER is any number, NaN too."""
 
 import json
+import re
 from contextlib import suppress
-from numbers import Real
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import get_args, get_origin
@@ -18,10 +18,17 @@ from bert.errors import UserError
 from bert.files import read_utf8
 
 MAX_BYTES, MAX_DEPTH = 2 ** 26, 50                           # of one file; of objects and lists
-NUMBER = Real
-NAMES = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false",
-         dict: "an object {…}", list: "a list […]", tuple: "a list […]", NUMBER: "a number",
-         NoneType: "null"}
+NUMBER = complex                                             # stands for any number, NaN too
+KINDS = {                                                    # kind → its name, test of a value
+    int: ("a whole number", lambda v: type(v) is int and abs(v) < 2 ** 63),
+    float: ("a finite number", lambda v: type(v) in (int, float) and abs(v) < 1e300),
+    NUMBER: ("a number", lambda v: type(v) in (int, float)),
+    str: ("a text", lambda v: isinstance(v, str) and v.encode(errors="replace").decode() == v),
+    bool: ("true or false", lambda v: isinstance(v, bool)),
+    dict: ("an object {…}", lambda v: isinstance(v, dict)),
+    list: ("a list […]", lambda v: isinstance(v, (list, tuple))),        # torch's files have tuples
+    NoneType: ("null", lambda v: v is None),
+}
 
 
 def read_json(path, kind=dict):
@@ -75,61 +82,42 @@ def too_deep(path):
 def check_type(value, kind, path, field=""):
     """UserError that names file, field and value, unless `value` is of this kind in all parts."""
     kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    own = next((kind for kind in kinds if is_a(value, kind)), None)
+    own = next((kind for kind in kinds if describe(kind)[1](value)), None)
     if own is None:
         is_ = f"{field} is {value!r:.60}" if field else f"it holds a {type(value).__name__}"
-        raise UserError(f"{path}: {is_}; it must be {' or '.join(map(describe, kinds))}")
-    part = f"{field}." if field else ""
+        must = " or ".join(describe(kind)[0] for kind in kinds)
+        raise UserError(f"{path}: {is_}; it must be {must}")
+    dot = f"{field}." if field else ""
     if isinstance(own, dict):                                # {"field": kind}
-        for name in own:
+        for name, of in own.items():
             plain = name.removesuffix("?")
             if plain in value:
-                check_type(value[plain], own[name], path, part + plain)
+                check_type(value[plain], of, path, dot + plain)
             elif plain == name:
-                raise UserError(f"{path} lacks {part}{name}, {describe(own[name])}")
+                raise UserError(f"{path} lacks {dot}{name}")
     elif get_origin(own) is dict:
-        key_kind, value_kind = get_args(own)
+        key_kind, of = get_args(own)
         for key, item in value.items():
-            if key_kind is int and not (key.isascii() and key.isdigit() and len(key) < 10):
-                raise UserError(f"{path}: {field} has the key {key!r}; it must be a whole number")
             check_type(key, str, path, f"a key of {field}")
-            check_type(item, value_kind, path, f"{part}{key}")
-    elif get_origin(own) is list:
+            if key_kind is int and not re.fullmatch("[0-9]{1,9}", key):
+                raise UserError(f"{path}: {field} has the key {key!r}; it must be a whole number")
+            check_type(item, of, path, dot + key)
+    elif get_origin(own) in (list, tuple):
+        of = get_args(own) if get_origin(own) is tuple else get_args(own) * len(value)
         for number, item in enumerate(value):
-            check_type(item, get_args(own)[0], path, f"{field}[{number}]")
-    elif get_origin(own) is tuple:
-        for number, (item, of) in enumerate(zip(value, get_args(own))):
-            check_type(item, of, path, f"{field}[{number}]")
-
-
-def is_a(value, kind):
-    """Whether a value is of this kind, whatever its parts are."""
-    plain = get_origin(kind) or kind
-    if isinstance(kind, range):
-        return type(value) is int and value in kind
-    if isinstance(kind, set):
-        return isinstance(value, str) and value in kind
-    if isinstance(kind, dict):
-        return isinstance(value, dict)
-    if plain is tuple:
-        return isinstance(value, (list, tuple)) and len(value) == len(get_args(kind))
-    if plain is list:
-        return isinstance(value, (list, tuple))              # tuples: in files of torch
-    if plain is int:
-        return type(value) is int and abs(value) < 2 ** 63
-    if plain is float:
-        return type(value) in (int, float) and abs(value) < 1e300
-    if plain is str:
-        return isinstance(value, str) and value.encode("utf-8", "replace").decode() == value
-    return isinstance(value, plain) and (plain is not NUMBER or type(value) is not bool)
+            check_type(item, of[number], path, f"{field}[{number}]")
 
 
 def describe(kind):
+    """→ the name of a kind, and a function that tells whether a value is one, whatever its parts
+    are."""
     if isinstance(kind, range):
-        return f"a whole number from {kind[0]:,} to {kind[-1]:,}"
+        return (f"a whole number from {kind[0]:,} to {kind[-1]:,}",
+                lambda v: type(v) is int and v in kind)
     if isinstance(kind, set):
-        return f"one of {', '.join(sorted(kind))}"
+        return f"one of {', '.join(sorted(kind))}", lambda v: isinstance(v, str) and v in kind
     if get_origin(kind) is tuple:
-        return f"a list of {len(get_args(kind))}"
-    kind = dict if isinstance(kind, dict) else get_origin(kind) or kind
-    return NAMES.get(kind, f"a {kind.__name__}")
+        count = len(get_args(kind))
+        return f"a list of {count}", lambda v: isinstance(v, (list, tuple)) and len(v) == count
+    plain = dict if isinstance(kind, dict) else get_origin(kind) or kind
+    return KINDS.get(plain) or (f"a {plain.__name__}", lambda v: isinstance(v, plain))
