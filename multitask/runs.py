@@ -149,9 +149,7 @@ def read_fields(folder):
     record = read_record(path, "saved run", VERSION, RECORD)
     try:
         check_type(record, COMPLETE if record["complete"] else {}, path)
-        for number, edit in enumerate(record["edits"]):
-            for kind in methods.parts([edit["method"]], "EDIT"):
-                check_type(edit, kind, path, f"edits[{number}]")
+        methods.check_edits(record["edits"], path)
     except UserError as error:
         raise damaged(path, error) from error
     return record
