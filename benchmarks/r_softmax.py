@@ -2,7 +2,7 @@
 
     python benchmarks/r_softmax.py                        # all parts
     python benchmarks/r_softmax.py --parts speed,labels
-    python benchmarks/r_softmax.py --parts runs --seeds 0,1
+    python benchmarks/r_softmax.py --parts runs --seeds 0,1 --variants softmax,"ramp 0.1"
 
 speed   both functions at [49,152 × 128], and a training step of MiniLM
 labels  documents of several topics (synthetic): which topics, by softmax, sparsemax and r-softmax
@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.recipes import train_run  # noqa: E402
 from bert import Bert, Tokenizer  # noqa: E402
+from bert.errors import check_known  # noqa: E402
 from bert.r_softmax import configure, label_distribution, measured_zeros, r_softmax  # noqa: E402
 from common.tables import markdown_table  # noqa: E402
 from multitask import runs  # noqa: E402
@@ -182,12 +183,12 @@ def dev_zeros(folder):
     return sum(s * w for s, w in zip(shares, weights)) / sum(weights)
 
 
-def runs_part(seeds, out):
+def runs_part(seeds, names, out):
     rows = [["", *(f"seed {seed}" for seed in seeds), "mean", "zeros of attention"]]
-    for name, flags in VARIANTS.items():
+    for name in names:
         folders = [out / f"{name.replace(' ', '-')}-{seed}" for seed in seeds]
         for folder, seed in zip(folders, seeds):
-            train_run(folder, f"{BUDGET} --seed {seed} {flags}")
+            train_run(folder, f"{BUDGET} --seed {seed} {VARIANTS[name]}")
         scores = [runs.read_scores(folder)["sst"]["accuracy"] for folder in folders]
         rows.append([name, *(f"{score:.3f}" for score in scores), f"{mean(scores):.3f}",
                      f"{mean(map(dev_zeros, folders)):.3f}"])
@@ -199,6 +200,8 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="speed,labels,runs")
     parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="of the runs (default: "
+                                                                       "%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/r_softmax"))
     args = parser.parse_args()
     parts = args.parts.split(",")
@@ -210,7 +213,10 @@ def main():
     if "labels" in parts:
         labels_part()
     if "runs" in parts:
-        runs_part(args.seeds.split(","), args.out)
+        names = args.variants.split(",")
+        for name in names:
+            check_known(name, VARIANTS, "variant", where="--variants")
+        runs_part(args.seeds.split(","), names, args.out)
 
 
 if __name__ == "__main__":

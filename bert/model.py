@@ -108,6 +108,8 @@ class Bert(nn.Module):
         self.use_attention(attention)
 
     def _init_weights(self, module):
+        if self.word_embeddings.weight.is_meta:              # weights are loaded later
+            return
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         if isinstance(module, nn.Linear):

@@ -351,8 +351,12 @@ def test_broken_checkpoint_is_refused(refused_training, checkpoint, tmp_path, ca
 def test_hub_that_cannot_be_reached_is_one_sentence(flags, tmp_path, name, value):
     others = {key: text for key, text in os.environ.items() if not key.startswith("HF_")}
     arguments = (ROOT / "train_multitask.py", *flags, "--bert", "nobody/no-such-bert")
-    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=tmp_path, text=True,
-                          env=others | {"HF_HOME": str(tmp_path / "hub"), name: value},
+    script = ("import runpy, sys, time; time.sleep = lambda seconds: None; "     # between retries
+              "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
+    done = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], cwd=tmp_path,
+                          text=True,
+                          env=others | {"HF_HOME": str(tmp_path / "hub"), name: value,
+                                        "PYTHONPATH": str(ROOT)},
                           capture_output=True, timeout=120)
     assert_one_sentence(done.returncode, done.stderr, ("nobody/no-such-bert", "network", "folder"))
     assert not (tmp_path / "out").exists()
