@@ -152,7 +152,8 @@ def _read_backend(folder):
         backend = Backend(models.WordPiece(vocabulary, unk_token="[UNK]"))
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         backend.add_special_tokens([token for token in SPECIAL if token in vocabulary])
-    absent = [token for token in SPECIAL if backend.token_to_id(token) is None]
+    absent = [token for token in (*SPECIAL, backend.model.unk_token)
+              if backend.token_to_id(token) is None]
     if absent:
         raise UserError(f"{folder}: the vocabulary lacks {', '.join(absent)}, which BERT needs")
     path = folder / "tokenizer_config.json"
