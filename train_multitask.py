@@ -32,7 +32,7 @@ from multitask.losses import further_losses
 from multitask.metrics import choose_by, summary
 from multitask.pcgrad import SURGERY, cosines, pop_grads, set_grads
 from multitask.pictures import draw_training
-from multitask.preparation import prepare
+from multitask.preparation import STATE, prepare
 from multitask.recipes import RECIPES
 from multitask.report import final_report, score_line
 
@@ -254,7 +254,7 @@ def resume(folder, given, recipe):
     settings = replace(settings, **given)
     with (distributed.processes(settings.device),
           distributed.on_first(runs.claim_saved(folder, record))):
-        state = read_state(folder / STATE_FILE)           # None: killed before the first save
+        state = read_state(folder / STATE_FILE, STATE)    # None: killed before the first save
         train(settings, folder, record["recipe"], record if state else None, state)
 
 

@@ -10,8 +10,9 @@ from common.run_folder import below, claim
 from common.tables import rows_table
 from multitask import runs
 from multitask.evaluation import evaluate, load_sets
-from multitask.metrics import main_scores
+from multitask.metrics import main_scores, summary
 from multitask.settings import SHARED
+from multitask.tasks import TASKS
 
 
 class RunSession:
@@ -38,6 +39,12 @@ class RunSession:
     def first_splits(self):
         """{task: Split}: of each task the dev set that counts."""
         return {task: next(iter(named.values())) for task, named in self.splits.items()}
+
+    @property
+    def score_names(self):
+        """The names that main_scores gives the scores of `evaluate`."""
+        return list(main_scores(summary({task: dict.fromkeys(TASKS[task].metrics, 0.0)
+                                         for task in self.model.heads})))
 
     def evaluate(self):
         """→ scores and predictions, as of multitask.evaluation.evaluate"""
