@@ -9,7 +9,7 @@ from bert import Bert, Tokenizer, UserError
 from bert.files import fingerprint
 from common.device import pick_device
 from common.finite import FiniteCheck
-from common.log import Log
+from common.log import SUMS, Log
 from common.optimization import OPTIMIZERS, parameter_groups
 from common.run_folder import restore as restore_state
 from multitask import distributed, methods, runs
@@ -20,7 +20,8 @@ from multitask.schedule import POSITION, Schedule, default_lr, trained_modules
 
 STATE = {"progress": {                                       # in state.pt, beside save_state's own
     "step": range(2 ** 40), "seconds": float, "running": list[str], "scores": SCORES,
-    "best": dict[str, float], "best_step": dict[str, int]}, "batches": dict[str, POSITION]}
+    "best": dict[str, float], "best_step": dict[str, int]}, "batches": dict[str, POSITION],
+    "sums?": list[SUMS], "skipped?": range(2 ** 40)}
 
 
 def prepare(settings, folder, recipe, record, state):

@@ -15,6 +15,7 @@ from bert.files import write_json
 from common.cli import quoted
 from common.device import pick_device
 from common.flags import check, flag_of, setting
+from common.log import SUMS
 from common.plots import draw_curves
 from common.run_folder import clear, read_record, versions
 from common.tables import text_table
@@ -26,7 +27,8 @@ KIND, RECORD, VERSION = "pretraining run", "pretrain.json", 2
 RECORD_FIELDS = {"settings": dict[str, bool | int | float | str], "complete": bool,
                  "data": {"lines": int, "tokens": int, "sha256": str}}
 STATE_FILE = Path("last", "state.pt")
-STATE = {"step": range(2 ** 40), "seconds": float}           # beside save_state's own
+STATE = {"step": range(2 ** 40), "seconds": float, "sums?": SUMS,           # beside save_state's own
+         "skipped?": range(2 ** 40)}
 FILES = (STATE_FILE, "config.json", "model.safetensors", "metrics.json", "log.jsonl", "loss.png",
          "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
