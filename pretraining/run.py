@@ -27,7 +27,7 @@ KIND, RECORD, VERSION = "pretraining run", "pretrain.json", 2
 RECORD_FIELDS = {"settings": dict[str, bool | int | float | str], "complete": bool,
                  "data": {"lines": int, "tokens": int, "sha256": str}}
 STATE_FILE = Path("last", "state.pt")
-STATE = {"step": range(2 ** 40), "seconds": float, "sums?": SUMS,           # beside save_state's own
+STATE = {"step": range(2 ** 40), "seconds": float, "sums?": SUMS,        # beside save_state's own
          "skipped?": range(2 ** 40)}
 FILES = (STATE_FILE, "config.json", "model.safetensors", "metrics.json", "log.jsonl", "loss.png",
          "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
