@@ -52,7 +52,7 @@ class SelfAttention(nn.Module):
     """Each head attends on its own; `output` mixes their contexts, side by side in [N, heads·d].
     `head_indices` are the original numbers of the heads that pruning has left."""
 
-    def __init__(self, config, number=0):
+    def __init__(self, config, number):
         super().__init__()
         self.head_indices = config.remaining_heads(number)
         self.num_heads = len(self.head_indices)

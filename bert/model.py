@@ -30,7 +30,7 @@ class PackedLayerNorm(nn.LayerNorm):
 class FeedForward(nn.Module):
     """W₂·GELU(W₁x + b₁) + b₂ on each row. A module with the same `forward` can take its place."""
 
-    def __init__(self, config, number=0):
+    def __init__(self, config, number):
         super().__init__()
         size = config.ffn_size(number)
         self.fc_in = PackedLinear(config.hidden_size, size)
@@ -53,7 +53,7 @@ class FeedForward(nn.Module):
 class BertLayer(nn.Module):
     """Attention, then the feed-forward network; after each, residual and LayerNorm (post-norm)."""
 
-    def __init__(self, config, number=0):
+    def __init__(self, config, number):
         super().__init__()
         self.attention = SelfAttention(config, number)
         self.attention_norm = PackedLayerNorm(config.hidden_size, eps=config.layer_norm_eps)

@@ -14,6 +14,7 @@ by `weighted` only. Everything that is stored counts: factors, decoders, norms, 
     bits        each entry as one of 2ⁿ steps between its row's smallest and largest entry
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -67,11 +68,14 @@ def fit_weighted(weight, byte_budget, importance=None):
     return stored | {"left": stored["left"] / scale}
 
 
+def divisors(n):
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
 def fit_kronecker(weight, byte_budget, importance=None):
     """A [a, b] and B [c, d] have the fewest entries; of equals, A is nearest W in aspect ratio."""
     n, m = weight.shape
-    a, b = min(((a, b) for a in range(1, n + 1) if n % a == 0
-                for b in range(1, m + 1) if m % b == 0),
+    a, b = min(itertools.product(divisors(n), divisors(m)),
                key=lambda s: (s[0] * s[1] + n * m // (s[0] * s[1]),
                               abs(math.log(s[0] * m / (s[1] * n)))))
     c, d = n // a, m // b

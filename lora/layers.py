@@ -18,7 +18,7 @@ class LoRA(nn.Module):
     """ΔW = s·B·A for one matrix (section 4.1). A [rank, in] starts Gaussian and B [out, rank] at
     zero, so that ΔW starts at zero."""
 
-    def __init__(self, weight, rank, alpha, dropout=0.0):
+    def __init__(self, weight, rank, alpha, dropout):
         super().__init__()
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
         out_features, in_features = weight.shape
@@ -55,7 +55,7 @@ class LoRAXS(nn.Module):
     """ΔW = s·B·R·A with A = Σ_r V_rᵀ and B = U_r, as in the authors' code; sigma="out" puts Σ into
     B. Only R is trained."""
 
-    def __init__(self, weight, rank, alpha, dropout=0.0, sigma="in"):
+    def __init__(self, weight, rank, alpha, dropout, sigma="in"):
         super().__init__()
         if rank > min(weight.shape):
             raise UserError(f"rank {rank} is more than a matrix of {list(weight.shape)} has")

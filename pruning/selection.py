@@ -61,7 +61,7 @@ def parse_budget(text, total, flag):
     try:
         keep = round(plain_number(text) * total) if "." in text else plain_number(text, int)
     except (ValueError, OverflowError):
-        keep = -1
+        keep = 0
     if not 0 < keep <= total:
         raise UserError(f"--{flag} {text}: give how many to keep (1 to {total:,}), or a fraction "
                         f"with a point in it, as 0.7")

@@ -173,6 +173,33 @@ def test_the_measured_share_is_over_real_tokens():
     assert float(measured_zeros(bert)) == pytest.approx(expected)
 
 
+def test_zeros_are_measured_in_training_or_where_they_are_counted():
+    bert, (ids, mask) = r_softmax_bert(0.3), ragged()
+    bert(ids, mask)
+    assert measured_zeros(bert) is None
+    bert.train()(ids, mask)
+    assert measured_zeros(bert) > 0
+
+
+def test_the_share_of_selected_rows_is_over_their_own_entries():
+    bert, (ids, mask) = r_softmax_bert(0.3), ragged()
+    configure(bert, counting=True)
+    hidden, layout = bert.embed(ids, mask)
+    bert.encode(hidden, layout, output_rows=layout.cls_rows())
+    k = sum(min(math.floor(0.3 * n), n - 1) for n in LENGTHS)
+    assert float(functions(bert)[-1].zero_share) == pytest.approx(k / sum(LENGTHS))
+
+
+def test_a_tenth_is_zero_unless_configured():
+    bert = r_softmax_bert(0.3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    ids = torch.randint(1, 60, (2, 50), generator=torch.Generator().manual_seed(0))
+    bert.use_attention("sdpa")
+    bert.use_attention("r-softmax")
+    trained = bert.train()(ids)[0]
+    assert float(measured_zeros(bert)) == pytest.approx(0.1)
+    torch.testing.assert_close(trained, bert.eval()(ids)[0])             # its ramp is at the end
+
+
 def test_the_ramp_acts_in_training_only():
     bert = r_softmax_bert(0.3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     configure(bert, ramp=0.0)

@@ -206,6 +206,16 @@ def test_a_windowed_attention_is_the_textbooks_on_every_path(way, holes, monkeyp
     assert all(p.grad.isfinite().all() for p in bert.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("name", ["sdpa", "eager", "r-softmax"])
+def test_an_attention_alone_neither_masks_nor_drops(name):
+    query, key, value = torch.randn(3, 2, 4, 5, 8, generator=torch.Generator().manual_seed(0))
+    function = ATTENTIONS[name]
+    if name == "r-softmax":
+        function = function(None)
+        function.zeros = 0
+    close(function(query, key, value), (query @ key.mT / math.sqrt(8)).softmax(dim=-1) @ value)
+
+
 class Temperature(nn.Module):
     """softmax(QKᵀ/(τ√d)) V with a learned temperature τ for each head."""
 

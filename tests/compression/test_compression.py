@@ -79,6 +79,27 @@ def test_weighted_svd_approximates_important_rows_more_closely():
     assert error[1] < 0.7 * error[0]
 
 
+def test_importance_counts_by_ratio_and_a_row_without_any_stays():
+    weight, importance = matrix(40, 20), torch.linspace(0, 3, 40)
+    stored = fit_weighted(weight, 1200, importance)
+    scale = (importance / importance.mean() + 0.01).sqrt()[:, None]      # D of D⁻¹·svd(D·W)
+    expected = low_rank(scale * weight, 5) / scale
+    torch.testing.assert_close(decode_product(stored, weight.shape), expected)
+    again = fit_weighted(weight, 1200, 7 * importance)
+    torch.testing.assert_close(decode_product(again, weight.shape), expected)
+
+
+@pytest.mark.parametrize("shape, first", [
+    ((20, 24), (4, 6)), ((31, 37), (1, 37)), ((101, 2), (101, 1)), ((30, 12), (6, 3)),
+    ((2, 50), (1, 10))])
+def test_kronecker_factors_have_the_fewest_entries(shape, first):
+    stored = fit_kronecker(matrix(*shape), 4 * 400)
+    entries = stored["a"][0].numel() + stored["b"][0].numel()
+    sizes = [a * b + shape[0] * shape[1] // (a * b) for a in range(1, shape[0] + 1)
+             for b in range(1, shape[1] + 1) if shape[0] % a == 0 == shape[1] % b]
+    assert tuple(stored["a"].shape[1:]) == first and entries == min(sizes)
+
+
 def test_a_kronecker_sum_is_found_again():
     a, b = matrix(2, 4 * 6).view(2, 4, 6), matrix(2, 5 * 4, seed=1).view(2, 5, 4)
     weight = sum(torch.kron(x, y) for x, y in zip(a, b))
@@ -100,10 +121,19 @@ def test_pruning_keeps_the_largest_entries_as_they_are():
 def test_bits_are_off_by_at_most_half_a_step(bits):
     weight = matrix(16, 25)
     stored = fit_bits(weight, bits * 50 + 16 * 8)
+    more = fit_bits(weight, bits * 50 + 16 * 8 + 49)         # not enough for one more
+    assert more["codes"].shape == stored["codes"].shape
     decoded = CODECS["bits"].decode(stored, weight.shape)
     assert stored["codes"].shape == (bits, 50)
     step = (weight.amax(dim=1) - weight.amin(dim=1)) / (2 ** bits - 1)
     assert ((decoded - weight).abs() <= step[:, None] / 2 + 1e-5).all()
+
+
+def test_bits_are_at_most_8_and_a_constant_row_comes_back():
+    weight = torch.cat([matrix(3, 25), torch.full((1, 25), 0.7)])
+    stored = fit_bits(weight, weight.nbytes)
+    assert len(stored["codes"]) == 8
+    assert torch.equal(CODECS["bits"].decode(stored, weight.shape)[3], weight[3])
 
 
 def test_an_autoencoder_keeps_row_norms_and_learns(monkeypatch):

@@ -115,6 +115,11 @@ def test_a_kind_that_is_added_as_a_row_trains_in_a_run(checkpoint, data, kind, s
     close(states(merged.bert, ids=IDS % 20), states(model.bert, "shared", IDS % 20))
 
 
+def test_adapters_learn_at_20_times_the_encoders_rate_and_xs_at_40():
+    assert {name: row.lr_factor for name, row in lora.KINDS.items()} == {"lora": 20, "xs": 40,
+                                                                         "xs-out": 40}
+
+
 def test_a_row_that_does_not_store_all_that_trains_is_refused(bert, monkeypatch):
     monkeypatch.setitem(lora.KINDS, "dora", ROWS["dora"]._replace(tensors={"A": "a", "B": "b"}))
     with pytest.raises(UserError, match="train A, B, magnitude, and the row .* stores A, B; name"):

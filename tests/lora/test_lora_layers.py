@@ -4,15 +4,16 @@ import copy
 
 import pytest
 import torch
-from lora_models import ALL, IDS, MASK, close, perturb, states
+from lora_models import ALL, IDS, MASK, SMALL, close, perturb, states
 from safetensors.torch import load_file
 
 import laser
 import lora
-from bert import Bert, Layout, UserError
+from bert import Bert, BertConfig, Layout, UserError
 from bert.checkpoint import load_bert
 from common.optimization import adamw, parameter_groups
 from lora.files import base_fingerprint
+from lora.kinds import make_adapter
 from lora.layers import AdapterLayer, singular_factors
 
 MIXED = [("a", 2), (None, 1), ("b", 3)]
@@ -39,6 +40,20 @@ def test_an_adapted_layer_is_the_formula(bert):
     close(bert.layers[0].attention.query(x), x @ (query.weight + delta).T + query.bias)
     close(adapter.delta(), delta)
     assert adapter.A.shape == (2, 32) and adapter.B.shape == (32, 2)
+
+
+def test_a_starts_with_the_variance_of_one_over_its_inputs():
+    weight = torch.zeros(4, 400, dtype=torch.float64)
+    torch.manual_seed(0)
+    a = make_adapter("lora", weight, 100, 1, 0.0).A
+    assert a.shape == (100, 400) and a.dtype == weight.dtype
+    assert float(a.detach().var()) * 400 == pytest.approx(1, rel=0.05)
+
+
+def test_without_a_dropout_training_is_not_random(bert):
+    lora.attach(bert, ("query",), 4)
+    layer, x = perturb(bert, "default").layers[0].attention.query.train(), torch.randn(5, 32)
+    assert torch.equal(layer(x), layer(x))
 
 
 def test_dropout_acts_on_the_adapter_in_training_only(bert):
@@ -275,6 +290,13 @@ def test_xs_factors_are_the_closest_matrix_with_fixed_signs():
         assert (b.gather(0, b.abs().argmax(dim=0, keepdim=True)) > 0).all()
         close((a if sigma == "in" else b.T).norm(dim=1), s[:5])
         close((b.T if sigma == "in" else a).norm(dim=1), torch.ones(5))
+
+
+def test_a_model_without_values_takes_xs_adapters_too():
+    with torch.device("meta"):
+        bert = Bert(BertConfig(**SMALL))
+    lora.attach(bert, ("query",), 4, kind="xs")
+    assert bert.layers[0].attention.query.adapters["default"].A.shape == (4, 32)
 
 
 @pytest.mark.parametrize("kind", ["xs", "xs-out"])

@@ -10,6 +10,7 @@ from parity import tiny_batch
 from pruning_models import SMALL, mask_without, out, same
 
 from bert import Bert, BertConfig, Layout, UserError
+from bert.matrices import get_linear
 from common.optimization import adamw, parameter_groups
 from pruning import choose, importance, mask_heads, remove_heads, remove_layers, remove_neurons
 
@@ -208,6 +209,14 @@ def test_what_is_no_plain_matrix_is_not_cut(bert):
     for act in (lambda: remove_heads(bert, {0: [1]}), lambda: remove_neurons(bert, {0: [1]})):
         with pytest.raises(UserError, match="is a Factored, not a plain matrix"):
             act()
+
+
+def test_an_emptied_matrix_is_refused_by_name(bert):
+    remove_heads(bert, {1: [0, 1, 2, 3]})
+    assert get_linear(bert, 0, "query") is bert.layers[0].attention.query
+    for matrix in ("query", "attention_output"):
+        with pytest.raises(UserError, match=f"1:{matrix} is empty, because all heads"):
+            get_linear(bert, 1, matrix)
 
 
 def test_layers_stay_if_another_edit_refers_to_them_by_number(bert):

@@ -18,10 +18,13 @@ SCORES = torch.tensor([[.9, .1, .5], [.2, NAN, .8]])
 
 def test_each_order_removes_what_its_name_says():
     assert choose(SCORES, 3) == {0: [1], 1: [0]}
+    assert choose(SCORES, 1) == {0: [1, 2], 1: [0, 2]}
     assert choose(SCORES, 3, "inverse") == {0: [0], 1: [2]}
     drawn = [choose(SCORES, 3, "random", seed=seed) for seed in range(20)]
     assert drawn[0] == choose(SCORES, 3, "random", seed=0)
     assert len({str(d) for d in drawn}) > 5
+    large = torch.rand(6, 8)
+    assert choose(large, 9, "random") == choose(large, 9, "random", seed=0)
     assert {sum(map(len, d.values())) for d in drawn} == {2}
     assert all(1 not in d.get(1, []) for d in drawn)         # it is gone already
 
