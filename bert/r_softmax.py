@@ -76,13 +76,13 @@ def label_distribution(scores, labels):
 
 class RSoftmaxAttention(nn.Module):
     """Attention by r-softmax over the real tokens of a sequence. A `ramp` below 1 acts in training
-    only. In training, or where `counting` is set, `zero_share` is the share of zeros among the
-    entries of real tokens in the last pass."""
+    only. In training, or where `counting` is set, `zero_counts` [2] sums the zeros and all entries
+    of real tokens, over length buckets and passes, until measured_zeros reads it."""
 
     def __init__(self, config):
         super().__init__()
         self.zeros, self.ramp, self.detached, self.counting = 0.1, 1.0, False, False
-        self.zero_share = None
+        self.zero_counts = None
 
     def forward(self, query, key, value, key_mask=None, dropout=0.0, layouts=None):
         with torch.autocast(query.device.type, enabled=False):           # bf16 would tie scores
@@ -90,15 +90,16 @@ class RSoftmaxAttention(nn.Module):
         probabilities = r_softmax(scores, self.zeros, True if key_mask is None else key_mask,
                                   self.ramp if self.training else 1.0, self.detached)
         if (self.training or self.counting) and layouts is not None:
-            self.zero_share = share_of_zeros(probabilities.detach(), layouts)
+            counts = count_zeros(probabilities.detach(), layouts)
+            self.zero_counts = counts if self.zero_counts is None else self.zero_counts + counts
         return F.dropout(probabilities, dropout).to(value) @ value
 
 
-def share_of_zeros(probabilities, layouts):
-    """probabilities [B, heads, Tq, Tk] → the share of zeros among the pairs of real tokens."""
+def count_zeros(probabilities, layouts):
+    """probabilities [B, heads, Tq, Tk] → [2], zeros and all, among the pairs of real tokens."""
     pairs = layouts[0].mask[:, None, :, None] & layouts[1].mask[:, None, None, :]
     zero = (probabilities == 0) & pairs
-    return zero.sum() / (pairs.sum() * probabilities.size(1))
+    return torch.stack([zero.sum(), pairs.sum() * probabilities.size(1)])
 
 
 def functions(bert):
@@ -114,6 +115,7 @@ def configure(bert, **values):
 
 
 def measured_zeros(bert):
-    """The mean over the layers of the last pass's share of zeros; None where none was measured."""
-    shares = [f.zero_share for f in functions(bert) if f.zero_share is not None]
-    return torch.stack(shares).mean() if shares else None
+    """The mean over the layers of the share of zeros since the last call; None if none is known."""
+    counts = [f.zero_counts for f in functions(bert) if f.zero_counts is not None]
+    configure(bert, zero_counts=None)
+    return torch.stack([zeros / entries for zeros, entries in counts]).mean() if counts else None

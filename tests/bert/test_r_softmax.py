@@ -161,16 +161,19 @@ def test_each_sequence_gets_what_it_gets_alone(way):
     assert all(p.grad.isfinite().all() for p in bert.parameters() if p.grad is not None)
 
 
-def test_the_measured_share_is_over_real_tokens():
+@pytest.mark.parametrize("buckets", [True, False])
+def test_the_measured_share_is_over_real_tokens(buckets):
     bert, (ids, mask) = r_softmax_bert(0.3), ragged()
     assert measured_zeros(bert) is None
     configure(bert, counting=True)
     layout = Layout(mask)
-    layout.length_buckets = []                               # one grid, with most padding
+    if not buckets:                                          # one grid, with most padding
+        layout.length_buckets = []
     bert.encode(bert.embed(ids, layout)[0], layout)
     k = [min(math.floor(0.3 * n), n - 1) for n in LENGTHS]
     expected = sum(n * zero for n, zero in zip(LENGTHS, k)) / sum(n * n for n in LENGTHS)
     assert float(measured_zeros(bert)) == pytest.approx(expected)
+    assert measured_zeros(bert) is None                      # a share is read once
 
 
 def test_zeros_are_measured_in_training_or_where_they_are_counted():
@@ -186,8 +189,8 @@ def test_the_share_of_selected_rows_is_over_their_own_entries():
     configure(bert, counting=True)
     hidden, layout = bert.embed(ids, mask)
     bert.encode(hidden, layout, output_rows=layout.cls_rows())
-    k = sum(min(math.floor(0.3 * n), n - 1) for n in LENGTHS)
-    assert float(functions(bert)[-1].zero_share) == pytest.approx(k / sum(LENGTHS))
+    zeros = sum(min(math.floor(0.3 * n), n - 1) for n in LENGTHS)
+    assert functions(bert)[-1].zero_counts.tolist() == [4 * zeros, 4 * sum(LENGTHS)]    # of 4 heads
 
 
 def test_a_tenth_is_zero_unless_configured():

@@ -31,6 +31,17 @@ def test_rank_error_is_the_dropped_singular_values(shape):
         torch.testing.assert_close(up @ down, low_rank(weight, rank))
 
 
+def test_one_decomposition_serves_all_ranks_and_rows():
+    draw = torch.Generator().manual_seed(0)
+    weight, bias, one, two = (torch.randn(shape, generator=draw)
+                              for shape in ((12, 20), (12,), (5, 20), (5, 20)))
+    svd = Decomposition(weight)
+    for rows in (one, two, one):
+        for rank in (3, 12):
+            torch.testing.assert_close(svd.product(rows, rank, bias),
+                                       rows @ low_rank(weight, rank).T + bias)
+
+
 def test_keep_is_the_fraction_of_the_largest_rank():
     assert [rank_of(keep, (40, 100)) for keep in (1, 0.9, 0.29, 0.025)] == [40, 36, 11, 1]
     assert rank_of(0.29, (100, 100)) == 29                   # 28.999… in floats
@@ -115,6 +126,8 @@ def test_no_intervention_and_no_saving_are_errors(bert):
         apply(bert, [])
     with pytest.raises(UserError, match="no smaller"):
         apply(bert, parse("1:fc_out:0.9,0:fc_in:0.3:magnitude"), factored=True)
+    with pytest.raises(UserError, match="no smaller"):       # 16·(32 + 32) = 32·32
+        apply(bert, parse("0:query:0.5"), factored=True)
     apply(bert, parse("1:fc_out:0.2"), factored=True)
     with pytest.raises(UserError, match="1:fc_out is a Factored, not a plain matrix"):
         apply(bert, parse("0:fc_out:0.3,1:fc_out:0.1"))
