@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import NoWaiting
 from parity import SMALL, tiny_batch
 
 from bert import Bert, BertConfig, DenseLayout, Layout, Tokenizer, UserError
@@ -77,6 +78,12 @@ def test_ids_at_padding_are_not_checked(bert):
     assert torch.equal(bert(**batch)[0], expected[0])
     small = {name: tensor.int() for name, tensor in tiny_batch().items()}
     assert torch.equal(bert(**small)[0], expected[0])
+
+
+def test_the_dense_path_reads_no_values(bert):
+    batch = tiny_batch()
+    with NoWaiting():
+        bert(**batch, dense=True)
 
 
 def test_values_are_checked_on_the_cpu_only():

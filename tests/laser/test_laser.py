@@ -109,7 +109,7 @@ def test_factored_computes_what_the_dense_one_does_with_less(bert, checkpoint):
 @pytest.mark.parametrize("text, says", [
     ("4:fc_out:0.3", "layers 0 to 1"), ("1:fc_ot:0.3", "did you mean fc_out"),
     ("1:fc_out", "not an intervention"), ("1:fc_out:0.3:svt", "variant 'svt'"),
-    ("1:fc_out:0", "above 0"), ("1:fc_out:1.5", "at most 1"),
+    ("1:fc_out:0", "--laser .* above 0"), ("1:fc_out:1.5", "--laser .* at most 1"),
     ("1:fc_out:0.3,1:fc_out:0.2", "twice"), ("1:fc_out:1", "nothing would be changed"),
     ("1:fc_out:0.3:random", "variant 'random'"), ("1:fc_out:0.3:svd:4", "not an intervention"),
     ("", "not an intervention"),

@@ -107,6 +107,13 @@ def test_one_pass_of_a_changed_model_equals_it_in_every_task(bert, checkpoint, c
                 undo()
 
 
+def test_keeping_all_changes_no_bit(bert, checkpoint):
+    model = build_model(bert, Settings(tasks="sts"))
+    batch = tokenize(PAIRS, Tokenizer.from_pretrained(checkpoint)).batch(range(4))
+    stacks = [(), (Intervention(0, "query", 1.0), Intervention(1, "fc_in", 1.0))]
+    assert torch.equal(*SharedPrefixEvaluator(model).outputs("sts", batch, stacks))
+
+
 def test_layers_below_an_edit_run_once(bert, checkpoint):
     model = build_model(bert, Settings(tasks="sts"))
     split = tokenize(PAIRS, Tokenizer.from_pretrained(checkpoint))

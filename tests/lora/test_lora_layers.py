@@ -51,8 +51,9 @@ def test_a_starts_with_the_variance_of_one_over_its_inputs():
 
 
 def test_without_a_dropout_training_is_not_random(bert):
-    lora.attach(bert, ("query",), 4)
+    lora.attach(bert)
     layer, x = perturb(bert, "default").layers[0].attention.query.train(), torch.randn(5, 32)
+    assert layer.adapters["default"].rank == layer.adapters["default"].alpha == 8
     assert torch.equal(layer(x), layer(x))
 
 
@@ -70,6 +71,11 @@ def test_a_factored_matrix_takes_no_adapter(bert):
     with pytest.raises(UserError, match="layers.0.ffn.fc_out is a Factored"):
         lora.attach(bert, ("fc_out",))
     lora.attach(bert, ("query",))
+
+
+def test_a_rank_may_be_as_large_as_the_largest_side_of_a_matrix(bert):
+    lora.attach(bert, ("fc_in",), rank=48)
+    assert bert.layers[0].ffn.fc_in.adapters["default"].B.shape == (48, 48)
 
 
 def test_rank_may_differ_by_layer_and_matrix(adapted):
@@ -140,6 +146,15 @@ def test_selections_and_copies_of_a_layout_keep_its_adapters():
     assert moved.adapter_rows == layout.adapter_rows and moved.flat_index.is_meta
     with pytest.raises(UserError, match="for 5 of 6 sequences"):
         Layout(MASK).with_adapters([("a", 5)])
+
+
+def test_without_the_active_adapter_the_base_serves_and_without_another_nothing_changes(adapted):
+    base, a = states(adapted, None), states(adapted)
+    lora.detach(adapted, "b")
+    assert torch.equal(states(adapted), a)
+    lora.attach(adapted, rank=1, adapters=("c",))
+    lora.detach(adapted, "a")
+    assert torch.equal(states(adapted), base)
 
 
 # which parameters train
@@ -266,6 +281,8 @@ def test_no_adapter_acts_beside_a_merged_one(adapted):
     (lambda bert: lora.attach(bert, (), adapters=("c",)), "nothing would be trained"),
     (lambda bert: lora.attach(bert, rank={(3, "key"): 1}, adapters=("c",)), "layers 0 to 2"),
     (lambda bert: lora.attach(bert, rank=0, adapters=("c",)), "the rank of query in layer 0 is 0"),
+    (lambda bert: lora.attach(bert, rank=2.5, adapters=("c",)), "in layer 0 is 2.5; choose 1"),
+    (lambda bert: lora.attach(bert, rank=49, adapters=("c",)), "49 is more than any matrix"),
     (lambda bert: lora.attach(bert, dropout=1.0, adapters=("c",)), "dropout is 1.0"),
     (lambda bert: lora.attach(bert, rank=33, adapters=("c",), kind="xs"), "rank 33 is more"),
     (lambda bert: lora.attach(bert, adapters=("c",), kind="xs-uot"),

@@ -84,7 +84,10 @@ def test_adapters_of_pruned_matrices_are_smaller(bert):
     remove_heads(bert, {0: [0]})
     lora.attach(bert, rank={(0, "query"): 2, (0, "attention_output"): 3, (1, "key"): 2},
                 adapters=("a",))
-    assert adapters.count(bert)["adapters"]["a"] == 2 * (32 + 24) + 3 * (24 + 32) + 2 * 64
+    size, base = 2 * (32 + 24) + 3 * (24 + 32) + 2 * 64, count(Bert(bert.config))
+    assert adapters.count(bert) == {"base": base, "heads": 0, "adapters": {"a": size},
+                                    "incremental": size, "bundled": base + size}
+    assert adapters.count(bert, heads=10)["bundled"] == base + size + 10
 
 
 def test_the_most_important_layers_get_the_higher_rank():
