@@ -248,6 +248,9 @@ def resume(folder, given, recipe):
     record, settings, unknown = runs.read_settings(folder)
     if record["complete"]:
         return print(f"{folder} is complete: nothing is left to do\n{final_report(folder, record)}")
+    if "best_step" in record:                                # RunSession.derive began it
+        raise UserError(f"{folder} was never trained: the command that made it of "
+                        f"{settings.from_run} was stopped; call that again, with --overwrite")
     if unknown:
         raise UserError(f"{folder} was begun with {', '.join(unknown)}, which this version does "
                         f"not know; resume it with the version that began it")
