@@ -20,7 +20,6 @@ PUBLIC = [(path.stem, number, case["kind"], case["title"]) for path in sorted(CA
 @pytest.mark.parametrize("exercise, number, kind, title", PUBLIC,
                          ids=[f"{name}-{kind}-{title}" for name, _, kind, title in PUBLIC])
 def test_exercise(exercise, number, kind, title):
-    __tracebackhide__ = True                                 # an error's report begins in your code
     case = json.loads((CASES / f"{exercise}.json").read_text(encoding="utf-8"))[number]
     stored = load_file(CASES / f"{exercise}.safetensors")
 
