@@ -104,7 +104,7 @@ def masking_rules(tensors, options, expected, found):
         if any(len({flags[n] for n in word}) > 1 for word in words):
             yield "only a part of a word is chosen"
         if abs(sum(flags) - count) > spare:                  # whole words may be a little more
-            yield f"{sum(flags)} tokens are chosen instead of {count}"
+            yield f"the number of chosen tokens is {sum(flags)} instead of {count}"
     for what in ("chosen", "masked ids"):
         if not torch.equal(found[f"{what} 0"], found[f"{what} 2"]):
             yield "the same generator gives another result: draw from `generator` only"
