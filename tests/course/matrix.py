@@ -50,7 +50,8 @@ def main():
             result = grade(student(Path(folder), bodies), exercises=graded)
         lost = {name for name, record in result["exercises"].items()
                 if record["points"] < record["max_points"]}
-        print(f"\n{what}: {'as it must be' if lost == losing else 'WRONG'}\n{table(result)}", flush=True)
+        verdict = "as it must be" if lost == losing else "WRONG"
+        print(f"\n{what}: {verdict}\n{table(result)}", flush=True)
         wrong += [what] if lost != losing else []
     sys.exit(f"wrong: {', '.join(wrong)}" if wrong else 0)
 

@@ -127,13 +127,13 @@ def test_a_wrong_answer_is_one_sentence_with_a_hint_and_an_error_shows_the_stude
         "gradient\nsecond = betas[1] * second + (1 - betas[1]) * gradient ** 2\n"
         "step = weight_decay * weight + first / (1 - betas[0] ** step) / torch.sqrt("
         "second / (1 - betas[1] ** step) + eps)\nreturn weight - lr * step, first, second",
-        "lora.layers.LoRA.delta": "return self.B @ self.C"})
+        "lora.layers.LoRA.merge_into": "base.weight += self.C"})
     _, said = public_tests(tmp_path / "wrong", "-k", "adamw and large")
     assert re.search(r"^weight: .* instead of .*It equals the answer with ε inside the root\.$",
                      said, re.MULTILINE), said
     assert len(said.splitlines()) < 8, said
     _, said = public_tests(tmp_path / "wrong", "-k", "lora and forward")
-    assert "no attribute 'C' (lora/layers.py, line " in said and "return self.B @ self.C)" in said
+    assert "no attribute 'C' (lora/layers.py, line " in said and "base.weight += self.C)" in said
     assert "drivers.py" not in said
 
 
