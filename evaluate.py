@@ -121,7 +121,7 @@ def answer(args, session):
     else:
         for task, found in answers.items():
             number = next(name for name in found if name != "label")
-            metric, score = next(iter(read_scores(args.run)[task].items()))
+            metric, score = next(iter(read_scores(args.run, [task])[task].items()))
             changed = args.adapter or any(
                 flag is not None for flag in (args.laser, args.exit, args.tau))
             place = (f", left after layer {found['layer']} of 0 to "
@@ -159,6 +159,12 @@ def parse(arguments):
     args = parser.parse_args(arguments)
     if (args.run is None) == (args.compare is None):
         raise UserError("name one run to open, or --compare two or more")
+    given = [name for name, value in vars(args).items() if value != parser.get_default(name)]
+    idle = set(given) - {"compare", "out"} if args.compare else {"out"} & set(given)
+    if idle:
+        raise UserError(f"--{min(idle)} has no effect here: " + (
+            "--compare reads the scores that the runs have" if args.compare else
+            "it is the folder of --compare's files; see --predictions and --report"))
     if args.pair is not None and args.text is None:
         raise UserError("--pair needs the --text that it is compared with")
     if args.report and (args.split == "test" or args.json or args.predictions or args.compare):

@@ -20,6 +20,7 @@ from bert import UserError
 from bert.checkpoint import pretraining_heads
 from bert.errors import check_known
 from bert.files import atomic_write
+from bert.json_files import NUMBER, check_type, read_json_lines
 from common.cli import Parser, StopSignal, UserStop, add_run_flags, run_script
 from common.log import progress_bar
 from multitask.evaluation import model_fingerprint
@@ -43,6 +44,11 @@ NUMBERS = {                                                  # flag → default,
     "show": (5, 0, math.inf, "examples to print"),
 }
 PART = {*NUMBERS, "sentence", "lm", "judge"} - {"show"}      # of the settings that make a result
+
+RECORD = {                                                   # a line of TASK-METHOD.jsonl
+    "id": str, "adversarial": str, "marked": tuple[str, str], "success": bool,
+    "misled_as_ids": bool, "changed": int, "words": int, "tokens": range(1, 2 ** 31),
+    **dict.fromkeys(("soft_margin", "hard_margin", "forward", "backward"), NUMBER)}
 
 
 def parse(arguments):
@@ -113,19 +119,18 @@ def open_judge(args, session, task):
         return open_checkpoint("tiny")[::-1]
 
 
-def read_lines(path, header, overwrite):
+def read_lines(path, header, overwrite, attack):
     """→ the records of an attack that was stopped, or []. UserError if it was another one."""
     if overwrite or not path.is_file():
         return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:                                   # cut short by a kill
-            break
+    lines = read_json_lines(path, dict)
     if not lines or lines[0] != header:
         raise UserError(f"{path} is of an attack with other settings, or on another model; "
                         f"--overwrite replaces it, or choose another --out")
+    labels, texts = range(len(TASKS[attack.task].label_names)), len(TASKS[attack.task].columns)
+    kind = RECORD | {"label": labels, "after": labels, "texts": tuple[(str,) * texts]}
+    for number, line in enumerate(lines[1:], start=2):
+        check_type(line, kind, f"{path} line {number}")
     return lines[1:]
 
 
@@ -137,7 +142,7 @@ def run_method(attack, method, path, header, overwrite):
                                for line in (header, *records)).encode())
 
     batches = [{attack.examples[n].id for n in numbers} for numbers in attack.batches]
-    records, total = read_lines(path, header, overwrite), sum(map(len, batches))
+    records, total = read_lines(path, header, overwrite, attack), sum(map(len, batches))
     found = {record["id"] for record in records}
     done = set().union(*(batch for batch in batches if batch <= found))
     records = [record for record in records if record["id"] in done]

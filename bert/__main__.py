@@ -14,6 +14,7 @@ import torch
 
 from bert import Bert, Tokenizer, UserError
 from bert.attention import eager_attention
+from bert.terminal import safe_streams
 from bert.tour import attention_maps, draw_tour, watch
 
 BESIDE = ["Good.", "This text is long, and all others are padded to the length of the longest one."]
@@ -71,7 +72,8 @@ def main(arguments=None):
 if __name__ == "__main__":
     warnings.formatwarning = lambda message, *rest: f"note: {message}\n"
     try:
-        main()
+        with safe_streams():
+            main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

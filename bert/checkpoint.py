@@ -14,7 +14,8 @@ import torch
 
 from bert.config import BertConfig
 from bert.errors import UserError
-from bert.files import read_json, read_tensors, resolve_checkpoint, write_json, write_tensors
+from bert.files import read_tensors, resolve_checkpoint, write_json, write_tensors
+from bert.json_files import read_json
 
 FROM_HF = {                                              # their module: ours
     "embeddings.word_embeddings": "word_embeddings",
@@ -34,6 +35,7 @@ TO_HF = {ours: theirs for theirs, ours in FROM_HF.items()}
 LEGACY = {"gamma": "weight", "beta": "bias"}             # LayerNorm's names in the first BERT files
 PREFIXES = re.compile(r"^((module|model|bert)\.)*")      # of modules that hold the encoder
 SHARD = re.compile(r"[^/\\:]+\.(safetensors|bin)")       # a file beside the index, and no path
+INDEX = {"weight_map": dict[str, str]}                   # {tensor: its file}
 PRETRAINING_HEAD, TASK_HEADS = "cls", {"classifier", "qa_outputs"}
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json",
            "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -55,11 +57,9 @@ def read_weights(name, path):
     """→ {name: tensor} of a file of weights, or of the shards that the index `path` lists."""
     if path.suffix != ".json":
         return read_tensors(path)
-    shards = read_json(path).get("weight_map")               # {tensor: its file}
-    if not isinstance(shards, dict) or not shards:
-        raise UserError(f"{path} holds no weight_map, which says in which file each weight lies")
+    shards = read_json(path, INDEX)["weight_map"]
     for file in shards.values():
-        if not isinstance(file, str) or not SHARD.fullmatch(file):
+        if not SHARD.fullmatch(file):
             raise UserError(f"{path} names the file {file!r}; it must be a .safetensors or .bin "
                             f"file in the same folder")
     files, tensors = sorted(set(shards.values())), {}

@@ -1,10 +1,28 @@
-"""The exception that scripts turn into a sentence and exit code 2, and the check of a name."""
+"""The exception that scripts turn into a sentence and exit code 2, and the checks of a name and a
+number."""
 
 import difflib
+import re
+
+LONGEST_WORD, LONGEST_MESSAGE = 300, 1500                    # in characters
 
 
 class UserError(ValueError):
-    """A mistake of the user: the message says what came, why it cannot work, and what to do."""
+    """A mistake of the user: the message says what came, why it cannot work, and what to do. What a
+    file or a flag holds may be quoted whole: the message is always one line, and not a long one."""
+
+    def __init__(self, message):
+        super().__init__(one_line(message))
+
+
+def one_line(message):
+    """A message with control characters spelled out, and long words, and itself, cut in the
+    middle."""
+    def cut(text, most):
+        return text if len(text) <= most else f"{text[:most // 2]} … {text[-most // 2:]}"
+
+    words = re.sub(r"\S+", lambda word: cut(word[0], LONGEST_WORD), str(message))
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut(words, LONGEST_MESSAGE))
 
 
 def is_out_of_memory(error):
@@ -33,3 +51,10 @@ def check_known(name, known, what, where=""):
         names = ", ".join(map(str, known)) or "none"
         raise UserError(f"{where}{': ' if where else ''}there is no {what} {name!r}"
                         f"{did_you_mean(name, known)}; there are {names}")
+
+
+def plain_number(text, kind=float):
+    """A number in ASCII digits. ValueError of 1_000 and ٣, which Python's own float takes."""
+    if "_" in text or not text.isascii():
+        raise ValueError(f"{text!r} is no plain number")
+    return kind(text)

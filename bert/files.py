@@ -61,33 +61,26 @@ def _download(name, required, optional):
     return Path(found).parent
 
 
-def read_utf8(path):
+def read_utf8(path, max_bytes=2 ** 31):
     """→ the text of a file in UTF-8. UserError names the first line that is not."""
     try:
-        content = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            content = file.read(max_bytes + 1)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > max_bytes:
+        raise UserError(f"{path} has more than {max_bytes:,} bytes; no file of this kind is so "
+                        f"large")
     if b"\0" in content:
         line = content[:content.index(b"\0")].count(b"\n") + 1
         raise UserError(f"{path} line {line} holds a zero byte: it is binary or UTF-16, not UTF-8")
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
+        return text if "\n" in text else text.replace("\r", "\n")        # of old Macs
     except UnicodeDecodeError as error:
         line = content[:error.start].count(b"\n") + 1
         raise UserError(f"{path} line {line} is not UTF-8 (byte 0x{content[error.start]:02x}); "
                         f"save the file in UTF-8") from error
-
-
-def read_json(path):
-    """→ the object in a JSON file, as a dictionary."""
-    text = read_utf8(path)
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is not a JSON file: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds a {type(values).__name__}, not an object {{…}}")
-    return values
 
 
 def read_tensors(path):
@@ -104,14 +97,15 @@ def read_tensors(path):
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is corrupt, or could run code when it is opened; use a "
                         f".safetensors file") from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError) as error:
+    except Exception as error:                               # torch.load raises of every kind
         if is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:150] or "it ends too soon"
         raise UserError(f"{path} is corrupt or cut short ({reason}); fetch it again") from error
     tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else tensors
     if not (isinstance(tensors, dict)
-            and all(isinstance(value, torch.Tensor) for value in tensors.values())):
+            and all(isinstance(name, str) and isinstance(value, torch.Tensor)
+                    for name, value in tensors.items())):
         raise UserError(f"{path} is no file of weights: it holds no dictionary of tensors")
     return tensors
 
@@ -149,7 +143,8 @@ def atomic_write(path):
 
 def write_json(path, values):
     with atomic_write(path) as file:
-        file.write((json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+        file.write((json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+                   .encode(errors="backslashreplace"))       # "\\udcff": JSON's own spelling
 
 
 def write_tensors(path, tensors, **metadata):

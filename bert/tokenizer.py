@@ -5,6 +5,7 @@
     ids, types = tokenizer.encode(texts)                    # a whole file at once, not padded
 """
 
+import json
 import math
 import warnings
 from itertools import zip_longest
@@ -15,11 +16,14 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from bert.errors import UserError
-from bert.files import atomic_write, read_json, read_utf8, resolve_checkpoint
+from bert.files import atomic_write, read_utf8, resolve_checkpoint
+from bert.json_files import NUMBER, read_json
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY = ("tokenizer.json", "vocab.txt")                # one of them must be there
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+FIELDS = {"do_lower_case?": bool, "tokenize_chinese_chars?": bool,       # tokenizer_config.json
+          "strip_accents?": bool | None, "model_max_length?": NUMBER | None}
 
 
 class Tokenizer:
@@ -142,8 +146,12 @@ def _read_backend(folder):
     """From tokenizer.json or vocab.txt; tokenizer_config.json overrides how text is cleaned."""
     path, text_path = folder / "tokenizer.json", folder / "vocab.txt"
     if path.is_file():
+        for name, part in read_json(path, {"model": dict}).items():
+            if name in ("normalizer", "pre_tokenizer") and '"Regex"' in json.dumps(part):
+                raise UserError(f"{path}: its {name} holds a regular expression, which may run for "
+                                f"ever; BERT's tokenizers have none")
         try:
-            backend = Backend.from_file(str(path))
+            backend = Backend.from_str(read_utf8(path))
         except Exception as error:                           # the library raises nothing else
             raise UserError(f"{path} is not a tokenizer file: {error}") from error
         if not isinstance(backend.model, models.WordPiece):
@@ -156,11 +164,12 @@ def _read_backend(folder):
         backend = Backend(models.WordPiece(vocabulary, unk_token="[UNK]"))
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         backend.add_special_tokens([token for token in SPECIAL if token in vocabulary])
-    absent = [token for token in SPECIAL if backend.token_to_id(token) is None]
+    absent = [token for token in (*SPECIAL, backend.model.unk_token)
+              if backend.token_to_id(token) is None]
     if absent:
         raise UserError(f"{folder}: the vocabulary lacks {', '.join(absent)}, which BERT needs")
     path = folder / "tokenizer_config.json"
-    settings = read_json(path) if path.is_file() else {}
+    settings = read_json(path, FIELDS) if path.is_file() else {}
     now = backend.normalizer or normalizers.BertNormalizer()
     if isinstance(now, normalizers.BertNormalizer):
         backend.normalizer = normalizers.BertNormalizer(

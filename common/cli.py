@@ -6,16 +6,25 @@ import shlex
 import signal
 import sys
 import warnings
+from contextlib import suppress
 
 import torch
 
-from bert.errors import UserError, check_known, did_you_mean, is_out_of_memory
+from bert.errors import (
+    UserError,
+    check_known,
+    did_you_mean,
+    is_out_of_memory,
+    one_line,
+    plain_number,
+)
+from bert.terminal import safe_streams
 from common.flags import LARGEST
 
 
 def whole_number(text):
     """"12" → 12, but no number that only a mistake makes."""
-    if abs(number := int(text)) > LARGEST:
+    if abs(number := plain_number(text, int)) > LARGEST:
         raise argparse.ArgumentTypeError(f"{text:.40} is beyond ±{LARGEST:,}; write less")
     return number
 
@@ -26,13 +35,16 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options):
         options |= {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
         super().__init__(**options)
-
         self.register("type", int, whole_number)             # of every type=int
+        self.register("type", float, plain_number)
 
     def error(self, message):
         raise UserError(f"{message}; see --help")
 
     def parse_args(self, args=None, namespace=None):
+        for word in sys.argv[1:] if args is None else args:
+            if word != word.encode(errors="replace").decode():
+                raise UserError(f"{word!r} is not UTF-8; rename the file, or mend the text")
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             near = did_you_mean(unknown[0].split("=")[0], self._option_string_actions)
@@ -79,9 +91,11 @@ class UserStop(Exception):
 
 def run_script(main):
     """Call main(); a user's mistake ends in one sentence and exit code 2."""
-    warnings.formatwarning = lambda message, *rest: f"note: {message}\n"
+    warnings.formatwarning = lambda message, *rest: f"note: {one_line(message)}\n"
     try:
-        sys.exit(main())
+        with safe_streams():
+            code = main()
+        sys.exit(code)
     except UserError as error:
         code, text = 2, f"error: {error}"
     except (RuntimeError, MemoryError) as error:
@@ -92,13 +106,14 @@ def run_script(main):
         code, text = 2, f"error: the {which}'s memory is full; lower --batch-size{advice}"
     except (UserStop, KeyboardInterrupt) as stop:
         code, text = 130, str(stop) or "stopped"
-    except BrokenPipeError:                                  # as in: evaluate.py … | head
-        sys.stderr.close()
-        sys.exit(1)
+    except UnicodeEncodeError as error:
+        code, text = 2, (f"error: {error.object!r:.200} cannot be written as {error.encoding}; "
+                         f"rename what is called so")
     except OSError as error:
         place = error.filename or "a file"
         code, text = 2, f"error: {place} cannot be read or written: {error.strerror or error}"
-    print(text, file=sys.stderr)
+    with suppress(UserError), safe_streams():
+        print(one_line(text), file=sys.stderr)
     sys.exit(code)
 
 

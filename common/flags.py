@@ -7,7 +7,7 @@ import shlex
 from dataclasses import field, fields, replace
 from pathlib import Path
 
-from bert.errors import UserError
+from bert.errors import UserError, plain_number
 
 LARGEST = 2 ** 32                                            # whole number that a flag may have
 
@@ -77,7 +77,7 @@ def command(settings):
 def parse_numbers(flag, text, valid, hint):
     """"0.9,0.5" → [0.9, 0.5]. UserError unless valid(number) for all; `hint`: what to write."""
     try:
-        numbers = [float(part) for part in text.split(",")]
+        numbers = [plain_number(part) for part in text.split(",")]
     except ValueError:
         numbers = [math.nan]
     if not all(map(valid, numbers)):

@@ -8,6 +8,12 @@ from tqdm import tqdm
 
 from bert.errors import UserError
 from bert.files import atomic_write
+from bert.json_files import NUMBER, read_json_lines
+
+LINE = {"step": int, **dict.fromkeys(("loss?", "dev_loss?", "sparsity?", "distill?", "zeros?",
+                                      "cosine?", "conflict?", "heldout?"), dict[str, NUMBER]),
+        "dev?": dict[str, dict[str, NUMBER] | NUMBER]}        # of log.jsonl
+SUMS = dict[str, tuple[torch.Tensor | NUMBER, torch.Tensor | NUMBER]]        # of sums_on_cpu
 
 
 class Log:
@@ -19,15 +25,12 @@ class Log:
     def __init__(self, path, step, sums=None, finite_only=False):
         """Begin the file, or go on with it after `step`, with the saved `sums_on_cpu` since the
         last line; later lines are dropped."""
-        self.path, self.sums, self.lines, self.finite_only = path, sums or {}, [], finite_only
+        self.path, self.lines, self.finite_only = path, [], finite_only
+        self.sums = {tuple(key.split(" ", 1)): pair for key, pair in (sums or {}).items()}
         if path is None:
             return
-        for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            try:
-                self.lines.append(json.loads(text))
-            except ValueError:                               # cut short by a kill
-                break
-        self.lines = [line for line in self.lines if line["step"] <= step]
+        lines = read_json_lines(path, LINE) if path.is_file() else ()
+        self.lines = [line for line in lines if line["step"] <= step]
         with atomic_write(path) as file:
             file.write("".join(json.dumps(line) + "\n" for line in self.lines).encode())
 
@@ -41,8 +44,8 @@ class Log:
         self.sums[what, name] = total + value, weights + weight
 
     def sums_on_cpu(self):
-        """→ {(what, name): (total, weights)} since the last line, to be saved and resumed from."""
-        return {key: tuple(number.cpu() if isinstance(number, torch.Tensor) else number
+        """→ {"what name": (total, weights)} since the last line, to be saved and resumed from."""
+        return {" ".join(key): tuple(number.cpu() if isinstance(number, torch.Tensor) else number
                            for number in pair) for key, pair in self.sums.items()}
 
     def write_means(self, step, seconds, total=float, skipped=0):

@@ -1,7 +1,6 @@
 """A run's folder: claimed by one process, checked before a new run is made in it, cleared; an
 existing run's record, and the state from which a stopped run goes on."""
 
-import json
 import os
 import platform
 import shlex
@@ -12,6 +11,7 @@ import torch
 
 from bert.errors import UserError, is_out_of_memory
 from bert.files import PARTS, atomic_write
+from bert.json_files import check_type, read_json
 
 try:
     import fcntl
@@ -19,6 +19,8 @@ except ImportError:                                          # on Windows nothin
     fcntl = None
 
 LOCK = ".writer"                                             # in a folder that a process writes
+STATE = {"model": dict[str, torch.Tensor], "optimizer": {"state": dict, "param_groups": list[dict]},
+         "rng_states": list[tuple[torch.Tensor, torch.Tensor | None]]}       # of save_state
 
 
 @contextmanager
@@ -161,19 +163,21 @@ def new_folder(out, record_file, kind, overwrite, resume, sources, content):
 
 def read_record(path, kind, version, fields):
     """→ the fields of run.json or pretrain.json at `path`. UserError where the file is missing,
-    damaged, lacks one of `fields`, or is of another `version` of the format."""
+    damaged, not as `fields` describe it, or of another `version` of the format."""
     if not path.is_file():
         raise UserError(f"{path.parent} is not a {kind}: it has no {path.name}")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        found, missing = record.get("version", 1), set(fields) - set(record)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise damaged(path, repr(error)) from error
+        record = read_json(path, {"version?": int})
+        found = record.get("version", 1)
+        if found == version:
+            check_type(record, fields, path)
+    except UserError as error:
+        raise damaged(path, error) from error
     if found != version:
-        raise UserError(f"{path} is of format {found}, and this version reads format {version}; "
-                        f"open the run with the version that wrote it, or train it again")
-    if missing:
-        raise damaged(path, f"it lacks {', '.join(sorted(missing))}")
+        age = "a newer version wrote it" if found > version else "an older version wrote it"
+        raise UserError(f"{path} is of format {found} ({age}), and this version reads format "
+                        f"{version}; open the run with the version that wrote it, or train it "
+                        f"again")
     return record
 
 
@@ -205,29 +209,50 @@ def save_state(path, model, optimizer, rng_states, **more):
             raise OSError(0, " ".join(str(error).split())[:150]) from error
 
 
-def read_state(path):
-    """What save_state wrote, or None where nothing was saved yet."""
+def read_state(path, more):
+    """What save_state wrote, or None where nothing was saved yet. more: describes its further
+    fields."""
     if not path.is_file():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        check_type(state, STATE | more, path)
+        return state
+    except Exception as error:                               # torch.load raises of every kind
         if is_out_of_memory(error):
             raise
-        raise UserError(f"{path} cannot be read ({type(error).__name__}); start the run anew with "
-                        f"--overwrite") from error
+        why = f": {error}" if isinstance(error, UserError) else f" ({type(error).__name__})"
+        raise UserError(f"{path} cannot be read{why}; start the run anew with --overwrite"
+                        ) from error
+
+
+def check_optimizer(optimizer, state):
+    """ValueError unless an optimizer's saved state is of these parameters and kinds of settings."""
+    def kinds(groups):
+        return [{name: type(value) for name, value in group.items()} | {"params": group["params"]}
+                for group in groups]
+
+    if kinds(state["param_groups"]) != kinds(optimizer.state_dict()["param_groups"]):
+        raise ValueError("its optimizer has other groups of parameters")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.dim() and (
+                    value.shape != parameters[number].shape):
+                raise ValueError(f"its {name} of parameter {number} is {list(value.shape)}")
 
 
 def restore(state, model, optimizer, device, process=0):
     """Load the weights, the optimizer's state and the random states of this process."""
     try:
         model.load_state_dict(state["model"])
+        check_optimizer(optimizer, state["optimizer"])
         optimizer.load_state_dict(state["optimizer"])
         cpu, cuda = state["rng_states"][min(process, len(state["rng_states"]) - 1)]
         torch.set_rng_state(cpu)
         if device.type == "cuda" and cuda is not None:
             torch.cuda.set_rng_state(cuda, device)
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         if is_out_of_memory(error):
             raise
         raise UserError(f"the saved state does not fit the model, whose checkpoint has changed "

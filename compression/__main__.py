@@ -12,7 +12,6 @@ laser apply --factored saves both). Writes compress-MATRICES.csv and .png to RUN
 --out). A stopped command resumes when called again. Methods: compression/codecs.py, autoencoder.py.
 """
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from bert import UserError
 from bert.checkpoint import pretraining_heads
 from bert.errors import check_known
 from bert.files import write_json
+from bert.json_files import read_results
 from bert.matrices import MATRICES
 from common.cli import Parser, add_run_flags, run_script
 from common.device import pick_device
@@ -41,6 +41,8 @@ from pretraining.model import MaskedLM, load_head, open_checkpoint
 
 DEFAULT = "svd", "centered", "weighted", "kronecker", "prune", "bits", "autoencoder", "shared"
 DEFAULT_EMBEDDINGS = "centered", "prune", "bits", "direction"
+ROW = {"method": str, "bytes": int, "model_bytes": int} | dict.fromkeys(
+    ("ratio", "rmse", "cosine"), float)
 EXAMPLES = 256                       # training examples of each task that give the importance
 
 
@@ -75,6 +77,8 @@ def parse(arguments):
 
 class CheckpointSession:
     """A RunSession of a checkpoint: scores its masked LM on the texts of the dev files."""
+
+    score_names = ("masked_lm_loss", "masked_accuracy", "commonest_token_accuracy")
 
     def __init__(self, args):
         self.first_splits, self.precision = {}, args.precision or "fp32"
@@ -146,8 +150,7 @@ def compare(session, args, folder):
     the rows that were measured before on the same model and data."""
     path = folder / f"compress-{'-'.join(args.matrices)}.json"
     fingerprint = model_fingerprint(session.model, session.first_splits, session.precision)
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    known = found["rows"] if found.get("fingerprint") == fingerprint else {}
+    known = read_results(path, fingerprint, ROW | dict.fromkeys(session.score_names, float))
     importance = fisher_importance(session, args.matrices) if "weighted" in args.methods else None
     rows = []
     for method, ratio in [(None, 1.0), *((m, r) for m in args.methods for r in args.ratios)]:

@@ -8,9 +8,10 @@ from torch import nn
 
 from bert import UserError
 from bert.files import read_tensors, write_tensors
-from compression.stored import Compressed, find_modules
+from compression.stored import CODECS, Compressed, find_modules
 
 FILE = Path("model", "compressed.safetensors")               # in a run's folder
+EDIT = {"codec": set(CODECS), "matrices": list[str]}       # in run.json
 KEEPS_EDIT = False                                           # an opened run has plain matrices
 
 
@@ -28,7 +29,7 @@ def restore(bert, edit, folder):
               for target, module in modules.items()}
     try:
         decoded = Compressed(edit["codec"], shapes, stored).decode()
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / FILE} does not fit run.json ({error!r}); compress the run "
                         f"again") from error
     for target, weight in decoded.items():

@@ -8,11 +8,14 @@ from torch import nn
 
 from bert import UserError
 from bert.checkpoint import check_names_and_shapes
+from bert.errors import plain_number
 from bert.files import read_tensors, write_tensors
-from early_exit.exits import Exits
+from early_exit.exits import METHODS, Exits
 from early_exit.leaving import EarlyExit, task_exits
 
 FILE = "exits.safetensors"                                   # in a run's folder
+EDIT = {"tasks": dict[str, tuple[int, range(1, 100), range(1, 3)]],      # in run.json
+        "cascade": bool, "ensemble": {ensemble for _, ensemble in METHODS.values()}}
 
 
 def prepare(model, tokenizer, settings, device, edits=()):
@@ -41,6 +44,10 @@ def attach(model, exits, **how):
 
 def restore(bert, edit, folder):
     """Attach a saved run's exits. With an encoder for each task, each has those of all tasks."""
+    for task, (count, *_) in edit["tasks"].items():
+        if not task.isidentifier() or count != len(bert.layers) - 1:
+            raise UserError(f"{folder}/run.json has {count} exits for {task!r}, which do not fit "
+                            f"an encoder of {len(bert.layers)} layers; train them again")
     bert.exits = nn.ModuleDict({
         task: Exits(count, bert.config.hidden_size, outputs, segments, edit["cascade"],
                     edit["ensemble"])
@@ -75,7 +82,7 @@ def encoder_alone(bert):
 def parse_threshold(text):
     """"0.9" → 0.9. UserError unless it is a number of 0 or more."""
     try:
-        threshold = float(text)
+        threshold = plain_number(text)
     except ValueError:
         threshold = math.nan
     if not 0 <= threshold < math.inf:

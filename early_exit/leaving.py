@@ -1,8 +1,9 @@
 """Run a model with exits: examples leave the batch layer by layer, so that the rest is smaller.
 
-An exit reads [CLS] alone. So each layer first computes keys and values of all rows and everything
-else for [CLS]; the other rows are computed for those that stay. An example that leaves after layer
-m therefore costs what a model cut after layer m costs, whose last layer computes [CLS] alone too.
+An exit reads [CLS] alone. Where examples leave, a layer first computes keys and values of all rows
+and everything else for [CLS]; the other rows are computed for those that stay. An example that
+leaves after layer m then costs what a model cut after layer m costs, whose last layer computes
+[CLS] alone too. Where few left in the batch before, all rows at once take less time.
 
 A MultitaskModel calls its attribute `early_exit` in place of its own pass. `model.encoder(task)`
 has `exits`, an nn.ModuleDict {task: Exits}; tasks without exits use the whole model.
@@ -11,6 +12,8 @@ has `exits`, an nn.ModuleDict {task: Exits}; tasks without exits use the whole m
 import torch
 
 from early_exit.exits import as_outputs
+
+CLS_FIRST = 0.15                                             # share of a batch that must leave
 
 
 def task_exits(model, task):
@@ -21,11 +24,13 @@ def task_exits(model, task):
 
 class EarlyExit:
     """Let an example leave at the first exit whose confidence, max q, is above `threshold`; from 1
-    on nothing leaves. `left` collects {task: [(lengths [segments, B] in tokens, layer after which
-    each example left [B]), …]}; tasks without exits are not in it."""
+    on nothing leaves, and the pass is the whole model's. `left` collects {task: [(lengths
+    [segments, B] in tokens, layer after which each example left [B]), …]}; tasks without exits are
+    not in it."""
 
     def __init__(self, threshold):
         self.threshold, self.left = threshold, {}
+        self.shares = {}                         # {(task, layer): that left it, of the last batch}
 
     def __call__(self, model, task, batch, inputs_embeds=None):
         """→ the task's outputs [B, outputs]: those of its head, or log q of an exit"""
@@ -50,11 +55,17 @@ class EarlyExit:
                 hidden = layer(hidden, layout, output_rows=None if rows is None else cls_rows)
                 outputs[staying] = model.apply_head(task, model.pool(task, hidden, layout)).float()
                 break
-            keys_values = layer.attention.keys_values(hidden, layout)
-            first = layer(hidden, layout, output_rows=cls_rows, keys_values=keys_values)
+            cls_first = self.shares.get((task, number), 0.0) > CLS_FIRST
+            if cls_first:
+                keys_values = layer.attention.keys_values(hidden, layout)
+                first = layer(hidden, layout, output_rows=cls_rows, keys_values=keys_values)
+            else:
+                hidden, keys_values = layer(hidden, layout), ()
+                first = hidden.index_select(0, cls_rows.rows)
             logits, log_probs, answer = next_exit(exits, number, first, logits, log_probs)
             leaving = answer.amax(dim=1).exp() > self.threshold              # [S]
-            if leaving.any():
+            self.shares[task, number] = leaving.float().mean().item()
+            if self.shares[task, number]:
                 gone, stay = leaving.nonzero().squeeze(1), (~leaving).nonzero().squeeze(1)
                 outputs[staying[gone]] = as_outputs(answer[gone], exits.outputs)
                 left[staying[gone]] = number
@@ -66,7 +77,8 @@ class EarlyExit:
                                         for rows in (hidden, *keys_values))
                 layout, staying, cls_rows = kept, staying[stay], kept.cls_rows()
                 logits, log_probs = logits[stay], log_probs[:, stay]
-            hidden = layer(hidden, layout, keys_values=keys_values)
+            if cls_first:
+                hidden = layer(hidden, layout, keys_values=keys_values)
         return outputs
 
 

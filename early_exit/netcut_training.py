@@ -18,12 +18,12 @@ from common.optimization import (
     warmup_then_decay,
 )
 from common.plots import draw_curves
-from common.run_folder import read_state, restore, rng_state, save_state
+from common.run_folder import check_optimizer, read_state, restore, rng_state, save_state
 from common.tables import rows_table
 from early_exit.netcut import DepthHeads, netcut_loss
 from multitask.evaluation import load_split
 from multitask.report import score_table
-from multitask.schedule import BatchSampler, default_lr
+from multitask.schedule import POSITION, BatchSampler, default_lr
 from multitask.session import RunSession
 from multitask.tasks import TASKS
 from pruning.removal import check_removable, remove_layers
@@ -39,6 +39,9 @@ FLAGS = {        # name → (default, limit that it must be below, help); all ar
     "examples": (0, 2 ** 32, "only the first N training examples of each task (0: all)"),
     "seed": (0, 2 ** 32, "of dropout and of the order of the examples"),
 }
+STATE = {"step": range(2 ** 40), "depth_optimizer": {"state": dict, "param_groups": list[dict]},
+         "curve": list[tuple[int, list[float]]], "flags": dict[str, str],    # beside save_state's
+         "batches": dict[str, POSITION]}
 RESUMED = "beta", "epochs", "lr", "depth_lr", "depth_warmup", "examples", "seed", "run"
 
 
@@ -134,7 +137,7 @@ def train(session, heads, args, state_file):
     of_depth = torch.optim.Adam([heads.w], lr=args.depth_lr)
     curve, first = [], 1
     finite = FiniteCheck(both["model"])
-    if (state := read_state(state_file)) is not None:
+    if (state := read_state(state_file, STATE)) is not None:
         first, curve = resume(state, args, both, of_depth, batches, session.device, state_file)
 
     def save(step):
@@ -199,11 +202,16 @@ def resume(state, args, both, of_depth, batches, device, state_file):
     """Load a saved state → the next step, the curve so far. UserError if flags differ."""
     if state["flags"] != flags_of(args):
         changed = [f"--{name.replace('_', '-')} {value}" for name, value in state["flags"].items()
-                   if flags_of(args)[name] != value]
+                   if flags_of(args).get(name) != value]
         raise UserError(f"{state_file} is of a stopped command with {', '.join(changed)}; give the "
                         f"same, or remove that file to start anew")
     restore(state, both["model"], both["optimizer"], device)
-    of_depth.load_state_dict(state["depth_optimizer"])
-    for task, sampler in batches.items():
-        sampler.load_state_dict(state["batches"][task])
+    try:
+        check_optimizer(of_depth, state["depth_optimizer"])
+        of_depth.load_state_dict(state["depth_optimizer"])
+        for task, sampler in batches.items():
+            sampler.load_state_dict(state["batches"][task])
+    except (ValueError, LookupError, AttributeError) as error:
+        raise UserError(f"{state_file} does not fit the run ({error}); remove it to start anew"
+                        ) from error
     return state["step"] + 1, state["curve"]

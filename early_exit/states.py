@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from bert.checkpoint import check_names_and_shapes
 from bert.files import read_metadata, read_tensors, write_tensors
 from common.cli import StopSignal, UserStop
 from common.log import progress_bar
@@ -39,7 +40,9 @@ def collect(session, task, split, path=None, title="states"):
     states = torch.full((len(split), len(model.encoder(task).layers) - 1, width), math.nan)
     outputs = torch.full((len(split), TASKS[task].outputs), math.nan)
     if path is not None and path.is_file() and read_metadata(path).get("fingerprint") == mark:
-        states, outputs = (read_tensors(path)[name] for name in ("states", "outputs"))
+        found = read_tensors(path)
+        check_names_and_shapes(path, {"states": states, "outputs": outputs}, found, "its run")
+        states, outputs = found["states"], found["outputs"]
     todo = [batch for batch in split.by_length(TOKENS) if outputs[batch].isnan().any()]
     saved = time.monotonic()
 

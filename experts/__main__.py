@@ -9,7 +9,6 @@ Each command has its own --help. A run that relu or split made is a run, which e
 Without --tau, all experts run: the scores are those of RELU.
 """
 
-import json
 import time
 from argparse import Namespace
 from dataclasses import asdict, replace
@@ -20,6 +19,7 @@ import torch
 
 from bert import UserError
 from bert.files import write_json
+from bert.json_files import read_results
 from common.cli import add_run_flags, quoted, run_command, run_script
 from common.flags import parse_numbers, with_absolute_paths
 from common.log import progress_bar
@@ -37,6 +37,7 @@ from multitask.session import RunSession
 from pruning.measure import training_sample
 
 AGAIN = ("from_run", "relu", "sparsity", "distill", "epochs", "lr", "seed")      # equal: resume
+ROW = {"norms": str, "rule": str} | dict.fromkeys(("tau", "ffn", "model", "ms"), float)
 TOP_K = (1/16, 1/8, 3/16, 1/4, 5/16, 3/8, 1/2, 5/8, 3/4, 1)  # of the experts, in a curve
 
 
@@ -166,8 +167,7 @@ def curve(args):
     with session.results(args.out, "experts") as folder:
         path = folder / "curve.json"
         fingerprint = model_fingerprint(session.model, session.first_splits, session.precision)
-        found = json.loads(path.read_text()) if path.is_file() else {}
-        known = found["rows"] if found.get("fingerprint") == fingerprint else {}
+        known = read_results(path, fingerprint, ROW | dict.fromkeys(session.score_names, float))
         with progress_bar("curve", len(chosen), "setting", leave=False) as bar:
             for key, selection in chosen.items():
                 if key not in known:

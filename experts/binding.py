@@ -19,9 +19,10 @@ from bert.model import PackedLinear
 from common.flags import setting
 from experts.layers import ExpertFeedForward, expert_layers, ffn_share, select_experts
 from experts.sparsity import PENALTIES, SCHEDULES, Recorder, Sparsity, distance, to_relu
-from experts.split import insert_experts
+from experts.split import check_divisible, insert_experts
 
 FILE = "experts.safetensors"                                 # in a run's folder
+EDIT = {"experts": int, "width": range(1, 2 ** 31)}          # in run.json
 flag = partial(setting, group="sparse activations, for experts")
 
 
@@ -103,6 +104,7 @@ def routers(bert):
 
 def restore(bert, edit, folder):
     """Insert the experts and load their routers, after the saved weights are loaded."""
+    check_divisible(bert, edit["experts"], edit["width"])
     insert_experts(bert, edit["experts"], edit["width"])
     saved = read_tensors(folder / FILE)
     check_names_and_shapes(folder / FILE, routers(bert), saved)

@@ -14,7 +14,7 @@ from torch import nn
 
 from bert import UserError
 from bert.attention import PackedLinear
-from bert.errors import check_known
+from bert.errors import check_known, plain_number
 from bert.matrices import MATRICES, get_linear, module_name
 from laser.reduce import Decomposition, keep_largest, low_rank, rank_of
 
@@ -48,7 +48,7 @@ def parse(text):
         fields = part.split(":")
         try:
             layer, matrix, keep, variant = fields if len(fields) != 3 else (*fields, "svd")
-            found = Intervention(int(layer), matrix, float(keep), variant)
+            found = Intervention(plain_number(layer, int), matrix, plain_number(keep), variant)
         except ValueError:
             raise UserError(f"--laser: {part!r} is not an intervention; write layer:matrix:keep, "
                             f"as in 10:fc_out:0.1, or with :magnitude after it") from None

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from bert import UserError
+from bert.checkpoint import check_names_and_shapes
 from bert.files import read_metadata, read_tensors, write_tensors
+from bert.json_files import parse_json
 from common.cli import StopSignal, UserStop
 from common.log import progress_bar
 from laser.interventions import format_stack
@@ -19,6 +21,7 @@ from multitask.metrics import main_scores, summary
 from multitask.tasks import TASKS
 
 SAVE_SECONDS = 30
+ABOUT = {"fingerprint": str, "stacks": list[str]}             # in the header of the file
 
 
 class OutputCache:
@@ -35,14 +38,14 @@ class OutputCache:
         self.tables = {task: torch.empty(0, len(split), TASKS[task].outputs)
                        for task, split in self.splits.items()}
         if self.path.is_file():
-            try:
-                about = json.loads(read_metadata(self.path).get("about", ""))
-            except ValueError as error:
-                raise UserError(f"{self.path} is no file of outputs; move it away") from error
-            if about.get("fingerprint") != self.fingerprint:
+            about = parse_json(read_metadata(self.path).get("about", "{}"), self.path, ABOUT)
+            if about["fingerprint"] != self.fingerprint:
                 raise UserError(f"{self.path} holds outputs of another model, data or precision; "
                                 f"give another --out, or remove the file")
             found, stacks = read_tensors(self.path), about["stacks"]
+            check_names_and_shapes(self.path, {
+                task: table.new_empty(len(stacks), *table.shape[1:])
+                for task, table in self.tables.items()}, found, "another file of outputs")
             self.tables = {task: found[task] for task in self.tables}
         self.rows = {text: row for row, text in enumerate(stacks)}
 

@@ -24,6 +24,9 @@ HEADS = "heads.safetensors"
 flag = partial(setting, group="LoRA: adapters on a frozen encoder")
 encoder_alone = detached                 # a part of the binding (docs/methods.md)
 
+EDIT = {"adapters": dict[str, str], "flags": dict[str, str],             # in run.json
+        "ranks?": list[tuple[int, str, int]]}
+
 
 @dataclass
 class Flags:

@@ -6,7 +6,6 @@
 LoRA-XS uses the same two files with lora_R alone; peft cannot open it. The files saved here also
 hold a fingerprint of the base model, and loading checks it."""
 
-import math
 import re
 import warnings
 from collections import Counter
@@ -17,6 +16,7 @@ from torch import nn
 
 from bert import UserError, files
 from bert.checkpoint import TO_HF, check_names_and_shapes, rename
+from bert.json_files import check_type, read_json
 from bert.matrices import MATRICES
 from lora import adapters
 from lora.kinds import KINDS, make_adapter
@@ -26,6 +26,11 @@ CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_
 PREFIX = "base_model.model."                               # of every key in peft's files
 PLAIN_LORA = {"bias": "none", "fan_in_fan_out": False, "inference_mode": True, "use_dora": False,
               "use_rslora": False, "init_lora_weights": True}
+FIELDS = {                                                 # of adapter_config.json
+    "r": range(1, 2 ** 31), "rank_pattern?": dict[str, range(1, 2 ** 31)] | None,
+    "lora_alpha": float, "alpha_pattern?": dict[str, float] | None, "lora_dropout?": float,
+    "use_rslora?": bool | None}
+PATTERN = re.compile(r"\^?([\w-]|\\?\.)*(\.\*([\w-]|\\?\.)*)?\$?")     # a name, or with one .*
 REFUSED = ("bias", "use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out",
            "alora_invocation_tokens", "trainable_token_indices", "layer_replication",
            "target_parameters", "arrow_config", "kasa_config", "monteclora_config", "velora_config")
@@ -141,7 +146,7 @@ def group_by_module(bert, path, tensors, stored, reads_pooler):
 
 def read_config(path):
     """→ the fields of adapter_config.json, and the kind of adapter (a key of KINDS)."""
-    config = files.read_json(path)
+    config = read_json(path)
     rows = {name: {"peft_type": kind.peft_type} | kind.fields for name, kind in KINDS.items()}
     matching = [name for name, row in rows.items() if row.items() <= config.items()]
     if not matching:
@@ -149,15 +154,11 @@ def read_config(path):
         raise UserError(f"{path} describes an adapter with {given}; supported are "
                         f"{', '.join(map(str, rows.values()))}; {MERGE}")
     kind = max(matching, key=lambda name: len(rows[name]))               # the most specific row
-    try:
-        ranks = [config["r"], *(config.get("rank_pattern") or {}).values()]
-        if not all(isinstance(rank, int) and rank > 0 for rank in ranks):
-            raise ValueError(f"ranks {ranks}")
-        alphas = [config["lora_alpha"], *(config.get("alpha_pattern") or {}).values()]
-        if not all(map(math.isfinite, (*alphas, config.get("lora_dropout", 0)))):
-            raise ValueError(f"alpha {alphas}, dropout {config.get('lora_dropout')}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged, or describes no adapter ({error!r})") from error
+    check_type(config, FIELDS, path)
+    if not 0 <= config.get("lora_dropout", 0) <= 1:
+        raise UserError(f"{path}: lora_dropout is {config['lora_dropout']}; it must be from 0 to 1")
+    for field in ("rank_pattern", "alpha_pattern"):
+        check_patterns(path, field, config.get(field) or {})
     wrong = [field for field in REFUSED if (config.get(field) or "none") != "none"
              and field not in KINDS[kind].fields]
     if wrong:
@@ -169,6 +170,19 @@ def read_config(path):
                         f"path_initial_model_for_weight_conversion=…) makes it a plain LoRA; or "
                         f"{MERGE}")
     return config, kind
+
+
+def check_patterns(path, field, patterns):
+    """UserError unless these are plain names, or alternatives (a|b) of names with a .* in them: a
+    further regular expression could take for ever to match."""
+    others = [pattern for pattern in patterns if not re.fullmatch(r"[\w.-]+", pattern)]
+    for pattern in others:
+        inner = pattern[1:-1] if pattern[:1] + pattern[-1:] == "()" else pattern
+        if not all(map(PATTERN.fullmatch, inner.split("|"))):
+            raise UserError(f"{path}: {field} has the pattern {pattern!r}; it must be a name, or "
+                            f"alternatives a|b, with no more than one .* in each")
+    if len(patterns) > 5000 or sum(map(len, others)) > 2000:
+        raise UserError(f"{path}: {field} has too many patterns; name each matrix once")
 
 
 def rank_and_alpha(config, module):

@@ -6,6 +6,7 @@ out, with a warning."""
 import csv
 import io
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -51,6 +52,10 @@ def parse_examples(path, rows, task, strict_rows, number, complete=False):
         raise UserError(f"{path} line {header_line} lacks the column {', '.join(missing)}; it has "
                         f"{', '.join(filter(None, names))} (columns are separated by tabs)")
     labeled = task.label in names
+    twice = [name for name in (*needed, *[task.label] * labeled) if names.count(name) > 1]
+    if twice:
+        raise UserError(f"{path} line {header_line} has the column {', '.join(twice)} twice; "
+                        f"rename or remove one")
     examples, lines, left_out = [], {}, []
     for place, (line, row) in enumerate(rows):
         if len(row) != len(names):
@@ -87,12 +92,15 @@ def _rows(path):
     start = 1
     try:
         for row in reader:
-            if any("\n" in cell and "\t" in cell for cell in row):
+            if any("\t" in cell and ("\n" in cell or "\r" in cell) for cell in row):
                 raise csv.Error("a quoted cell runs over tabs into the next lines")
             if row:                                          # blank lines are no rows
                 yield start, row
             start = reader.line_num + 1
     except csv.Error as error:
+        if "field limit" in str(error):
+            raise UserError(f"{path} line {start}: a cell is longer than {csv.field_size_limit():,}"
+                            f" characters; shorten it, or close its quote") from error
         raise UserError(f"{path} line {start}: broken quote ({error}); a cell that begins with a "
                         f'quote must end with one, and hold any inner quote twice ("")') from error
 
@@ -100,10 +108,11 @@ def _rows(path):
 def _label(text, task, path, line):
     must = (f"one of {', '.join(task.label_names)}" if task.string_labels else
             f"a {'' if task.is_regression else 'whole '}number from 0 to {task.max_label}")
-    try:
-        label = float(task.label_names.index(text) if task.string_labels else text)
-    except ValueError:
-        label = math.nan
+    label = math.nan
+    if task.string_labels:
+        label = float(task.label_names.index(text)) if text in task.label_names else label
+    elif re.fullmatch(r"[0-9]+(\.[0-9]*)?(e-[0-9]+)?", text):            # e-05: as pandas writes
+        label = float(text)
     if not 0 <= label <= task.max_label or not (task.is_regression or label == int(label)):
         raise UserError(f"{path} line {line}: {task.label} is {text!r}; it must be {must}")
     return label

@@ -20,9 +20,10 @@ def read_glue_file(path, task, strict_rows=False, columns=None):
     in the file. `columns` names the columns of a file without a header."""
     lines = [line.rstrip("\r").split("\t") for line in read_utf8(path).split("\n")]
     rows = [(number, row) for number, row in enumerate(lines, start=1) if any(row)]
-    if columns and rows and "index" not in rows[0][1]:       # CoLA's test file has a header
+    header = [name.strip() for name in rows[0][1]] if rows else ()
+    if columns and rows and "index" not in header:           # CoLA's test file has a header
         rows.insert(0, (0, columns))
-    header = rows[0][1] if rows else ()
+        header = columns
     if task.nullable_columns:                                # as QQP's rows that were cut short
         rows = [(number, [*row, *[""] * (len(header) - len(row))]) for number, row in rows]
     number = next((name for name in ("index", "id") if name in header), None)

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from bert.errors import check_known
+from bert.json_files import check_type
 from multitask.settings import Settings
 
 # In the order of prepare and restore.
@@ -49,6 +50,13 @@ def further_losses(settings, model, task, batch, done):
     for losses in parts(used_methods(settings), "further_losses"):
         found |= losses(settings, model, task, batch, done)
     return found
+
+
+def check_edits(edits, path):
+    """UserError unless the edits in the file `path` are as the methods' EDITs describe them."""
+    for number, edit in enumerate(edits):
+        for kind in parts([edit["method"]], "EDIT"):
+            check_type(edit, kind, path, f"edits[{number}]")
 
 
 def edited_by(edits):

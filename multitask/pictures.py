@@ -14,8 +14,9 @@ def read_curves(lines, what):
     metrics the first."""
     curves = {}
     for line in lines:
-        for name, value in line.get(what, {}).items():
-            value = next(iter(value.values())) if isinstance(value, dict) else value
+        entry = line.get(what)
+        for name, value in entry.items() if isinstance(entry, dict) else ():
+            value = next(iter(value.values()), math.nan) if isinstance(value, dict) else value
             curves.setdefault(name, []).append((line["step"], value))
     return curves
 

@@ -9,13 +9,19 @@ from bert import Bert, Tokenizer, UserError
 from bert.files import fingerprint
 from common.device import pick_device
 from common.finite import FiniteCheck
-from common.log import Log
+from common.log import SUMS, Log
 from common.optimization import OPTIMIZERS, parameter_groups
 from common.run_folder import restore as restore_state
 from multitask import distributed, methods, runs
 from multitask.evaluation import load_sets, load_split
 from multitask.model import build_model, model_from, use_attention
-from multitask.schedule import Schedule, default_lr, trained_modules
+from multitask.runs import SCORES
+from multitask.schedule import POSITION, Schedule, default_lr, trained_modules
+
+STATE = {"progress": {                                       # in state.pt, beside save_state's own
+    "step": range(2 ** 40), "seconds": float, "running": list[str], "scores": SCORES,
+    "best": dict[str, float], "best_step": dict[str, int]}, "batches": dict[str, POSITION],
+    "sums?": list[SUMS], "skipped?": range(2 ** 40)}
 
 
 def prepare(settings, folder, recipe, record, state):
@@ -51,6 +57,10 @@ def prepare(settings, folder, recipe, record, state):
     if state is not None:
         restore_state(state, model, optimizer, device, distributed.rank())
         vars(progress).update(state["progress"])
+        if (progress.step > schedule.steps or schedule.batches.keys() != state["batches"].keys()
+                or not {*progress.running, *progress.best_step} <= schedule.groups.keys()):
+            raise UserError(f"{folder} has saved the state of other tasks or steps than run.json "
+                            f"says; start a new run")
         for task, sampler in schedule.batches.items():
             sampler.load_state_dict(state["batches"][task])
     sums = (state or {}).get("sums")                         # of each process

@@ -2,7 +2,6 @@
 Where each task has an encoder of its own, it lies in model/<task>/."""
 
 import itertools
-import json
 import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
@@ -15,6 +14,7 @@ import torch
 from bert import Bert, Tokenizer, UserError
 from bert.checkpoint import load_bert, save_bert
 from bert.files import fingerprint, read_metadata, read_tensors, write_json, write_tensors
+from bert.json_files import NUMBER, check_type, read_json
 from bert.tokenizer import SETTINGS, VOCABULARY
 from common.cli import quoted
 from common.run_folder import claim, clear, damaged, new_folder, read_record, versions
@@ -26,8 +26,6 @@ from multitask.settings import SHARED
 from multitask.tasks import TASKS
 
 VERSION = 2                                                  # of the format of run.json
-FIELDS = ("settings", "methods", "recipe", "edits", "complete", "data", "times", "versions",
-          "parameters")                                      # of run.json
 ENCODER = ("model.safetensors", "compressed.safetensors", "config.json", *VOCABULARY, *SETTINGS)
 PREDICTIONS = {row.write(row, task, split, [], [])[0] for task, row in TASKS.items()
                for split in (*row.dev_sets, *row.test_sets)}
@@ -47,6 +45,14 @@ FILES = {                                    # folder in a run → what we write
     "attack": [f"{task}-*.jsonl" for task in TASKS],
     **{f"{place}predictions": PREDICTIONS for place in ("", "laser/", "early_exit/", "experts/")}}
 CONTENT = [str(Path(place, file)) for place, files in FILES.items() for file in files]
+EDIT = {"method": set(methods.METHODS)}                           # beside the method's own EDIT
+RECORD = {                                                   # run.json; its settings: Settings
+    "settings": dict[str, bool | int | float | str], "methods": list[set(methods.METHODS)],
+    "recipe": str, "edits": list[EDIT], "complete": bool,
+    "data": dict[str, str], "times": {"train_seconds?": float, "steps?": int},
+    "versions": {"processes": int, "threads": int}, "parameters": {"trained": int, "stored": int}}
+COMPLETE = {"times": {"train_seconds": float}, "best_step": dict[str, int]}      # and then also
+SCORES = dict[str, dict[str, NUMBER] | NUMBER]               # metrics.json
 RESUME = "python train_multitask.py --resume"
 
 
@@ -174,24 +180,31 @@ def is_saved_run(folder):
     return (Path(folder) / "run.json").is_file()
 
 
-def read_fields(folder, needed=FIELDS):
-    """The fields of a run's run.json; UserError unless those that are needed are among them."""
-    return read_record(Path(folder) / "run.json", "saved run", VERSION, needed)
+def read_fields(folder, needed=tuple(RECORD)):
+    """The fields of a run's run.json; UserError unless those that are needed are as RECORD and the
+    methods' EDITs describe them."""
+    path = Path(folder) / "run.json"
+    record = read_record(path, "saved run", VERSION, {name: RECORD[name] for name in needed})
+    try:
+        check_type(record, COMPLETE if record["complete"] else {}, path)
+        if "edits" in needed:
+            methods.check_edits(record["edits"], path)
+    except UserError as error:
+        raise damaged(path, error) from error
+    return record
 
 
 def read_settings(folder):
     """→ run.json's fields, the Settings, and the names of settings that this version lacks."""
     record, path = read_fields(folder), Path(folder) / "run.json"
     try:
-        class_ = methods.settings_class(tuple(record["methods"]))
+        class_ = methods.settings_class(tuple(dict.fromkeys(record["methods"])))
         known = {f.name for f in fields(class_)}
         unknown = sorted(name for name, value in record["settings"].items()
                          if value and name not in known)     # one that is off does nothing
         settings = class_(**{k: v for k, v in record["settings"].items() if k in known})
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (TypeError, AttributeError) as error:
-        raise damaged(path, repr(error)) from error
     if unknown:
         warnings.warn(f"{path} has settings that this version does not know, and does without: "
                       f"{', '.join(unknown)}", stacklevel=2)
@@ -222,9 +235,16 @@ def open_run(folder):
     tokenizer = Tokenizer.from_pretrained(encoder_folder(folder, names[0]))
     tokenizer.check_fits(encoders[names[0]].config, folder, settings.joint_pairs)
     model = with_heads(encoders, settings)
+    if model.adapters != settings.adapter_by_task:
+        raise damaged(folder / "run.json", f"its edits name the adapters {model.adapters}, and its "
+                                           f"settings {settings.adapter_by_task}")
     model.load_own_state(read_tensors(heads_file), heads_file)
     return model, tokenizer, settings, record
 
 
-def read_scores(folder):
-    return json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))
+def read_scores(folder, tasks=()):
+    """→ the content of metrics.json, which must have scores of these tasks."""
+    path = Path(folder) / "metrics.json"
+    scores = read_json(path, SCORES)
+    check_type(scores, {task: dict.fromkeys(TASKS[task].metrics, NUMBER) for task in tasks}, path)
+    return scores

@@ -8,6 +8,8 @@ from bert import UserError
 from bert.r_softmax import configure
 from common.optimization import warmup_then_decay
 
+POSITION = {"passes": range(2 ** 40), "position": range(2 ** 40)}        # BatchSampler.state_dict()
+
 
 class BatchSampler:
     """Shuffled passes over n examples, as lists of `size` indices. (seed, pass number) fixes the

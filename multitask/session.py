@@ -5,13 +5,15 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+from bert.files import write_json
 from common.device import pick_device
 from common.run_folder import below, claim
 from common.tables import rows_table
 from multitask import runs
 from multitask.evaluation import evaluate, load_sets
-from multitask.metrics import main_scores
+from multitask.metrics import main_scores, summary
 from multitask.settings import SHARED
+from multitask.tasks import TASKS
 
 
 class RunSession:
@@ -39,6 +41,12 @@ class RunSession:
         """{task: Split}: of each task the dev set that counts."""
         return {task: next(iter(named.values())) for task, named in self.splits.items()}
 
+    @property
+    def score_names(self):
+        """The names that main_scores gives the scores of `evaluate`."""
+        return list(main_scores(summary({task: dict.fromkeys(TASKS[task].metrics, 0.0)
+                                         for task in self.model.heads})))
+
     def evaluate(self):
         """→ scores and predictions, as of multitask.evaluation.evaluate"""
         return evaluate(self.model, self.splits, self.device, self.autocast)
@@ -56,11 +64,12 @@ class RunSession:
             self.model.requires_grad_(False)                     # nothing was trained
             record = runs.new_record(settings, self.record["recipe"],
                                      runs.checksums(settings.data, self.splits), self.model)
-            record |= {"complete": True, "best_step": {SHARED: 0}}
+            record |= {"best_step": {SHARED: 0}}
             record["times"]["train_seconds"] = 0.0
             runs.init_run_folder(folder, record)
             runs.save_best(folder, self.model, self.tokenizer, list(self.model.heads), scores,
                            self.splits, predictions)
+            write_json(folder / "run.json", record | {"complete": True})
             return folder, scores
 
     @contextmanager

@@ -128,7 +128,7 @@ def main(arguments=None):
     with place as folder:
         if record and record != run.open_run(folder, given)[0]:
             raise UserError(f"{folder} was changed by another process; resume it again")
-        state = read_state(folder / run.STATE_FILE) if record else None
+        state = read_state(folder / run.STATE_FILE, run.STATE) if record else None
         parts = run.Components(settings, folder if state else settings.init)
         if state is None:                                    # new, or stopped before the first save
             record = run.start_record(folder, settings, parts)

@@ -15,6 +15,7 @@ from bert.files import write_json
 from common.cli import quoted
 from common.device import pick_device
 from common.flags import check, flag_of, setting
+from common.log import SUMS
 from common.plots import draw_curves
 from common.run_folder import clear, read_record, versions
 from common.tables import text_table
@@ -23,7 +24,11 @@ from pretraining.masking import HeldOut, Masking
 from pretraining.model import HEAD, MaskedLM, load_head, open_checkpoint
 
 KIND, RECORD, VERSION = "pretraining run", "pretrain.json", 2
+RECORD_FIELDS = {"settings": dict[str, bool | int | float | str], "complete": bool,
+                 "data": {"lines": int, "tokens": int, "sha256": str}}
 STATE_FILE = Path("last", "state.pt")
+STATE = {"step": range(2 ** 40), "seconds": float, "sums?": SUMS,        # beside save_state's own
+         "skipped?": range(2 ** 40)}
 FILES = (STATE_FILE, "config.json", "model.safetensors", "metrics.json", "log.jsonl", "loss.png",
          "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -131,7 +136,7 @@ def open_run(folder, changes):
         raise UserError("--resume goes on by the run's own settings; leave out all flags but "
                         "--device, --save-every and --skip-nonfinite, or start a new run with "
                         "--init")
-    record = read_record(folder / RECORD, KIND, VERSION, ("settings", "data", "complete"))
+    record = read_record(folder / RECORD, KIND, VERSION, RECORD_FIELDS)
     try:
         settings = Settings(**record["settings"])
     except (UserError, TypeError) as error:

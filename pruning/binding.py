@@ -20,6 +20,9 @@ class Flags:
     keep_heads: str = setting("", "before training, remove the least important heads and keep "
                                   "this number (100) or fraction (0.7)", group="pruning")
 
+EDIT = {"kind": str, "heads?": dict[int, list[int]], "neurons?": dict[int, int],    # in run.json
+        "layers?": list[int], "netcut?": dict}
+
 
 def in_use(settings):
     return bool(settings.mask_heads or settings.keep_heads)

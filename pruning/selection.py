@@ -2,7 +2,7 @@
 
 import torch
 
-from bert.errors import UserError, check_known
+from bert.errors import UserError, check_known, plain_number
 
 ORDERS = ("importance", "random", "inverse")
 
@@ -46,9 +46,10 @@ def parse_heads(texts, flag):
         layer, colon, numbers = text.partition(":")
         try:
             if colon:
-                heads.setdefault(int(layer), []).extend(map(int, numbers.split(",")))
+                heads.setdefault(plain_number(layer, int), []).extend(
+                    plain_number(number, int) for number in numbers.split(","))
             else:
-                layers.append(int(layer))
+                layers.append(plain_number(layer, int))
         except ValueError as error:
             raise UserError(f"--{flag} {text!r} is not understood; write layer:head,head as in "
                             f"0:3,7") from error
@@ -58,7 +59,7 @@ def parse_heads(texts, flag):
 def parse_budget(text, total, flag):
     """"100" → 100 parts; "0.7" → that fraction of `total`, which includes removed parts."""
     try:
-        keep = round(float(text) * total) if "." in text else int(text)
+        keep = round(plain_number(text) * total) if "." in text else plain_number(text, int)
     except (ValueError, OverflowError):
         keep = -1
     if not 0 < keep <= total:

@@ -659,9 +659,15 @@ import resource, sys
 import train_multitask
 from common.cli import run_script
 import scipy.stats, tokenizers, torch
-torch.ones(64, 64) @ torch.ones(64, 64)
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 2 ** 27, -1))
+prepare = train_multitask.prepare
+
+def limited(*arguments):                                     # the tokenizer's library would abort
+    run = prepare(*arguments)
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2 ** 26, -1))
+    return run
+
+train_multitask.prepare = limited
 run_script(train_multitask.main)
 """
 
@@ -688,4 +694,4 @@ def test_a_file_is_not_called_corrupt_where_memory_is_full(whole_run, monkeypatc
 
     monkeypatch.setattr(torch, "load", full)
     with pytest.raises(type(error)):
-        read_state(whole_run / "sst" / "last" / "state.pt")
+        read_state(whole_run / "sst" / "last" / "state.pt", {})

@@ -159,6 +159,15 @@ def test_every_recipe_that_a_page_names_exists(page):
 # ------------------------------------------------------------------------------------------- code
 
 
+def test_every_promise_is_held_by_a_test_that_exists():
+    links = re.findall(r"\[`(test_\w+)`\]\(\.\./(tests/[\w/]+\.py)\)",
+                       (ROOT / "docs/promises.md").read_text(encoding="utf-8"))
+    assert len(links) > 25
+    for name, file in links:
+        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{name} in {file}"
+
+
+
 @pytest.mark.parametrize("file, names, code", [
     quotation for text in PAGES.values() for quotation in QUOTATION.findall(text)])
 def test_quoted_code_is_the_source(file, names, code):

@@ -1,5 +1,5 @@
-"""Imports point one way: common imports bert's errors and files alone, a method's library bert and
-itself alone (and bert nobody: tests/bert/test_stands_alone.py)."""
+"""Imports point one way: common imports bert's errors, files and streams alone, a method's
+library bert and itself alone (and bert nobody: tests/bert/test_stands_alone.py)."""
 
 import ast
 import json
@@ -13,6 +13,7 @@ import pytest
 from multitask.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
+BERT_FILES = ("bert.errors", "bert.files", "bert.json_files", "bert.terminal")
 ROOMS = {path.name.removesuffix(".py") for path in ROOT.iterdir()
          if path.suffix == ".py" or (path.is_dir() and next(path.glob("*.py"), None))}
 
@@ -53,10 +54,10 @@ def test_the_rooms_are_found():
     assert "bert.files" in [name for _, name in imported(ROOT / "common" / "tables.py")]
 
 
-def test_common_imports_only_errors_and_files_of_bert():
+def test_common_imports_only_errors_files_and_streams_of_bert():
     assert not wrong_imports(
         (ROOT / "common").rglob("*.py"),
-        lambda name: name.split(".")[0] == "common" or name in ("bert.errors", "bert.files"))
+        lambda name: name.split(".")[0] == "common" or name in BERT_FILES)
 
 
 @pytest.mark.parametrize("method", METHODS)

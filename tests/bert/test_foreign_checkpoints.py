@@ -144,7 +144,8 @@ WRONG_SHARDS = {
     "a file with a backslash": (remap(lambda where: where.update({BIAS: "..\\x.bin"})), "same"),
     "another kind of file": (remap(lambda where: where.update({BIAS: "config.json"})),
                              "'config.json'"),
-    "a file that is a number": (remap(lambda where: where.update({BIAS: 3})), "file 3"),
+    "a file that is a number": (remap(lambda where: where.update({BIAS: 3})),
+                                "is 3; it must be a text"),
     "no map": (lambda index: index.write_text("{}"), "weight_map"),
     "no JSON": (lambda index: index.write_text("{"), "not a JSON file"),
 }

@@ -73,7 +73,7 @@ KEY = "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"
     ({"config": {"peft_type": "IA3"}}, "'peft_type': 'IA3'.*; supported are .*'LORA'.*'LORA_XS'"),
     ({"config": {"use_dora": True}}, "asks for use_dora, which is not supported"),
     ({"config": {"bias": "all"}}, "asks for bias, which is not supported"),
-    ({"config": {"use_rslora": True, "r": 2.5}}, r"is damaged, or describes no adapter .*ranks"),
+    ({"config": {"use_rslora": True, "r": 2.5}}, r"r is 2.5; it must be a whole number from 1"),
     ({"tensors": lambda t: t.pop(KEY)}, "encoder.layer.0.attention.self.query does not .* missing"),
     ({"tensors": lambda t: t.update({KEY: torch.ones(2, 7)})}, r"of another shape: A \[2, 7\] ins"),
     ({"tensors": lambda t: t.update({KEY.replace("r.0", "r.9"): torch.ones(2, 2)})},
