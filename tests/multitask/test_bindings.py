@@ -40,10 +40,10 @@ def test_opening_a_run_imports_only_the_methods_it_used(flags, checkpoint, data,
 
 
 @pytest.mark.parametrize("change, word", [
-    ({"version": 1}, "of format 1, and this version reads format 2"),
-    ({"version": 3}, "of format 3, and this version reads format 2"),
-    ({"methods": ["moe"]}, "there is no method 'moe'"),
-    ({"edits": [{"method": "moe", "kind": "x"}]}, "there is no method 'moe'")])
+    ({"version": 1}, r"of format 1 \(an older version wrote it\), and this version reads format 2"),
+    ({"version": 3}, r"of format 3 \(a newer version wrote it\), and this version reads format 2"),
+    ({"methods": ["moe"]}, r"methods\[0\] is 'moe'; it must be one of compression"),
+    ({"edits": [{"method": "moe", "kind": "x"}]}, r"edits\[0\].method is 'moe'; it must be")])
 def test_a_run_of_another_version_or_method_is_answered_in_a_sentence(change, word, checkpoint,
                                                                       data, tmp_path):
     run = tmp_path / "run"
