@@ -70,7 +70,7 @@ class Layout:
     def _length_buckets(self):
         """→ a selection for each group of sequences of similar length, because attention costs the
         square of the grid's length; [] if one grid is as good, and always on a GPU."""
-        if self.mask.device.type != "cpu":
+        if self.no_padding or self.mask.device.type != "cpu":
             return []
         lengths = (self.mask * torch.arange(1, self.tokens + 1)).amax(dim=1)
         order, cuts = lengths.argsort(descending=True, stable=True), [0]
