@@ -95,7 +95,8 @@ class RSoftmaxAttention(nn.Module):
                                   self.ramp if self.training else 1.0, self.detached)
         if (self.training or self.counting) and layouts is not None:
             counts = count_zeros(probabilities.detach(), layouts)
-            self.zero_counts = counts if self.zero_counts is None else self.zero_counts + counts
+            before = self.zero_counts
+            self.zero_counts = counts if before is None else counts + before.to(counts.device)
         return F.dropout(probabilities, dropout).to(value) @ value
 
 
