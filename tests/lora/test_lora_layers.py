@@ -98,6 +98,13 @@ def test_multiply_adds_are_those_of_the_base_and_the_adapter_that_serves(bert, k
     assert layer.multiply_adds() == 32 * 48
 
 
+def test_matrices_are_those_an_adapter_has_without_its_layernorms(adapted):
+    assert list(lora.adapters.matrices(adapted, "b")) == [(0, "query"), (2, "fc_out")]
+    a = lora.adapters.matrices(adapted, "a")
+    assert set(a) == {(layer, matrix) for layer in range(3) for matrix in ALL}
+    assert all(isinstance(module, lora.LoRA) for module in a.values())
+
+
 # one adapter a row
 
 def test_each_sequence_of_a_mixed_batch_has_its_own_adapter(adapted):
