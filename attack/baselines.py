@@ -12,7 +12,7 @@ import torch
 from attack.multistep import multistep, relax, start
 
 
-def argmax(objective, problem, steps=100, lr=1.0, **others):
+def argmax(objective, problem, steps, lr, **others):
     """One quantization of all positions at the end."""
     _, probabilities, soft = relax(objective, problem, steps, lr)
     return problem.within_budget(probabilities.argmax(dim=1), 1 - probabilities[:, 0]), soft
@@ -28,7 +28,7 @@ def gumbel_noise(problem, generators):
     return torch.cat(parts).to(problem.row.device)           # words lie example by example
 
 
-def gumbel(objective, whole, generators, steps=100, lr=0.3, samples=10, tries=100, **others):
+def gumbel(objective, whole, generators, steps, lr, samples, tries=100, **others):
     """Θ = 15 at the word that stands there; temperature 1."""
     logits, soft = start(whole, 15.0).requires_grad_(), None
     adam = torch.optim.Adam([logits], lr=lr)

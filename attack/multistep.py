@@ -79,7 +79,7 @@ def relax(objective, problem, steps, lr):
         return logits, probabilities, objective.margins(problem, probabilities)[0]
 
 
-def multistep(objective, whole, steps=100, least=0, lr=1.0, **others):
+def multistep(objective, whole, steps, least, lr, **others):
     """→ the chosen candidates [M] of the whole batch, and the margins [b] before quantization."""
     problem, began, k = whole, max(steps, least), 0
     logits, probabilities, soft = relax(objective, whole, began, lr)
