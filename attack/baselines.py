@@ -23,7 +23,7 @@ def gumbel_noise(problem, generators):
     width, parts = problem.candidates.size(1), []
     counts = problem.example.bincount(minlength=len(problem.labels)).tolist()
     for number, count in zip(problem.numbers.tolist(), counts):
-        draw = torch.rand(count, width, generator=generators[number]).clamp(1e-9, 1 - 1e-7)
+        draw = torch.rand(count, width, generator=generators[number]).clamp_min(1e-9)
         parts.append(-(-draw.log()).log())
     return torch.cat(parts).to(problem.row.device)           # words lie example by example
 
