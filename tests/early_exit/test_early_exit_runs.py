@@ -99,22 +99,6 @@ def test_examples_that_left_are_not_computed(with_exits, monkeypatch):
     assert len(rows) == 1                                    # the first layer, for [CLS] alone
 
 
-@pytest.mark.parametrize("share, calls", [(None, 0), (0.15, 0), (0.16, 2)])
-def test_cls_is_computed_first_where_more_than_15_percent_left_the_batch_before(
-        share, calls, with_exits, monkeypatch):
-    session, shared = opened(with_exits(*KINDS["plain"])), []
-    layer = type(session.model.bert.layers[1])
-    forward = layer.forward
-    monkeypatch.setattr(layer, "forward", lambda self, *more, **options: (
-        shared.append("keys_values" in options), forward(self, *more, **options))[1])
-    session.model.early_exit = EarlyExit(0.999)
-    if share:
-        session.model.early_exit.shares["sst", 1] = share
-    with torch.inference_mode():
-        session.model.eval()("sst", session.first_splits["sst"].batch(range(4)))
-    assert sum(shared) == calls                              # for [CLS], and for the other rows
-
-
 def test_without_a_threshold_the_run_predicts_as_the_one_it_was_made_of(kind, with_exits, trained):
     for file in ("metrics.json", "predictions/sst-dev-output.csv"):
         before, after = ((make(*KINDS[kind]) / file).read_text() for make in (trained, with_exits))
