@@ -35,6 +35,7 @@ from multitask.pictures import draw_training
 from multitask.preparation import STATE, prepare
 from multitask.recipes import RECIPES
 from multitask.report import final_report, score_line
+from multitask.settings import SHARED
 
 STATE_FILE = Path("last", "state.pt")                        # in the run: the state to resume from
 SAMPLE = Path(__file__).resolve().parent / "data"            # the default of --data
@@ -248,6 +249,9 @@ def resume(folder, given, recipe):
     record, settings, unknown = runs.read_settings(folder)
     if record["complete"]:
         return print(f"{folder} is complete: nothing is left to do\n{final_report(folder, record)}")
+    if record.get("best_step") == {SHARED: 0}:               # RunSession.derive began it
+        raise UserError(f"{folder} was never trained: the command that made it of "
+                        f"{settings.from_run} was stopped; call that again, with --overwrite")
     if unknown:
         raise UserError(f"{folder} was begun with {', '.join(unknown)}, which this version does "
                         f"not know; resume it with the version that began it")

@@ -77,6 +77,8 @@ def summary(records, attack):
         "accuracy before": f"{len(attack.right) / count:.3f}",
         "accuracy after": f"{(len(attack.right) - len(won)) / count:.3f}",
         "misled, of those attacked": f"{len(won) / len(records):.3f}",
+        "misled by a tenth of the tokens": mean(
+            r["success"] and r["changed"] <= r["tokens"] / 10 for r in records),
         "misled before tokenizing again": mean(record["misled_as_ids"] for record in records),
         "similarity": mean(record["similarity"] for record in records),
         "similarity of the misleading": mean(record["similarity"] for record in won),

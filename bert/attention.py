@@ -18,9 +18,11 @@ def eager_attention(query, key, value, key_mask=None, dropout=0.0, layouts=None,
     """softmax(QKᵀ/√d) V  (Vaswani et al. 2017, eq. 1).
 
     query is [B, heads, Tq, d], key and value are [B, heads, Tk, d] → [B, heads, Tq, d]. `key_mask`,
-    broadcast to [B, heads, Tq, Tk], is False at keys that a query must not attend to. `layouts` =
-    (layout of the queries, layout of the keys) is for functions that need positions:
-    layout.pad(layout.positions) is [B, T]."""
+    bool, broadcast to [B, heads, Tq, Tk], is False at keys that a query must not attend to; a query
+    without any key gets the mean of all values. `dropout` is the probability to drop a number of
+    the softmax, 0 outside training. `probabilities`, called with (scores, dim=-1), takes softmax's
+    place. `layouts` = (layout of the queries, layout of the keys) is for functions that need
+    positions: layout.pad(layout.positions) is [B, T]."""
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.size(-1))   # [B, heads, Tq, Tk]
     if key_mask is not None:                  # not -inf: no NaN where it hides every key
         scores = scores.masked_fill(~key_mask, torch.finfo(scores.dtype).min)

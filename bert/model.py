@@ -68,7 +68,8 @@ class BertLayer(nn.Module):
         return self.add_and_norm(hidden, self.ffn(hidden, layout), layout)
 
     def attention_block(self, hidden, layout, head_mask=None, output_rows=None, keys_values=None):
-        """Attention, residual, LayerNorm: [N, H] → [N, H] or [M, H]."""
+        """Attention, residual, LayerNorm: [N, H] → [N, H] or [M, H]. The arguments are those of
+        SelfAttention.forward."""
         attended = self.attention(hidden, layout, head_mask, output_rows, keys_values)
         if output_rows is not None:
             hidden, layout = hidden.index_select(0, output_rows.rows), output_rows

@@ -18,16 +18,19 @@ from torch import nn
 RAMP_SCALE = 2.0                     # c: the steps of a ramp over scores of deviation 1 are equal
 
 
-def zero_count(zeros, valid):
-    """k = ⌊zeros · valid⌋ of `valid` [..., 1] entries, always less than their number. 5e-7 makes up
-    for binary fractions: .29 · 100 is 28.999…"""
-    return (zeros * valid.double() + 5e-7).floor().clamp(0).minimum((valid - 1).clamp(0)).long()
+def zero_count(zeros, count):
+    """k = ⌊zeros · count + 5e-7⌋ for rows of `count` valid entries ([..., 1], whole numbers), but
+    at most count - 1, and 0 where count is 0 → [..., 1] int64. `zeros` is a number or a tensor
+    [..., 1]. 5e-7 makes up for binary fractions: .29 · 100 is 28.999…"""
+    return (zeros * count.double() + 5e-7).floor().clamp(0).minimum((count - 1).clamp(0)).long()
 
 
 def threshold(scores, zeros, count):
-    """→ the largest of the k smallest scores that the next larger one exceeds, [..., 1]; -inf if
-    there is none (k = 0, or ties). Entries that are not valid are +inf, count [..., 1] are. The
-    gradient flows to that score."""
+    """→ max x - t, the largest score that becomes zero, [..., 1]. It is the largest of the k
+    smallest scores that is less than the (k + 1)-th smallest: of 1, 1, 2, 2, 3 and k = 3 it is 1,
+    because both 2s survive together. -inf if there is none (k = 0, or all k are equal to the next).
+    scores [..., n] hold +inf where an entry is not valid; `count` [..., 1] is the number of valid
+    ones in each row. The gradient flows to that score."""
     n = scores.size(-1)
     most = n - 1 if isinstance(zeros, torch.Tensor) else min(math.floor(zeros * n + 5e-7), n - 1)
     smallest = scores.topk(most + 1, largest=False).values   # the same for all rows, sorted
@@ -44,7 +47,8 @@ def r_softmax(scores, zeros, valid=None, ramp=1.0, detached=False):
     valid      a mask, broadcast to [..., n]: where it is False the probability is zero, and does
                not count. None: the entries above -inf; True: all, which is not checked
     ramp       s, from the softmax (0) to r-softmax (1)
-    detached   t is a constant for the gradient, as published; else the gradient is the true one"""
+    detached   t is a constant for the gradient, as published (max x is not); else the gradient is
+               the true one"""
     lowest, hidden, padded = torch.finfo(scores.dtype).min, scores, scores
     if valid is None:
         valid = scores > lowest
@@ -61,7 +65,7 @@ def r_softmax(scores, zeros, valid=None, ramp=1.0, detached=False):
     lower = lower.masked_fill(~found, 0)
     if detached:
         largest = hidden.amax(dim=-1, keepdim=True)
-        lower = largest - (largest - lower).detach()
+        lower = lower.detach() + (largest - largest.detach())            # the same number exactly
     slope = ramp * found.to(scores)                          # [..., 1]; 0: the row is a softmax
     shift = torch.where(found, (1 - ramp) * RAMP_SCALE - ramp * lower, (count > 0).to(scores))
     weighted = softmax * torch.addcmul(shift, hidden, slope).relu_()

@@ -55,3 +55,7 @@ def encoder_alone(bert):
 def save(model, tasks, folder):
     """Write the stored form: the attribute `compressed` that `--save` sets on the Bert."""
     return {folder / FILE: write_tensors(folder / FILE, model.bert.compressed.stored)}
+
+
+def weight_files(folder):
+    return [folder / FILE]

@@ -2,6 +2,7 @@
 
     {exercise: [[kind, title, {tensor: "40*normal b t d + ones b t d"}, {option: value}], …]}
 
+"public edge" in place of "edge" puts a case into the handout too, with numbers of its own.
 A tensor is a sum of terms; @name is another tensor of the case. b, t and d are drawn for each case,
 and so are options "2..20" and "orders 3" (for each of 3 tasks an order of the others).
 """
@@ -24,6 +25,7 @@ class Case(NamedTuple):
     title: str
     tensors: dict
     options: dict
+    public: bool = False       # goes along with the handout (with other numbers)
 
 
 def length_mask(draw, batch, tokens):
@@ -50,16 +52,21 @@ def make_term(text, draw, sizes, made, dtype):
     elif word in ("tokens", "sentences"):
         tokens = numbers if word == "tokens" else sentences(draw, int(numbers[0]))
         value = torch.tensor([VOCABULARY.index(token) for token in tokens])
+    elif word == "values":
+        value = torch.tensor([list(map(float, numbers))], dtype=dtype)
     else:
         shape = [sizes[n] if n in sizes else int(n) for n in numbers]
         generator = torch.Generator().manual_seed(draw.getrandbits(40))
         normal = torch.randn(shape, generator=generator, dtype=torch.float64)
         value = {"normal": lambda: normal.to(dtype), "square": lambda: normal.square().to(dtype),
-                 "double": lambda: normal, "ones": lambda: torch.ones(shape, dtype=dtype),
+                 "double": lambda: normal, "share": lambda: normal.sigmoid().to(dtype),
+                 "ones": lambda: torch.ones(shape, dtype=dtype),
                  "ids": lambda: torch.randint(50, shape, generator=generator),
                  "types": lambda: torch.randint(2, shape, generator=generator),
                  "mask": lambda: length_mask(draw, *shape).long(),
                  "keys": lambda: length_mask(draw, *shape)[:, None, None],
+                 "no_key": lambda: length_mask(draw, *shape)[:, None, None] & torch.arange(
+                     shape[0]).bool()[:, None, None, None],  # none in the first sequence
                  "one_key": lambda: torch.eye(shape[1]).bool()[torch.randint(
                      shape[1], shape[:1], generator=generator)][:, None, None]}[word]()
     return float(factor) * value if factor else value
@@ -84,11 +91,12 @@ def make_cases(exercise, seed):
     table = json.loads(Path(__file__).with_name("cases.json").read_text(encoding="utf-8"))
     for kind, title, specs, *options in table[exercise]:
         sizes = {"b": draw.randint(2, 4), "t": draw.randint(5, 9), "d": draw.randint(4, 8)}
+        public, kind = kind.startswith("public") or kind == "forward", kind.split()[-1]
         dtype, tensors = torch.float64 if kind == "gradient" else torch.float32, {}
         for name, spec in specs.items():
             tensors[name] = reduce(add, (make_term(term, draw, sizes, tensors, dtype)
                                          for term in spec.split(" + ")))
-        cases.append(Case(kind, title, tensors, make_option(*options or [{}], draw)))
+        cases.append(Case(kind, title, tensors, make_option(*options or [{}], draw), public))
     return cases
 
 

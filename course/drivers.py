@@ -4,12 +4,14 @@ A driver takes a case's tensors and options by name and returns {name: tensor or
 """
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import torch
 
 from bert import Bert, BertConfig, Layout
 from bert.attention import eager_attention
+from bert.errors import UserError
 from bert.model import BertLayer, FeedForward
 from bert.r_softmax import r_softmax
 from course.adamw import adamw_step
@@ -41,12 +43,29 @@ def small(kind, seed, dtype=torch.float32, train=False, **config):
     return module.to(dtype)
 
 
-def attention(query, key, value, key_mask=None, dropout=0.0):
-    return {"context": eager_attention(query, key, value, key_mask, dropout)}
+def attend(query, key, value, *rest):
+    """In attention's place, so that exercises after the first do not need it"""
+    return query * (key * value).sum(dim=2, keepdim=True)
+
+
+def refuses(function, *values):
+    """→ what a function that must raise a UserError did"""
+    try:
+        function(*values)
+    except UserError:
+        return "a UserError"
+    return "no UserError"
+
+
+def attention(query, key, value, key_mask=None, dropout=0.0, sharper=None):
+    more = {"probabilities": lambda scores, dim: torch.softmax(sharper * scores, dim)}
+    return {"context": eager_attention(query, key, value, key_mask, dropout,
+                                       **(more if sharper else {}))}
 
 
 def add_and_norm(hidden, ffn_output, mask, seed, train=False):
     layer, layout = small(BertLayer, seed, hidden.dtype, train), Layout(mask)
+    layer.attention.attention_function = attend
     hidden, ffn_output = layout.unpad(hidden), layout.unpad(ffn_output)
     first = layout.cls_rows()
     return {"add_and_norm": layer.add_and_norm(hidden, ffn_output, layout),
@@ -75,14 +94,16 @@ def adamw(weight, gradient, first, second, step, **settings):
 
 
 def masking(ids, whole_word, seed):
-    """Two draws from one generator, and the first one again."""
+    """Two draws from one generator, and the first one again, each of a copy of the ids."""
     tokenizer = SimpleNamespace(mask_token_id=VOCABULARY.index("[MASK]"), backend=SimpleNamespace(
         get_vocab=lambda: {token: n for n, token in enumerate(VOCABULARY)}))
     rule, generator = Masking(tokenizer, whole_word), torch.Generator().manual_seed(seed)
-    outputs = {"choose": rule.choose(ids, torch.Generator().manual_seed(seed))}
+    copies = [ids.clone() for _ in range(4)]
+    outputs = {"choose": rule.choose(copies[3], torch.Generator().manual_seed(seed))}
     for n in range(3):
         generator = torch.Generator().manual_seed(seed) if n == 2 else generator
-        outputs[f"masked ids {n}"], outputs[f"chosen {n}"] = rule(ids, generator)
+        outputs[f"masked ids {n}"], outputs[f"chosen {n}"] = rule(copies[n], generator)
+    ids.copy_(next((one for one in copies if not one.equal(ids)), ids))      # a call changed it
     return outputs
 
 
@@ -130,35 +151,64 @@ def annealing(sizes, epochs, c, seed, steps):
     return {"exponents": torch.tensor(alphas, dtype=torch.float64), "draws": torch.tensor(draws)}
 
 
-def head_importance(mask, seed, kind="heads", by="global", pruned=None, segments=1, **input_ids):
-    """Every batch has the same lengths and ids of its own: "ids0", "ids1", …"""
+def head_importance(mask, seed, kind="heads", by="global", pruned=None, segments=1, frozen=(),
+                    edges=False, **input_ids):
+    """Every batch has the same lengths and ids of its own: "ids0", "ids1", … The encoder calls the
+    matrices that gates belong to, and nothing that is another exercise."""
     bert, layout = small(Bert, seed, torch.float64, pruned_heads=pruned or {}), Layout(mask)
     given = [SimpleNamespace(layout=layout, labels=torch.zeros(layout.batch // segments), ids=ids)
              for ids in input_ids.values()]
+    for name in frozen:
+        bert.get_submodule(name).requires_grad_(False)
+
+    def passed(layer, hidden, layout):
+        mixed = layer.attention.output(layer.attention.value(hidden, layout).tanh(), layout)
+        return layer.ffn.fc_out(layer.ffn.fc_in(mixed, layout).tanh(), layout)
 
     def loss(batch):
-        hidden = bert.encode(*bert.embed(batch.ids, layout), output_rows=layout.cls_rows())
-        return (hidden ** 3).sum()
+        hidden = layout.unpad(bert.word_embeddings(batch.ids))
+        for layer in bert.layers:
+            hidden = layer(hidden, layout)
+        return (hidden.tanh().sum(dim=1) * (layout.sequence + 1.0).cos()).sum()
 
+    for layer in bert.layers:
+        layer.forward = partial(passed, layer)
     raw = importance(bert, given, loss, kind)
-    frozen = [name for name, weight in bert.named_parameters() if not weight.requires_grad]
+    still = [name for name, weight in bert.named_parameters() if not weight.requires_grad]
     hooks = sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in bert.modules())
-    return {"importance": raw, "normalized": normalize(raw, by), "weights left frozen": frozen,
-            "hooks left": hooks}
+    found = {"importance": raw, "normalized": normalize(raw, by), "frozen afterwards": still,
+             "hooks afterwards": hooks}
+    if edges:
+        rows = torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=torch.float64)
+        found |= {"normalized, equal scores": normalize(torch.ones(2, 3).double(), by),
+                  "normalized, a row of zeros": normalize(rows, "layer"),
+                  "normalize without a part": refuses(normalize, torch.full((2, 3), torch.nan)),
+                  "importance without a batch": refuses(importance, bert, [], loss, kind)}
+    return found
 
 
-def head_removal(input_ids, mask, seed, removals):
-    bert = small(Bert, seed)
+def head_removal(input_ids, mask, seed, removals, off=None, refused=()):
+    bert = small(Bert, seed, masked_heads=off or {})
     bert.layers[0].attention.key.requires_grad_(False)
+    removals, refused = ([{int(layer): numbers for layer, numbers in heads.items()}
+                          for heads in some] for some in (removals, refused))
     for heads in removals:
-        remove_heads(bert, {int(layer): numbers for layer, numbers in heads.items()})
-    hidden, layout = bert.embed(input_ids, mask)
-    numbers = [layer.attention.head_indices for layer in bert.layers]
+        remove_heads(bert, heads)
+    answers = [refuses(remove_heads, bert, heads) for heads in refused]
+    layout = Layout(mask)
+    hidden = layout.unpad(bert.word_embeddings(input_ids))
+    for layer in bert.layers:
+        layer.attention.attention_function = attend
+        hidden = hidden + layer.attention(hidden, layout)
+    attentions = [layer.attention for layer in bert.layers]
+    masks = [None if one.head_mask is None else one.head_mask.tolist() for one in attentions]
     weights = {name: weight.detach() for name, weight in bert.named_parameters()
                if ".attention." in name}
     frozen = [name for name, weight in bert.named_parameters() if not weight.requires_grad]
-    return {"hidden": bert.encode(hidden, layout), "head_indices": numbers, "frozen": frozen,
-            "edits": bert.edits, "masked heads": bert.config.masked_heads, **weights}
+    return {"what must raise": answers, "head_indices": [one.head_indices for one in attentions],
+            "num_heads": [one.num_heads for one in attentions], "frozen": frozen,
+            "pruned heads": bert.config.pruned_heads, "masked heads": bert.config.masked_heads,
+            "head_mask": masks, "edits": bert.edits, **weights, "hidden": hidden}
 
 
 def exit_ensemble(logits, weights, bias):

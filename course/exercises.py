@@ -79,6 +79,21 @@ EXERCISES = {
 }
 
 
+def equation_of(exercise, function):
+    """→ the lines of an exercise's equation that are for this function (dotted name): those after
+    its label ("delta:  ΔW = …"), and those without a label. All, if none is."""
+    labels = {dotted.rpartition(".")[2] for dotted in EXERCISES[exercise].functions}
+    owner, kept, equation = None, [], sections()[exercise][2]
+    for line in equation.splitlines():
+        label = re.match(r"(\w+): ", line)
+        if label and label[1] in labels:
+            owner = label[1]
+        elif not line.startswith(" "):
+            owner = None
+        kept += [line] if owner in (None, function.rpartition(".")[2]) else []
+    return "\n".join(kept) or equation.rstrip()
+
+
 def sections():
     """→ {exercise: (number, title, equation)} of student/EXERCISES.md"""
     text = (STUDENT / "EXERCISES.md").read_text(encoding="utf-8")

@@ -5,12 +5,12 @@ from pathlib import Path
 from textwrap import indent
 
 import torch
-from safetensors.torch import save_file
 
 from bert.errors import UserError
-from bert.files import write_json
+from bert.files import write_json, write_tensors
 from course.cases import make_cases, reference
-from course.exercises import EXERCISES, ROOT, STUDENT, sections
+from course.exercises import EXERCISES, ROOT, STUDENT, equation_of, sections
+from course.mistakes import hints
 from course.source import replace
 
 LEFT_OUT = ("tests", "docs", "benchmarks", "tools", "attack", "course")    # they show answers
@@ -38,9 +38,8 @@ def copy_project(out, suffixes=SUFFIXES, shared=SHARED):
 
 def stub(exercise, function):
     """→ the body of an exercise's function in the handout."""
-    number, _, equation = sections()[exercise]
-    name = function.split(".", 2)[2]
-    return (f"{indent(equation.rstrip(), '# ', lambda line: True)}\n"
+    number, name = sections()[exercise][0], function.split(".", 2)[2]
+    return (f"{indent(equation_of(exercise, function), '# ', lambda line: True)}\n"
             f'raise NotImplementedError("exercise {number} ({exercise}): write {name}; see "\n'
             f'                          "EXERCISES.md")')
 
@@ -53,23 +52,24 @@ def without_other_answers(exercise):
 
 
 def write_public_cases(folder):
-    """Write inputs and expected results of the ordinary cases of each exercise, and of the first
-    gradient and edge: EXERCISE.json and EXERCISE.safetensors."""
+    """Write inputs and expected results of the public cases of each exercise, and what known
+    mistakes give, for hints: EXERCISE.json and EXERCISE.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     for exercise in EXERCISES:
-        tensors, records, kinds = {}, [], set()
-        for case in make_cases(exercise, "public"):
-            if case.kind != "forward" and case.kind in kinds:
-                continue
-            kinds.add(case.kind)
-            found, number = reference(exercise, case), len(records)
+        tensors, records = {}, []
+        for number, case in enumerate(case for case in make_cases(exercise, "public")
+                                      if case.public):
+            found = reference(exercise, case)
             for what, group in (("in", case.tensors), ("out", found)):
-                tensors |= {f"{number}/{what}/{name}": value.clone()
+                tensors |= {f"{number}/{what}/{name}": value
                             for name, value in group.items() if isinstance(value, torch.Tensor)}
+            known = hints(exercise, case, found)
+            tensors |= {f"{number}/hint/{n}": value for n, (*_, value) in enumerate(known)}
             records.append({"kind": case.kind, "title": case.title, "options": case.options,
+                            "hints": [[meaning, name] for meaning, name, _ in known],
                             "values": {name: value for name, value in found.items()
                                        if not isinstance(value, torch.Tensor)}})
-        save_file(tensors, folder / f"{exercise}.safetensors")
+        write_tensors(folder / f"{exercise}.safetensors", tensors)
         write_json(folder / f"{exercise}.json", records)
 
 

@@ -10,9 +10,11 @@ from operator import attrgetter
 from pathlib import Path
 from textwrap import dedent
 
+import torch
+
 from course.cases import reference
 from course.exercises import ROOT
-from course.judge import compare
+from course.judge import RULES, compare
 from course.source import file_of, find
 
 
@@ -40,15 +42,33 @@ def edited(dotted, change):
         function.__code__ = before
 
 
-def diagnose(exercise, case, found):
-    """→ ". It equals …" if the outputs are those of a known mistake, or "" """
+def wrong_answers(exercise, case):
+    """Yield (meaning, what a known mistake gives for this case); some fail on some inputs."""
     for function, old, new, meaning in known_mistakes(exercise):
         try:
             with edited(function, lambda text, old=old, new=new: text.replace(old, new, 1)):
                 wrong = reference(exercise, case)
         except Exception:                                    # not on such inputs
             continue
+        yield meaning, wrong
+
+
+def diagnose(exercise, case, found):
+    """→ ". It equals …" if the outputs are those of a known mistake, or "" """
+    for meaning, wrong in wrong_answers(exercise, case):
         if wrong.keys() == found.keys() and not any(
                 compare(value, found[name]) for name, value in wrong.items()):
             return f". It {meaning}."
     return ""
+
+
+def hints(exercise, case, expected):
+    """→ [(meaning, name, tensor)]: the first tensor in which a known mistake differs from what is
+    expected. Random results have none."""
+    found = []
+    for meaning, wrong in wrong_answers(exercise, case) if exercise not in RULES else ():
+        name = next((name for name, value in expected.items() if isinstance(value, torch.Tensor)
+                     and compare(value, wrong.get(name))), None)
+        if isinstance(wrong.get(name), torch.Tensor):
+            found.append((meaning, name, wrong[name]))
+    return found

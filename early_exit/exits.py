@@ -17,12 +17,12 @@ from torch import nn
 
 
 def geometric(log_probs, weights, bias):
-    """1/m Σ_j exp(w_j) log p_j + b: log_probs [m, B, C], weights [m], bias [C] → [B, C]."""
+    """1/m Σ_j (exp(w_j) log p_j) + b: log_probs [m, B, C], weights [m], bias [C] → [B, C]."""
     return (weights.exp()[:, None, None] * log_probs).mean(dim=0) + bias
 
 
 def arithmetic(log_probs, weights, bias):
-    """log Σ_j softmax(w)_j p_j + b, the ablation: a mean of probabilities."""
+    """log(Σ_j softmax(w)_j p_j) + b, the ablation: a mean of probabilities. Shapes as above."""
     return (weights.log_softmax(dim=0)[:, None, None] + log_probs).logsumexp(dim=0) + bias
 
 

@@ -26,15 +26,17 @@ class LoRA(nn.Module):
         self.B = nn.Parameter(weight.new_zeros(out_features, rank))
 
     def forward(self, rows, out):
-        """rows [n, in] and the frozen layer's output for them, out [n, out] → out + s·B(A·rows)."""
+        """rows [n, in] and the frozen layer's output for them, out [n, out] → out + s·B(A·rows),
+        [n, out]. In training self.dropout, a probability, drops numbers of `rows`, for A only."""
         low = F.linear(F.dropout(rows, self.dropout, self.training), self.A)       # [n, rank]
         return torch.addmm(out, low, self.B.T, alpha=self.alpha / self.rank)
 
     def delta(self):
-        """ΔW [out, in]"""
+        """→ ΔW = s·B·A [out, in], with its gradient"""
         return self.alpha / self.rank * self.B @ self.A
 
     def merge_into(self, base):
+        """W₀ ← W₀ + ΔW, in place, in the nn.Linear `base`. Call it under torch.no_grad()."""
         base.weight += self.delta()
 
 

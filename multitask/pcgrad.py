@@ -53,7 +53,8 @@ def set_grads(parameters, gradients):
 
 
 def coefficients(gram, orders):
-    """The algorithm above on coefficients: gram[i][j] = gᵢ·gⱼ → c with Σ g'ᵢ = Σ c[j] gⱼ."""
+    """The algorithm above on coefficients. gram: T lists of T floats, gram[i][j] = gᵢ·gⱼ; orders:
+    for each task i the others in order → c, a list of T floats with Σ g'ᵢ = Σ c[j] gⱼ."""
     total = [0.0] * len(gram)
     for i, others in enumerate(orders):
         mine = [float(k == i) for k in range(len(gram))]     # g'ᵢ = gᵢ

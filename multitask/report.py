@@ -13,7 +13,7 @@ from common.tables import markdown_table, text_table
 from multitask.metrics import main_scores
 from multitask.pictures import draw_comparison
 from multitask.recipes import RECIPES
-from multitask.runs import read_scores, read_settings, resume_command
+from multitask.runs import read_fields, read_scores, resume_command
 from multitask.settings import SHARED, Settings
 from multitask.standard_errors import difference_table, latex_table, saved_bootstraps
 from multitask.tasks import TASKS
@@ -75,7 +75,7 @@ def read_rows(folders):
     {task: score}."""
     groups = {}
     for folder in map(Path, folders):
-        record, settings, _ = read_settings(folder)
+        record = read_fields(folder, ("settings", "recipe", "complete", "times", "parameters"))
         if not record["complete"]:
             raise UserError(f"{folder} is not complete; {resume_command(folder)} goes on with it")
         same = repr(sorted((name, value) for name, value in record["settings"].items()
@@ -86,8 +86,8 @@ def read_rows(folders):
             name=recipe or folder.name, scores=[], bootstraps=[], minutes=[],
             parameters=record["parameters"],
             published=RECIPES[recipe].published if recipe in RECIPES else {}))
-        row.scores.append(main_scores(read_scores(folder, settings.task_names)))
-        row.bootstraps.append(saved_bootstraps(folder, vars(settings)))
+        row.scores.append(main_scores(read_scores(folder)))
+        row.bootstraps.append(saved_bootstraps(folder, record["settings"]))
         row.minutes.append(record["times"]["train_seconds"] / 60)
     return list(groups.values())
 

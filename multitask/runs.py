@@ -180,14 +180,15 @@ def is_saved_run(folder):
     return (Path(folder) / "run.json").is_file()
 
 
-def read_fields(folder):
-    """The fields of a run's run.json; UserError unless they are as RECORD and the methods' EDITs
-    describe them."""
+def read_fields(folder, needed=tuple(RECORD)):
+    """The fields of a run's run.json; UserError unless those that are needed are as RECORD and the
+    methods' EDITs describe them."""
     path = Path(folder) / "run.json"
-    record = read_record(path, "saved run", VERSION, RECORD)
+    record = read_record(path, "saved run", VERSION, {name: RECORD[name] for name in needed})
     try:
         check_type(record, COMPLETE if record["complete"] else {}, path)
-        methods.check_edits(record["edits"], path)
+        if "edits" in needed:
+            methods.check_edits(record["edits"], path)
     except UserError as error:
         raise damaged(path, error) from error
     return record

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+from bert.files import write_json
 from common.device import pick_device
 from common.run_folder import below, claim
 from common.tables import rows_table
@@ -63,11 +64,12 @@ class RunSession:
             self.model.requires_grad_(False)                     # nothing was trained
             record = runs.new_record(settings, self.record["recipe"],
                                      runs.checksums(settings.data, self.splits), self.model)
-            record |= {"complete": True, "best_step": {SHARED: 0}}
+            record |= {"best_step": {SHARED: 0}}
             record["times"]["train_seconds"] = 0.0
             runs.init_run_folder(folder, record)
             runs.save_best(folder, self.model, self.tokenizer, list(self.model.heads), scores,
                            self.splits, predictions)
+            write_json(folder / "run.json", record | {"complete": True})
             return folder, scores
 
     @contextmanager

@@ -62,7 +62,7 @@ def saved_bootstraps(folder, settings):
             examples = examples[:settings["limit"] or None]
             predicted = read_predictions(path, task)
             predictions = [predicted[example.id] for example in examples]
-        except (UserError, OSError, ValueError, LookupError):
+        except (UserError, OSError, ValueError, LookupError, TypeError):
             continue
         metric, function = next(iter(row.metrics.items()))
         scores[task] = {metric: bootstrap(function, predictions, [e.label for e in examples],

@@ -37,8 +37,10 @@ class Masking:
         self.ordinary_ids = (~self.special).nonzero().squeeze(1)
 
     def choose(self, ids, generator=None):
-        """[N] ids → [N] bool: 15 % of the tokens, at least one, never a special token. Each word
-        draws a number, the lowest are chosen; without whole_word every token is its own word."""
+        """[N] ids → [N] bool: which tokens are chosen, never a special one. Of n ordinary tokens
+        max(1, round(0.15·n)) are chosen, none if n is 0. Each word draws a number, and the words
+        with the lowest are chosen until there are so many tokens or more. Without whole_word every
+        token is its own word; a piece (##b) after a special token or none begins a word."""
         word = (~self.is_continuation[ids]).cumsum(0) - 1                # [N] 0, 1, 1, 2, …
         draw = torch.rand(len(ids), dtype=torch.float64, generator=generator)[word]
         ordinary = ~self.special[ids]
@@ -47,7 +49,8 @@ class Masking:
         return (draw <= draw.sort().values[count - 1]) & ordinary        # all pieces of a word
 
     def __call__(self, ids, generator=None):
-        """[N] ids → ids [N], the chosen ones masked 80 : 10 : 10, and which are chosen [N]."""
+        """[N] ids → (new ids [N], chosen [N] bool). Of the chosen ones 80 % become [MASK], 10 % a
+        random ordinary token, and 10 % stay. The given ids stay as they are."""
         chosen = self.choose(ids, generator)
         draw = torch.rand(len(ids), generator=generator)
         choice = torch.randint(len(self.ordinary_ids), ids.shape, generator=generator)

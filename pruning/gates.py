@@ -70,8 +70,8 @@ def importance(bert, batches, loss, kind="heads"):
     """→ raw importance [layers, parts] in float64, NaN where a part is gone. Each batch has .layout
     and .labels [B]; an example may have several sequences (multitask.data.Batch). loss(batch) runs
     `bert`, in eval mode (dropout would be noise), and returns the *sum* of the examples' losses.
-    The weights are frozen meanwhile: they take no memory for gradients. UserError if there is no
-    such kind, or no example."""
+    Gates have the dtype and device of the weights. All weights are frozen meanwhile: they take no
+    memory for gradients. UserError if there is no such kind, or no example."""
     check_known(kind, GATES, "kind of part")
     raw, tokens = zero_importance(bert.config, kind), 0
     layers = [layer for _, layer, _ in bert.walk()]
@@ -104,9 +104,11 @@ def importance(bert, batches, loss, kind="heads"):
 
 def normalize(raw, by="global"):
     """I' = I/(‖I‖₂ + ε), then (I' - min I')/(max I' - min I'): from 0 to 1 (Wang, Yang & Sun, eq. 1
-    and 2). raw [layers, parts], NaN where a part is gone. by="global" takes the norm of all parts,
-    by="layer" that of each layer's row, as the code of Michel, Levy & Neubig does
-    (benchmarks/importance.py compares them); of whole layers the norm is always global."""
+    and 2), ε = 1e-20; max - min is at least 1e-20 too, so equal scores give 0. raw [layers, parts]
+    → the same shape, NaN where a part is gone. by="global" takes the norm of all parts, by="layer"
+    that of each layer's row, as the code of Michel, Levy & Neubig does (benchmarks/importance.py
+    compares them); of whole layers, a table of one column, the norm is always global. Minimum and
+    maximum are those of the whole table in each case."""
     check_known(by, NORMS, "norm")
     if raw.isnan().all():
         raise UserError("nothing is left whose importance could be compared")

@@ -22,7 +22,7 @@ CUT = {"heads": ("query", "key", "value", "attention_output"), "neurons": ("fc_i
 
 
 def keep_rows(linear, rows):
-    """W ← W[rows], b ← b[rows]: these outputs stay."""
+    """W ← W[rows], b ← b[rows]: these outputs of a PackedLinear stay, in this order."""
     for name in ("weight", "bias"):
         old = getattr(linear, name)
         setattr(linear, name, nn.Parameter(old.detach()[rows], old.requires_grad))
@@ -30,15 +30,16 @@ def keep_rows(linear, rows):
 
 
 def keep_columns(linear, columns):
-    """W ← W[:, columns]: these inputs stay, and the whole bias."""
+    """W ← W[:, columns]: these inputs of a PackedLinear stay, and the whole bias."""
     old = linear.weight
     linear.weight = nn.Parameter(old.detach()[:, columns].contiguous(), old.requires_grad)
     linear.in_features = len(columns)
 
 
 def remove_heads(bert, heads):
-    """Remove rows of query, key and value and columns of the output matrix. Without heads a layer's
-    attention is the output matrix's bias."""
+    """Remove rows of query, key and value and columns of the output matrix: d of them a head, in
+    the order of attention.head_indices. heads: {layer: [head]}, by original numbers. Without heads
+    a layer's attention is the output matrix's bias."""
     heads = _check_parts(bert, heads, "head", bert.config.remaining_heads)
     matrices = plain_matrices(bert, "heads", heads)
     gone = _union(bert.config.pruned_heads, heads)

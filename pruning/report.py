@@ -61,8 +61,8 @@ def measure_run(folder, device):
     session = RunSession(Namespace(run=folder, device=device))
     record, model, folder = session.record, session.model, session.run
     steps, seconds = map(record["times"].get, ("steps", "train_seconds"))
-    files = [*folder.glob("model/**/*.safetensors"), folder / "heads.safetensors",
-             *methods.weight_files(record["edits"], folder)]
+    files = {*folder.glob("model/**/*.safetensors"), folder / "heads.safetensors",
+             *methods.weight_files(record["edits"], folder)}
     found = {f"{task} {metric}": value for task, metrics in read_scores(folder).items()
              if isinstance(metrics, dict) for metric, value in metrics.items()}
     found |= {"parameters": sum(p.numel() for p in model.encoders.parameters()),

@@ -7,9 +7,8 @@ VARIANTS = {
 import torch as t
 scores = t.einsum("bhqd,bhkd->bhqk", query, key) * query.shape[-1] ** -0.5
 if key_mask is not None:
-    scores = scores + t.zeros_like(scores).masked_fill(~key_mask, float("-inf"))
-weights = t.exp(scores - scores.max(-1, keepdim=True).values)
-weights = weights / weights.sum(-1, keepdim=True)
+    scores = t.where(key_mask, scores, -1e30)
+weights = probabilities(scores, -1)
 return t.einsum("bhqk,bhkd->bhqd", F.dropout(weights, dropout, dropout > 0), value)
 """},
         {"bert.attention.eager_attention": """
@@ -20,7 +19,7 @@ for b in range(query.size(0)):
         scores = (key[b, h] @ query[b, h].T).T / query.size(-1) ** 0.5
         if key_mask is not None:
             scores = torch.where(key_mask[b, 0], scores, torch.finfo(scores.dtype).min)
-        heads.append(F.dropout(torch.softmax(scores, -1), dropout) @ value[b, h])
+        heads.append(F.dropout(probabilities(scores, dim=-1), dropout) @ value[b, h])
     rows.append(torch.stack(heads))
 return torch.stack(rows)
 """}],
@@ -179,6 +178,8 @@ return [names[int((logits - (-uniform.log()).log()).argmax())]]
 """}],
     "importance": [
         {"pruning.gates.normalize": """
+if not (~raw.isnan()).any():
+    raise UserError("no part is left")
 scale = raw.nan_to_num().pow(2)
 per_row = by == "layer" and raw.size(1) > 1
 size = (scale.sum(1, keepdim=True) if per_row else scale.sum()).sqrt()
@@ -278,12 +279,13 @@ if valid is True:
 valid = valid.expand_as(scores)
 rows, masks = scores.reshape(-1, scores.size(-1)), valid.reshape(-1, scores.size(-1))
 found = []
-for row, mask in zip(rows, masks):
+for number, (row, mask) in enumerate(zip(rows, masks)):
+    share = zeros[number].item() if isinstance(zeros, torch.Tensor) else zeros
     result = torch.zeros_like(row)
     if mask.any():
         x = row[mask]
         weight, n = torch.ones_like(x), len(x)
-        k = min(math.floor(zeros * n + 1e-6), n - 1)
+        k = min(math.floor(share * n + 5e-7), n - 1)
         ordered = x.sort().values
         below = ordered[ordered < ordered[k]]
         if ramp > 0 and k and len(below):

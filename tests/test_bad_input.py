@@ -694,4 +694,4 @@ def test_a_file_is_not_called_corrupt_where_memory_is_full(whole_run, monkeypatc
 
     monkeypatch.setattr(torch, "load", full)
     with pytest.raises(type(error)):
-        read_state(whole_run / "sst" / "last" / "state.pt")
+        read_state(whole_run / "sst" / "last" / "state.pt", {})

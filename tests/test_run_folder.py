@@ -260,6 +260,21 @@ def test_overwrite_refuses_a_run_that_is_no_run_before_it_deletes(script, saved,
     assert files_in(saved) == before
 
 
+def test_run_that_was_being_made_is_incomplete_and_made_again(script, saved, monkeypatch):
+    command = (pruning.main, "prune", saved, "--remove", "0:1", "--out", "small")
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "save_best", killed)
+        script(*command)
+    assert_refused(script(train_multitask.main, "--resume", "small"), "never trained",
+                   "--overwrite")
+    code, _, err = script(*command, "--overwrite")
+    assert code == 0 and "small is complete" in script(train_multitask.main, "--resume", "small")[1]
+
+
 # ---- what is said
 
 @pytest.mark.parametrize("json", ((), ("--json",)))

@@ -103,6 +103,11 @@ def test_the_detached_gradient_is_that_at_a_constant_t():
     torch.testing.assert_close(r_softmax(scores, 0.4, detached=True), r_softmax(scores, 0.4))
 
 
+def test_zeros_are_exact_with_the_detached_gradient_too():
+    scores = draw(500, 20)
+    assert ((r_softmax(scores, 0.5, detached=True) == 0).sum(dim=1) == 10).all()
+
+
 def test_the_ramp_begins_at_the_softmax_and_no_step_of_it_jumps():
     scores, zeros = draw(500, 20), 0.1
     start = scores.softmax(dim=-1)

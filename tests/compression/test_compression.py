@@ -10,7 +10,7 @@ import evaluate as evaluate_script
 import train_multitask
 from bert import Bert, UserError
 from bert.files import read_tensors
-from compression import autoencoder
+from compression import autoencoder, binding
 from compression.__main__ import main
 from compression.autoencoder import fit_direction, with_norms
 from compression.binding import FILE
@@ -220,11 +220,15 @@ def test_a_checkpoint_without_a_head_is_a_sentence(checkpoint, script, data, tmp
     assert code == 2 and "nothing to score it by" in err
 
 
-def test_a_damaged_stored_form_is_a_sentence(run, script, tmp_path):
+def test_another_stored_form_is_noticed_and_one_that_does_not_fit_is_a_sentence(
+        run, script, tmp_path):
     script(main, run, "--methods", "bits", "--ratios", "5", "--save", tmp_path / "new")
     (tmp_path / "new" / FILE).write_bytes((run / "heads.safetensors").read_bytes())
     code, _, err = script(evaluate_script.main, tmp_path / "new")
-    assert code == 2 and "does not fit run.json" in err
+    assert code == 2 and "or a file was replaced" in err
+    edit = json.loads((tmp_path / "new" / "run.json").read_text())["edits"][-1]
+    with pytest.raises(UserError, match="does not fit run.json"):
+        binding.restore(Bert.from_pretrained("tiny"), edit, tmp_path / "new")
 
 
 def test_layers_of_equal_width_share_a_decoder_and_others_have_their_own():

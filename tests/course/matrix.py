@@ -30,25 +30,28 @@ def mistaken(function, old, new):
 
 
 def rounds():
-    """Yield (what, {function: body}, the exercises that must lose points)."""
-    for n in range(max(len(known_mistakes(exercise)) for exercise in EXERCISES)):
-        chosen = {e: known_mistakes(e)[n] for e in EXERCISES if n < len(known_mistakes(e))}
-        yield f"mistakes {n}", {function: mistaken(function, old, new)
-                                for function, old, new, _ in chosen.values()}, set(chosen)
+    """Yield (what, {function: body}, the exercises that must lose points): of mistakes all that are
+    graded."""
     for n in range(2):
         yield f"variants {n}", {function: body.strip() for exercise in EXERCISES
                                 for function, body in VARIANTS[exercise][n].items()}, set()
     yield "hang", {EXERCISES["ffn"].functions[0]: "import time\ntime.sleep(1000)"}, {"ffn"}
+    for n in range(max(len(known_mistakes(exercise)) for exercise in EXERCISES)):
+        chosen = {e: known_mistakes(e)[n] for e in EXERCISES if n < len(known_mistakes(e))}
+        yield f"mistakes {n}", {function: mistaken(function, old, new)
+                                for function, old, new, _ in chosen.values()}, set(chosen)
 
 
 def main():
     wrong = []
     for what, bodies, losing in rounds():
         with tempfile.TemporaryDirectory() as folder:
-            result = grade(student(Path(folder), bodies))
+            graded = [name for name in EXERCISES if name in losing] or list(EXERCISES)
+            result = grade(student(Path(folder), bodies), exercises=graded)
         lost = {name for name, record in result["exercises"].items()
                 if record["points"] < record["max_points"]}
-        print(f"\n{what}: {'as it must be' if lost == losing else 'WRONG'}\n{table(result)}")
+        verdict = "as it must be" if lost == losing else "WRONG"
+        print(f"\n{what}: {verdict}\n{table(result)}", flush=True)
         wrong += [what] if lost != losing else []
     sys.exit(f"wrong: {', '.join(wrong)}" if wrong else 0)
 

@@ -2,8 +2,10 @@
 in this process. test_grade.py runs workers."""
 
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
+import torch
 from course_variants import VARIANTS
 
 from course.cases import make_cases
@@ -117,6 +119,35 @@ def test_another_correct_solution_gets_all_points(exercise, number, cases):
         found = graded(exercise, cases)
     record = score(exercise, cases[exercise], found)
     assert record["points"] == record["max_points"], record["feedback"]
+
+
+def unsolved(text, name):
+    return with_body(text, [name], "raise NotImplementedError")
+
+
+@pytest.mark.parametrize("exercise", EXERCISES)
+def test_an_exercise_needs_no_other_one(exercise, cases):
+    others = [function for other, row in EXERCISES.items() if other != exercise
+              for function in row.functions] + ["bert.attention.sdpa_attention"]
+    with ExitStack() as stack:
+        for function in others:
+            name = function.rpartition(".")[2]
+            stack.enter_context(edited(function, partial(unsolved, name=name)))
+        for case in cases[exercise]:
+            run_case(exercise, case.tensors, case.options, case.kind == "gradient")
+
+
+@pytest.mark.parametrize("exercise", EXERCISES)
+def test_public_cases_are_of_every_kind_that_the_grader_has(exercise, cases):
+    kinds, public = ({case.kind for case in some} for some in (
+        cases[exercise], [case for case in cases[exercise] if case.public]))
+    assert kinds == public
+    again = make_cases(exercise, "public")
+    for case, other in zip(cases[exercise], again):          # the same edges, other numbers
+        for name, tensor in case.tensors.items():
+            assert tensor.numel() < 10 or name == "mask" or tensor.dtype == torch.bool or (
+                not tensor.equal(other.tensors[name]) or tensor.unique().numel() < 4
+                or exercise == "masking")
 
 
 @pytest.mark.parametrize("exercise", ["masking", "annealing"])

@@ -12,12 +12,13 @@ import pytest
 
 from bert.errors import UserError
 from course.__main__ import main
-from course.exercises import EXERCISES, ROOT
+from course.exercises import EXERCISES, ROOT, equation_of
 from course.handout import write_handout
 from course.mistakes import known_mistakes
 from course.source import file_of, find, replace, statements
 
 ELSEWHERE = {                                                # what no answer hangs on
+    "attention": {"probabilities(scores, dim=-1)"},          # the page says how it is called
     "add-and-norm": {"self.output_norm"}, "ffn": {"self.activation("},
     "embeddings": {"layout.positions"}, "importance": {"parameter.requires_grad_(False)"},
     "annealing": {"(epoch - 1) / (epochs - 1)",  # a help text
@@ -111,8 +112,29 @@ def test_public_tests_fail_in_sentences_that_name_the_exercise(handout):
     assert code == 1 and re.search(r"^\d+ failed in", said, re.MULTILINE), said[-2000:]
     for number, (exercise, row) in enumerate(EXERCISES.items(), 1):
         names = [dotted.split(".", 2)[2] for dotted in row.functions]
-        assert any(f"NotImplementedError: exercise {number} ({exercise}): write {name}; see" in said
+        assert any(f"exercise {number} ({exercise}): write {name}; see EXERCISES.md" in said
                    for name in names), exercise
+    assert "Traceback" not in said and "def test_exercise" not in said
+    failures = [line for line in said.splitlines() if re.match("_+ test_exercise", line)]
+    assert said.count("see EXERCISES.md") == len(failures) >= 80         # each is said once
+
+
+def test_a_wrong_answer_is_one_sentence_with_a_hint_and_an_error_shows_the_students_line(
+        handout, tmp_path):
+    shutil.copytree(handout, tmp_path / "wrong")
+    replace(tmp_path / "wrong", {
+        "course.adamw.adamw_step": "import torch\nfirst = betas[0] * first + (1 - betas[0]) * "
+        "gradient\nsecond = betas[1] * second + (1 - betas[1]) * gradient ** 2\n"
+        "step = weight_decay * weight + first / (1 - betas[0] ** step) / torch.sqrt("
+        "second / (1 - betas[1] ** step) + eps)\nreturn weight - lr * step, first, second",
+        "lora.layers.LoRA.merge_into": "base.weight += self.C"})
+    _, said = public_tests(tmp_path / "wrong", "-k", "adamw and large")
+    assert re.search(r"^weight: .* instead of .*It equals the answer with ε inside the root\.$",
+                     said, re.MULTILINE), said
+    assert len(said.splitlines()) < 8, said
+    _, said = public_tests(tmp_path / "wrong", "-k", "lora and forward")
+    assert "no attribute 'C' (lora/layers.py, line " in said and "base.weight += self.C)" in said
+    assert "drivers.py" not in said
 
 
 def test_public_tests_pass_for_a_solved_handout_and_its_scripts_start(handout, tmp_path):
@@ -137,6 +159,32 @@ def test_exercises_page_names_every_function_and_agents_page_asks_to_tutor(hando
             assert dotted.rpartition(".")[2] in page or "Decomposition." in dotted, dotted
     assert f"{len(EXERCISES)} exercises" in (handout / "CHANGELOG.md").read_text(encoding="utf-8")
     assert "tutor" in (handout / "AGENTS.md").read_text(encoding="utf-8")
+
+
+def test_every_file_that_a_page_names_is_there(handout):
+    for page in handout.glob("*.md"):
+        for name in re.findall(r"`([\w/]+\.\w+)`", page.read_text(encoding="utf-8")):
+            if "/" in name or name.endswith((".md", ".py")):
+                assert (handout / name).is_file(), f"{page.name} names {name}"
+
+
+def test_the_exercises_table_is_that_of_the_code(handout):
+    page = (handout / "EXERCISES.md").read_text(encoding="utf-8")
+    for number, (exercise, row) in enumerate(EXERCISES.items(), 1):
+        lines = sum(body(name)[-1].end_lineno - body(name)[0].lineno + 1 for name in row.functions)
+        path = file_of(ROOT, row.functions[0])[0]
+        start = f"| {number} | `{exercise}` | `{path}` | "
+        found = next(line for line in page.splitlines() if line.startswith(start))
+        assert found.endswith(f" | {lines} |"), (found, lines)
+        for dotted in row.functions:
+            assert f"{dotted.rpartition('.')[2]}`" in found, dotted
+
+
+def test_a_function_shows_its_own_part_of_the_equation():
+    assert equation_of("exit-ensemble", "early_exit.exits.arithmetic").startswith("arithmetic: ")
+    assert "RAMP_SCALE" in equation_of("r-softmax", "bert.r_softmax.r_softmax")
+    assert "RAMP_SCALE" not in equation_of("r-softmax", "bert.r_softmax.threshold")
+    assert len(equation_of("adamw", "course.adamw.adamw_step").splitlines()) == 3
 
 
 def test_a_folder_that_is_not_empty_is_refused(tmp_path, script):

@@ -228,7 +228,7 @@ def test_resume_is_refused_where_it_cannot_go_on(learned, text, tmp_path, script
 
 
 def test_a_run_of_an_older_format_is_answered_in_a_sentence(tmp_path, script):
-    for record, words in (({"settings": {}}, "is of format 1"), ({"version": 2}, "it lacks"),
+    for record, words in (({"settings": {}}, "is of format 1"), ({"version": 2}, "lacks settings"),
                           ({"version": 2, "settings": {"lines": 1}, "data": {}, "complete": False},
                            "is damaged")):
         (tmp_path / "pretrain.json").write_text(json.dumps(record))
