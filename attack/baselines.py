@@ -15,7 +15,7 @@ from attack.multistep import multistep, relax, start
 def argmax(objective, problem, steps, lr, **others):
     """One quantization of all positions at the end."""
     _, probabilities, soft = relax(objective, problem, steps, lr)
-    return problem.within_budget(probabilities.argmax(dim=1), 1 - probabilities[:, 0]), soft
+    return problem.within_budget(probabilities.argmax(dim=1), -probabilities[:, 0]), soft
 
 
 def gumbel_noise(problem, generators):
@@ -50,7 +50,7 @@ def sample_texts(objective, whole, logits, generators, tries):
     problem, result = whole, torch.zeros_like(whole.positions)
     lowest = torch.full((len(whole.labels),), torch.inf, device=result.device)
     for _ in range(tries):
-        order = 1 - logits.softmax(dim=1)[:, 0]
+        order = -logits.softmax(dim=1)[:, 0]
         chosen = (logits + gumbel_noise(problem, generators)).argmax(dim=1)
         chosen = problem.within_budget(chosen, order)
         margins = objective.hard_margins(problem, chosen)

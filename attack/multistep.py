@@ -85,7 +85,7 @@ def multistep(objective, whole, steps, least, lr, **others):
     logits, probabilities, soft = relax(objective, whole, began, lr)
     result = torch.zeros_like(whole.positions)
     chosen = result.clone()
-    fixed = whole.within_budget(torch.ones_like(chosen), 1 - probabilities[:, 0]) == 0
+    fixed = whole.within_budget(torch.ones_like(chosen), -probabilities[:, 0]) == 0
     while True:
         k += 1
         count = max(steps >> k, least)

@@ -106,6 +106,14 @@ def test_the_words_that_moved_most_may_change(monkeypatch):
         assert torch.equal(chosen, torch.tensor([0, 1, 3, 3, 0])) and soft is given[2]
 
 
+def test_samples_change_the_words_that_are_least_themselves():
+    logits = 9.0 * torch.eye(4)[BEST]
+    logits[:, 0] = torch.tensor([6.0, -9, 6, 6, -9])
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    chosen = sample_texts(Sum(), toy(budget=(1, 1)), logits, generators, 5)
+    assert (chosen > 0).tolist() == [False, True, False, False, True]
+
+
 def test_the_relaxation_starts_at_the_text_with_10():
     logits, probabilities, margins = relax(Sum(), toy(), 0, 1.0)
     assert logits.tolist() == 5 * [[10.0, 0, 0, 0]]
@@ -272,6 +280,15 @@ def test_similarity_is_the_weighted_recall_of_bertscore():
     assert alone(problem, problem.one_hot(new))[0].tolist() == [-6, -6]
     goal.gradient(problem, problem.one_hot(new))
     assert alone.passes.tolist() == [[1, 0]] * 2 and goal.passes.tolist() == [[3, 1]] * 2
+
+
+def test_the_similarity_of_a_pair_is_the_mean_of_its_two_texts():
+    vectors = torch.eye(20)
+    problem = problem_of([[1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 0]], [0, 1], [2, 3], [1, 1],
+                         [1, 1])                             # of the second texts one word each
+    goal = Objective(Embeddings(vectors), problem, torch.ones(20), 6.0, 0.0)
+    score, _ = goal(problem, problem.one_hot(torch.tensor([3, 3])))
+    torch.testing.assert_close(score, torch.tensor([6 * (1 + 2 / 3) / 2, 6 * (1 + 1 / 2) / 2]) - 6)
 
 
 def test_fluency_is_the_log_probability_of_every_sixth_word_by_turns():

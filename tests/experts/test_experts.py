@@ -147,7 +147,7 @@ def test_the_max_rule_compares_with_the_largest_norm():
 
 
 def test_the_cumulative_rule_takes_the_smallest_prefix():
-    norms = torch.tensor([[0.1, 0.6, 0.0, 0.3]])
+    norms = 4 * torch.tensor([[0.1, 0.6, 0.0, 0.3]])
     for tau, chosen in ((0, [1]), (0.5, [1]), (0.7, [1, 3]), (0.95, [0, 1, 3]), (1, [0, 1, 2, 3])):
         assert cumulative_rule(norms, tau)[0].nonzero().flatten().tolist() == chosen, tau
 
