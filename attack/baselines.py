@@ -12,10 +12,10 @@ import torch
 from attack.multistep import multistep, relax, start
 
 
-def argmax(objective, problem, steps=100, lr=1.0, **others):
+def argmax(objective, problem, steps, lr, **others):
     """One quantization of all positions at the end."""
     _, probabilities, soft = relax(objective, problem, steps, lr)
-    return problem.within_budget(probabilities.argmax(dim=1), 1 - probabilities[:, 0]), soft
+    return problem.within_budget(probabilities.argmax(dim=1), -probabilities[:, 0]), soft
 
 
 def gumbel_noise(problem, generators):
@@ -23,12 +23,12 @@ def gumbel_noise(problem, generators):
     width, parts = problem.candidates.size(1), []
     counts = problem.example.bincount(minlength=len(problem.labels)).tolist()
     for number, count in zip(problem.numbers.tolist(), counts):
-        draw = torch.rand(count, width, generator=generators[number]).clamp(1e-9, 1 - 1e-7)
+        draw = torch.rand(count, width, generator=generators[number]).clamp_min(1e-9)
         parts.append(-(-draw.log()).log())
     return torch.cat(parts).to(problem.row.device)           # words lie example by example
 
 
-def gumbel(objective, whole, generators, steps=100, lr=0.3, samples=10, tries=100, **others):
+def gumbel(objective, whole, generators, steps, lr, samples, tries=100, **others):
     """Θ = 15 at the word that stands there; temperature 1."""
     logits, soft = start(whole, 15.0).requires_grad_(), None
     adam = torch.optim.Adam([logits], lr=lr)
@@ -50,7 +50,7 @@ def sample_texts(objective, whole, logits, generators, tries):
     problem, result = whole, torch.zeros_like(whole.positions)
     lowest = torch.full((len(whole.labels),), torch.inf, device=result.device)
     for _ in range(tries):
-        order = 1 - logits.softmax(dim=1)[:, 0]
+        order = -logits.softmax(dim=1)[:, 0]
         chosen = (logits + gumbel_noise(problem, generators)).argmax(dim=1)
         chosen = problem.within_budget(chosen, order)
         margins = objective.hard_margins(problem, chosen)

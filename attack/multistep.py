@@ -79,13 +79,13 @@ def relax(objective, problem, steps, lr):
         return logits, probabilities, objective.margins(problem, probabilities)[0]
 
 
-def multistep(objective, whole, steps=100, least=0, lr=1.0, **others):
+def multistep(objective, whole, steps, least, lr, **others):
     """→ the chosen candidates [M] of the whole batch, and the margins [b] before quantization."""
     problem, began, k = whole, max(steps, least), 0
     logits, probabilities, soft = relax(objective, whole, began, lr)
     result = torch.zeros_like(whole.positions)
     chosen = result.clone()
-    fixed = whole.within_budget(torch.ones_like(chosen), 1 - probabilities[:, 0]) == 0
+    fixed = whole.within_budget(torch.ones_like(chosen), -probabilities[:, 0]) == 0
     while True:
         k += 1
         count = max(steps >> k, least)

@@ -97,7 +97,7 @@ def side_by_side(vectors, segments):
 
 
 @torch.inference_mode()
-def cls_states(model, task, batch, segments=1):
+def cls_states(model, task, batch, segments):
     """→ [CLS] after every layer but the last [B, M, segments·H], and the model's outputs [B,
     outputs], both in float32. Nothing leaves."""
     bert, batch = model.encoder(task), model.with_adapter(task, batch)

@@ -43,9 +43,10 @@ class Masking:
         token is its own word; a piece (##b) after a special token or none begins a word."""
         word = (~self.is_continuation[ids]).cumsum(0) - 1                # [N] 0, 1, 1, 2, …
         draw = torch.rand(len(ids), dtype=torch.float64, generator=generator)[word]
-        draw[self.special[ids]] = 2.0                                    # above all others
-        count = max(1, round(MASK_PROB * int((draw < 2.0).sum())))
-        return (draw <= draw.sort().values[count - 1]) & (draw < 2.0)    # all pieces of a word
+        ordinary = ~self.special[ids]
+        draw = draw.where(ordinary, torch.inf)
+        count = max(1, round(MASK_PROB * int(ordinary.sum())))
+        return (draw <= draw.sort().values[count - 1]) & ordinary        # all pieces of a word
 
     def __call__(self, ids, generator=None):
         """[N] ids → (new ids [N], chosen [N] bool). Of the chosen ones 80 % become [MASK], 10 % a

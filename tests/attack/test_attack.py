@@ -90,6 +90,16 @@ def test_the_original_words_give_the_outputs_of_the_run(attack):
     torch.testing.assert_close(found, margin(outputs, problem.labels), atol=1e-5, rtol=0)
 
 
+def test_similarity_is_of_the_states_half_way_up(attack):
+    problem, bert, states = whole(attack), attack.victim.bert, []
+    embeds = problem.embed(attack.victim.embeddings,
+                           problem.one_hot(torch.zeros_like(problem.positions)))
+    logits, found = attack.victim(problem.batch, embeds)
+    bert.encode(*bert.embed(problem.batch.input_ids, problem.batch.layout), states=states)
+    assert len(states) == 2
+    torch.testing.assert_close(found, states[0], atol=1e-5, rtol=0)
+
+
 def test_kept_examples_have_the_same_score(attack):
     problem = whole(attack)
     goal = objective(attack, problem)

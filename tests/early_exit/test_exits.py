@@ -74,6 +74,33 @@ def test_plain_exits_do_not_depend_on_each_other():
     torch.testing.assert_close(exits(changed)[1:], exits(states())[1:])
 
 
+def test_exits_read_vectors_of_mean_0_and_variance_about_1():
+    exits, x = Exits(4, 8, 3), 5 + states(200)
+    x[:, :, 0] = 7.0                                         # a dead feature
+    x[:, 3] = 2.0                                            # a dead layer
+    exits.standardize(x)
+    variance = x.var(dim=0, correction=0)
+    torch.testing.assert_close(exits.means, x.mean(dim=0))
+    expected = 1 / (variance + 0.01 * variance.mean(dim=1)[:, None]).sqrt()
+    torch.testing.assert_close(exits.scales[:3], expected[:3])
+    assert exits.scales[3].tolist() == pytest.approx([1e6] * 8)
+    seen = (x - exits.means) * exits.scales
+    assert (seen[:, :3, 1:].var(dim=0, correction=0) - 1).abs().max() < 0.02
+
+
+def test_an_ensemble_starts_as_about_the_mean():
+    exits = Exits(12, 8, 3)
+    assert max(weights.abs().max() for weights in exits.weights) < 0.05
+
+
+def test_the_cost_of_exits_is_their_matrices_and_their_mixing():
+    plain, cascade = (Exits(4, 8, 3, cascade=c, ensemble="none") for c in (False, True))
+    assert [plain.multiply_adds(m) for m in range(3)] == [24, 48, 72]
+    assert [cascade.multiply_adds(m) for m in range(3)] == [24, 24 + 33, 24 + 2 * 33]
+    mixed = Exits(4, 8, 1, segments=2, cascade=False)        # of 1, 1 + 2, 1 + 2 + 3 exits
+    assert [mixed.multiply_adds(m) for m in range(3)] == [32 + 2, 64 + 3 * 2, 96 + 6 * 2]
+
+
 def test_one_output_is_two_classes():
     z = torch.tensor([[2.0], [-1.0]])
     log_p = log_probabilities(z)
@@ -88,6 +115,7 @@ def test_an_example_leaves_at_the_first_confident_exit():
     assert exit_layers(log_q, 0.9).tolist() == [2, 0, 2]
     assert exit_layers(log_q, 0.7).tolist() == [1, 0, 2]
     assert exit_layers(log_q, 0.0).tolist() == [0, 0, 0]
+    assert exit_layers(log_q[:, 2:], float(log_q[0, 2, 0].exp())).tolist() == [2]    # not above
     assert exit_layers(log_q, 1.0).tolist() == exit_layers(log_q, 1.5).tolist() == [2, 2, 2]
     final = torch.full((3, 2), math.log(0.5))
     found = answers(log_q, final, exit_layers(log_q, 0.7)).exp()

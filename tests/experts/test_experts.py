@@ -23,9 +23,10 @@ from experts import (
     split,
     to_relu,
 )
-from experts.layers import masked, skipping
+from experts import layers as layers_module
+from experts.layers import masked, skipping, skipping_pays
 from experts.rules import NORMS, cumulative_rule, expert_norms, max_rule
-from experts.sparsity import zero_fraction
+from experts.sparsity import distance, hoyer, zero_fraction
 from laser import apply, parse
 from lora import attach
 from pruning import multiply_adds, remove_heads, remove_layers, remove_neurons
@@ -77,10 +78,24 @@ def test_clusters_are_balanced_deterministic_and_hold_similar_rows():
     assert balanced_clusters(uneven, 4).shape == (4, 6)
 
 
+def test_a_split_is_noted_with_its_settings(bert):
+    other = small_bert()
+    split(bert, 2)
+    split(other, 4, width=48, seed=3)                        # no wider than the layer
+    assert bert.edits[-1] == {"method": "experts", "kind": "split", "experts": 2,
+                              "width": router_width(bert.config, 2), "seed": 0}
+    assert other.edits[-1]["width"] == 48 == other.layers[2].ffn.router.down.out_features
+    ffn = bert.layers[0].ffn
+    assert (ffn.selection, ffn.rows, ffn.runs) == (None, 0, 0)
+    order = balanced_clusters(small_bert().layers[0].ffn.fc_in.weight, 2, seed=0).flatten()
+    assert torch.equal(ffn.fc_in.bias, small_bert().layers[0].ffn.fc_in.bias[order])
+
+
 @pytest.mark.parametrize("edit, word", [
     (lambda bert: split(bert, 7), "7, which does not divide the 48 neurons of layer 0; its divisors"
-                                  " are 2, 3, 4, 6, 8"),
+                                  " are 2, 3, 4, 6, 8, 12, 16, 24, 48$"),
     (lambda bert: split(bert, 1), "must be 2 or more"),
+    (lambda bert: split(bert, 2, width=49), "wider than the layer"),
     (lambda bert: (remove_neurons(bert, {1: [0, 1, 2, 3]}), split(bert, 8)), "the 44 neurons of "
                                                                             "layer 1"),
     (lambda bert: (split(bert, 8), split(bert, 8)), "has experts already"),
@@ -132,7 +147,7 @@ def test_the_max_rule_compares_with_the_largest_norm():
 
 
 def test_the_cumulative_rule_takes_the_smallest_prefix():
-    norms = torch.tensor([[0.1, 0.6, 0.0, 0.3]])
+    norms = 4 * torch.tensor([[0.1, 0.6, 0.0, 0.3]])
     for tau, chosen in ((0, [1]), (0.5, [1]), (0.7, [1, 3]), (0.95, [0, 1, 3]), (1, [0, 1, 2, 3])):
         assert cumulative_rule(norms, tau)[0].nonzero().flatten().tolist() == chosen, tau
 
@@ -159,6 +174,14 @@ def test_a_rule_or_tau_that_cannot_be_is_a_sentence(rule, tau, word):
         Selection(rule, tau)
 
 
+def test_the_smallest_tau_can_be_and_the_largest_runs_all():
+    for rule, fewest, below, largest in (("max", 0, 0.9, 1), ("cumulative", 0, 0.9, 1),
+                                         ("top-k", 1, 7, 8)):
+        runs = [Selection(rule, tau).runs_all(8) for tau in (fewest, below, largest)]
+        assert runs == [False, False, True]
+    assert Selection().runs_all(8)
+
+
 def test_more_experts_than_there_are_is_a_sentence(sparse, bert):
     with pytest.raises(UserError, match="each layer has 8 experts"):
         select_experts(sparse, Selection("top-k", 9))
@@ -176,6 +199,29 @@ def test_skipping_and_masking_give_the_same_numbers(sparse, share):
     same(skipping(ffn, rows, mask), masked(ffn, rows, mask))
 
 
+def test_skipping_pays_with_many_tokens_and_few_large_experts():
+    assert skipping_pays(128, 0.399, 32) and not skipping_pays(128, 0.401, 32)
+    assert skipping_pays(9999, 0.599, 96) and not skipping_pays(9999, 0.601, 96)
+    assert not skipping_pays(127, 0.1, 96)
+
+
+@pytest.mark.parametrize("execution, pays, used", [
+    ("skip", False, "skipping"), ("masked", True, "masked"), ("auto", True, "skipping"),
+    ("auto", False, "masked")])
+def test_execution_is_what_was_said_and_auto_what_is_faster(sparse, monkeypatch, execution, pays,
+                                                            used):
+    calls, asked = [], []
+    for name in ("skipping", "masked"):
+        monkeypatch.setattr(layers_module, name, lambda ffn, hidden, mask, name=name:
+                            calls.append(name))
+    monkeypatch.setattr(layers_module, "skipping_pays", lambda *a: (asked.append(a), pays)[1])
+    ffn, rows = ffn_and_rows(sparse)
+    ffn.selection = Selection("top-k", 2, execution=execution)
+    ffn(rows, None)
+    assert calls == [used] and asked == ([(50, 0.25, 6)] if execution == "auto" else [])
+    assert (ffn.rows, ffn.runs) == (50, 100)
+
+
 def test_experts_without_output_may_be_skipped_exactly(sparse):
     """ReLU makes some norms zero: with true norms those experts are dropped at no error."""
     ffn, rows = ffn_and_rows(sparse)
@@ -191,6 +237,7 @@ def test_multiply_adds_count_what_ran_and_the_routers(sparse, norms):
     lengths = tiny_batch()["attention_mask"].sum(dim=1)
     dense, width = multiply_adds(sparse, lengths), sparse.layers[0].ffn.router.down.out_features
     select_experts(sparse, Selection("top-k", 2, norms))
+    assert ffn_share(sparse) == 1.0                          # nothing ran yet
     out(sparse)
     tokens, router, matrices = int(lengths.sum()), width * (32 + 8), 2 * 32 * 48
     assert ffn_share(sparse) == pytest.approx(2 / 8 + router / matrices)
@@ -205,6 +252,15 @@ def test_a_router_costs_about_a_fortieth_of_its_layer():
         config = BertConfig(hidden_size=hidden, intermediate_size=4 * hidden)
         width = router_width(config, experts)
         assert 0.02 <= width * (hidden + experts) / (8 * hidden * hidden) <= 0.03
+
+
+def test_a_router_is_the_widest_multiple_of_8_that_costs_a_fortieth():
+    from bert import BertConfig
+
+    for hidden, experts, width in ((384, 16, 72), (768, 16, 144), (32, 8, 8)):
+        config = BertConfig(hidden_size=hidden, intermediate_size=4 * hidden,
+                            num_attention_heads=4)
+        assert router_width(config, experts) == width
 
 
 def test_a_router_is_not_negative_and_has_no_bias():
@@ -228,6 +284,23 @@ def test_fitted_routers_predict_norms_better_than_their_mean(sparse):
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+def test_every_batch_gives_its_part_of_the_kept_tokens(sparse):
+    batches = [tiny_batch()] * 2
+    run = lambda item: sparse(**item)  # noqa: E731
+    three, five = (ffn_inputs(sparse, batches, run, rows=rows)[0] for rows in (6, 5))
+    assert len(five) == 5 and torch.equal(five[:3], three[:3]) and three.dtype == torch.float16
+
+
+def test_a_routers_error_is_a_share_of_the_norms_variance(sparse):
+    inputs = ffn_inputs(sparse, [tiny_batch()], lambda item: sparse(**item))
+    errors = fit_routers(sparse, inputs, epochs=1, lr=0.0)
+    for ffn, hidden, error in zip((layer.ffn for layer in sparse.layers), inputs, errors):
+        norms = expert_norms(ffn, hidden.float())
+        squares = (ffn.router(hidden.float()) - norms).square().mean()
+        assert error == pytest.approx((squares / norms.var(dim=0).mean()).item(), rel=1e-4)
+        assert not any(p.requires_grad for p in ffn.router.parameters())
+
+
 # --------------------------------------------------------------------------------------- sparsity
 
 
@@ -238,6 +311,33 @@ def test_relu_makes_zeros_and_keeps_the_encoder_an_ordinary_one(bert, tmp_path):
     same(out(Bert.from_pretrained(tmp_path)), out(bert))
     with pytest.raises(UserError, match="already"):
         to_relu(bert)
+
+
+def test_zeros_are_counted_exactly(bert):
+    to_relu(bert)
+    for layer in bert.layers:
+        layer.ffn.fc_in.bias.data.fill_(-1e4)
+    assert zero_fraction(bert, lambda: bert(**tiny_batch())) == 1.0
+    for layer in bert.layers:
+        layer.ffn.fc_in.bias.data.fill_(1e4)
+    assert zero_fraction(bert, lambda: bert(**tiny_batch())) == 0.0
+    assert zero_fraction(bert, lambda: None) == 0.0
+
+
+def test_distance_is_a_share_of_the_teachers_variance():
+    goals = [torch.randn(9, 4), 3 + torch.randn(9, 4), torch.ones(9, 4)]
+    zero = distance([goal.mean(dim=0).expand(9, 4) for goal in goals[:2]], goals[:2])
+    torch.testing.assert_close(zero, torch.tensor(1.0))
+    halves = distance([(goal + goal.mean(dim=0)) / 2 for goal in goals[:2]], goals[:2])
+    torch.testing.assert_close(halves, torch.tensor(0.25))
+    torch.testing.assert_close(distance([goals[2] + 1e-3], [goals[2]]), torch.tensor(1.0),
+                               atol=1e-3, rtol=0)            # of at least 1e-6
+
+
+def test_the_hoyer_ratio_does_not_depend_on_size():
+    rows = torch.tensor([[1.0, 1.0, 0.0], [2.0, 0.0, 0.0]])
+    assert float(hoyer(rows)) == pytest.approx(1.5) == pytest.approx(float(hoyer(1e-3 * rows)))
+    assert float(hoyer(torch.zeros(2, 3))) == 0
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
@@ -278,8 +378,15 @@ def test_a_schedule_raises_the_weight(bert):
         same(Sparsity("relu-l1", 1.0, schedule).term(recorder, done), factor * whole)
 
 
+def test_a_weight_is_whole_at_once_at_the_end_or_half_way():
+    whole = [Sparsity("relu-l1", 1.0, name).full_from for name in ("none", "linear", "warm-up")]
+    assert whole == [0.0, 1.0, 0.5]
+
+
 @pytest.mark.parametrize("text, word", [
-    ("relu-l1", "write penalty:weight"), ("relu-l1:-1", "write penalty:weight"),
+    ("relu-l1", "write penalty:weight"), ("relu-l1:0", "write penalty:weight"),
+    ("relu-l1:inf", "write penalty:weight"), ("relu-l1:1:linear:none", "no schedule"),
+    ("relu-l1:-1", "write penalty:weight"),
     ("relu-l2:1", "did you mean relu-l1"), ("relu-l1:1:lineal", "did you mean linear")])
 def test_a_penalty_that_is_not_understood_is_a_sentence(text, word):
     with pytest.raises(UserError, match=word):

@@ -141,6 +141,73 @@ def test_nothing_waits_for_the_device_until_it_is_read(skip):
         finite.read()
 
 
+class Two:
+    """Stands for multitask.distributed in the first of two processes that do alike."""
+
+    def __init__(self, size=2):
+        self.size = size
+
+    def world(self):
+        return self.size
+
+    def all_reduce(self, tensors):
+        for tensor in tensors:
+            tensor *= 2
+
+    def gather(self, value):
+        return [value, value]
+
+
+def spoilt_steps(values, **more):
+    """FiniteCheck after steps of these losses, and the weights after each."""
+    layer = torch.nn.Linear(3, 3)
+    optimizer = adamw([{"params": layer.parameters(), "lr": 0.1}])
+    finite, weights = FiniteCheck(layer, **more), []
+    for step, value in enumerate(values, 1):
+        layer(torch.ones(2, 3)).sum().backward()
+        finite.add(torch.tensor(value), "the loss", ["a", "b"])
+        finite.add(torch.tensor(1.0), "the gradient")
+        finite.update(optimizer, step)
+        weights.append(layer.weight.detach().clone())
+    return finite, weights
+
+
+def test_an_update_is_counted_once_by_all_processes():
+    finite, weights = spoilt_steps([1.0, math.inf, math.nan], skip=True, processes=Two())
+    assert torch.equal(weights[0], weights[1]) and torch.equal(weights[1], weights[2])
+    finite.read()
+    assert finite.skipped == 2
+    finite.read()                                            # nothing new
+    assert finite.skipped == 2 and "2 of 3 updates were left out" in finite.summary(3)
+
+
+def test_the_first_step_is_named_where_several_were_not_finite():
+    finite, _ = spoilt_steps([1.0, math.nan, math.inf], processes=Two())
+    with pytest.raises(UserError, match=r"step 2: the loss is not finite \(a, b\)"):
+        finite.read()
+
+
+def test_one_process_reads_in_each_step():
+    with pytest.raises(UserError, match="step 2"):
+        spoilt_steps([1.0, math.nan, 1.0], processes=Two(1))
+
+
+def test_a_gradient_that_is_no_number_names_all_examples_of_its_step():
+    finite, _ = spoilt_steps([1.0])
+    finite.add(torch.tensor(1.0), "the loss", ["a", "b"])
+    finite.add(torch.tensor(math.nan), "the gradient")
+    with pytest.raises(UserError, match=r"step 2: the gradient is not finite \(a, b\)"):
+        finite.update(None, 2)
+
+
+def test_a_model_that_took_no_step_is_checked_before_it_is_saved():
+    layer = torch.nn.Linear(3, 3)
+    FiniteCheck(layer).before_save()
+    layer.bias.data[0] = math.inf
+    with pytest.raises(UserError, match="step 0: bias are no longer finite"):
+        FiniteCheck(layer).before_save()
+
+
 @pytest.mark.parametrize("more", [("--lr", 1e38), ("--lr", 1e39, "--save-every", 1),
                                   ("--lr", 1e38, "--skip-nonfinite")])
 def test_weights_that_are_no_numbers_are_never_saved(script, flags, tmp_path, more):

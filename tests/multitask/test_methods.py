@@ -23,6 +23,7 @@ from multitask.schedule import (
     SAMPLERS,
     Schedule,
     annealing_exponent,
+    default_lr,
     draw,
     steps_in_epoch,
     trained_modules,
@@ -75,6 +76,11 @@ def test_draws_follow_from_the_seed_and_the_step():
     first = [draw(SIZES, 1.0, 0, step) for step in range(50)]
     assert first == [draw(SIZES, 1.0, 0, step) for step in range(50)]
     assert first != [draw(SIZES, 1.0, 1, step) for step in range(50)]
+
+
+def test_draws_are_those_of_earlier_versions():
+    assert [draw(SIZES, 0.5, 2, step)[0] for step in range(8)] == [
+        "para", "para", "sst", "sts", "para", "sts", "para", "para"]
 
 
 def test_an_epoch_passes_over_every_task():
@@ -169,6 +175,39 @@ def test_steps_go_before_epochs():
     for more, expected in (({}, 6), ({"steps": 100}, 100), ({"steps": 4}, 4)):
         schedule = Schedule(Settings(epochs=3, **more), {"sst": 64, "para": 64, "sts": 40}, 1)
         assert (schedule.steps, schedule.epochs) == (expected, -(-expected // 2))
+
+
+def test_a_short_epoch_is_repeated_up_to_500_steps_and_each_three_times():
+    for in_an_epoch, epochs in ((20, 25), (40, 12), (100, 5), (400, 3)):
+        schedule = Schedule(Settings(tasks="sst", batch_size=8), {"sst": 8 * in_an_epoch}, 1)
+        assert (schedule.steps, schedule.epochs) == (in_an_epoch * epochs, epochs)
+    settings = Settings(tasks="sst", batch_size=8, accumulate=2, epochs=1)
+    assert Schedule(settings, {"sst": 96}, processes=3).steps == 2
+
+
+def test_an_epoch_begins_after_the_last_step_of_the_one_before(monkeypatch):
+    schedule, seen = Schedule(Settings(epochs=3), {"sst": 64, "para": 64, "sts": 40}, 1), []
+    monkeypatch.setitem(SAMPLERS, "all", lambda sizes, *more: seen.append((sizes, *more[:3])))
+    for step in (1, 2, 3, 6):
+        schedule.tasks_of(step, ["shared"])
+    sizes = {"sst": 64, "para": 64, "sts": 40}
+    assert seen == [(sizes, 1, 1, 3), (sizes, 2, 1, 3), (sizes, 3, 2, 3), (sizes, 6, 3, 3)]
+
+
+def test_the_ramp_is_0_in_the_first_step_and_1_after_its_fraction(bert, monkeypatch):
+    monkeypatch.setattr("multitask.schedule.configure", lambda bert, ramp: ramps.append(ramp))
+    model = build_model(bert, Settings())
+    for fraction, expected in ((0.5, [0, 0.25, 0.5, 0.75, 1, 1]), (0, [1] * 6)):
+        ramps = []
+        schedule = Schedule(Settings(steps=8, zeros_ramp=fraction), {"sst": 8}, 1)
+        for step in range(1, 7):
+            schedule.set_ramps(model, step)
+        assert ramps == expected
+
+
+def test_a_wider_encoder_learns_slower(bert):
+    lr = default_lr(build_model(bert, Settings()), Settings())
+    assert lr == pytest.approx((3.84 / 32) ** 2)             # 1e-4 at 384, 2.5e-5 at 768
 
 
 def test_learning_rate_without_decay_stays():

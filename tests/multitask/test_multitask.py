@@ -21,7 +21,7 @@ from multitask.data import tokenize
 from multitask.evaluation import load_sets, mean_losses, run_split, run_splits
 from multitask.heads import Cosine
 from multitask.methods import settings_class
-from multitask.metrics import accuracy, pearson, summary
+from multitask.metrics import accuracy, choose_by, pearson, summary
 from multitask.model import MultitaskModel, build_head, build_model
 from multitask.report import describe_prediction
 from multitask.schedule import BatchSampler
@@ -54,6 +54,16 @@ def test_metrics_are_the_textbooks():
     assert accuracy([1, 2, 3], [1.0, 2.0, 4.0]) == pytest.approx(2 / 3)
     assert pearson([1, 2, 3], [2, 4, 6.5]) == pytest.approx(0.9979, abs=1e-4)
     assert pearson([1, 1, 1], [1, 2, 3]) == pearson([1], [2]) == 0.0
+    assert pearson([1, 2], [5, 3]) == pytest.approx(-1)      # two values are enough
+
+
+def test_the_best_epoch_is_chosen_by_all_that_is_scored():
+    course = {"sst": {"accuracy": .5}, "para": {"accuracy": .8}, "sts": {"pearson": .2}}
+    scores = summary(course)
+    assert choose_by(scores) == scores["overall"] != scores["mean"]
+    more = summary(course | {"rte": {"accuracy": .1}})
+    assert choose_by(more) == more["mean"] != more["overall"]
+    assert choose_by(summary({"sst": {"accuracy": .5}})) == .5
 
 
 @pytest.mark.parametrize("pairs", ["joint", "separate"])
@@ -125,6 +135,11 @@ def test_every_pass_has_each_example_once_in_an_order_of_its_own():
     assert flat[0] != sum((next(b) for b in [BatchSampler(10, 4, seed=4)] * 3), [])
 
 
+def test_batches_are_those_of_earlier_versions():
+    batches = BatchSampler(5, 5, seed=3)
+    assert [next(batches) for _ in range(2)] == [[4, 2, 1, 3, 0], [1, 3, 0, 4, 2]]
+
+
 def test_batches_go_on_where_their_state_was_taken():
     batches = BatchSampler(10, 4, seed=3)
     for _ in range(5):
@@ -173,6 +188,7 @@ def test_each_part_has_its_learning_rate_and_only_matrices_decay(parts):
     assert all((p.dim() > 1) == (group["weight_decay"] > 0) for group in groups
                for p in group["params"])
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    assert {group["lr"] for group in groups} == {0.0}       # the loop sets it
 
 
 def test_learning_rate_rises_then_falls_to_nothing():
@@ -180,7 +196,9 @@ def test_learning_rate_rises_then_falls_to_nothing():
     assert rates[:10] == pytest.approx([n / 10 for n in range(1, 11)])
     assert rates[9] == max(rates) == 1 and rates[-1] == pytest.approx(1 / 91)
     assert rates[9:] == sorted(rates[9:], reverse=True)
-    assert warmup_then_decay(1, 5, 0.0) == 1
+    assert [warmup_then_decay(step, 5, 0.0) for step in range(1, 8)] == pytest.approx(
+        [1, 0.8, 0.6, 0.4, 0.2, 0, 0])
+    assert warmup_then_decay(1, 5, 0.0, decay=False) == 1
 
 
 def test_settings_are_the_flags(script):

@@ -81,6 +81,14 @@ def test_a_gradient_too_small_to_have_a_length_conflicts_with_nothing():
     torch.testing.assert_close(combined[0], torch.tensor([1.0, 2.0]))
 
 
+def test_the_size_of_gradients_does_not_matter():
+    gradients = random_gradients(4)
+    small = [[1e-4 * tensor for tensor in own] for own in gradients]
+    orders = draw_orders(4, 0, 1)
+    for whole, scaled in zip(pcgrad(gradients, orders)[0], pcgrad(small, orders)[0]):
+        torch.testing.assert_close(scaled, 1e-4 * whole)
+
+
 def test_gradients_that_agree_are_added_and_left_as_they_were():
     gradients = [[torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 1.0])]]
     (total,), grams = pcgrad(gradients, [[1], [0]])
@@ -127,6 +135,13 @@ def test_orders_are_drawn_from_the_seed_and_the_step():
     assert draw_orders(5, 1, 2) == draw_orders(5, 1, 2) != draw_orders(5, 1, 3)
     assert all(sorted([i, *others]) == list(range(5)) for i, others in
                enumerate(draw_orders(5, 1, 2)))
+
+
+def test_orders_are_those_of_earlier_versions():
+    """… so that a run that was stopped goes on as it would have gone on."""
+    assert draw_orders(4, 2, 3) == [[1, 3, 2], [2, 3, 0], [1, 3, 0], [1, 2, 0]]
+    zeros = torch.zeros(1, 2, 2, dtype=torch.float64)
+    assert cosines(zeros, ["a", "b"]) == {"a·b": 0.0}        # without a gradient
 
 
 def test_taking_a_gradient_leaves_none():
