@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # The tests run as two processes of one thread each; `make quick` runs those that take moments.
-SECOND := tests/multitask tests/course tests/laser tests/pruning tests/test_bad_input.py
+SECOND := tests/multitask tests/course tests/test_bad_input.py
 QUICK := tests/bert/test_inputs.py tests/bert/test_tokenizer.py tests/bert/test_tour.py \
 	tests/lora/test_lora_kinds.py tests/lora/test_lora_files.py tests/laser/test_shared_prefix.py \
 	tests/pruning/test_selection.py tests/compression tests/early_exit/test_exits.py \

@@ -46,7 +46,7 @@ def losses(run):
     return [line["loss"] for line in lines if "loss" in line]
 
 
-@pytest.mark.parametrize("surgery", ["none", "pcgrad"])
+@pytest.mark.parametrize("surgery", [pytest.param("none", marks=pytest.mark.long), "pcgrad"])
 def test_two_processes_learn_as_one_with_the_double_batch(without_dropout, even_data, tmp_path,
                                                           surgery):
     flags = ("--bert", without_dropout, "--data", even_data, "--device", "cpu", "--steps", 10,
