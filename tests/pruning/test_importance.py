@@ -17,7 +17,7 @@ from pruning import (
     remove_layers,
     remove_neurons,
 )
-from pruning.gates import GATES
+from pruning.gates import GATES, zero_importance
 from pruning.measure import task_importance
 
 CPU = torch.device("cpu")
@@ -126,6 +126,7 @@ def test_importance_of_a_pruned_model_has_no_number_for_what_is_gone(bert):
     remove_heads(bert, {0: [0, 1, 2, 3], 1: [2]})
     raw = importance(bert, batches_of([12]), lambda batch: losses(bert, batch).sum())
     assert raw.isnan().tolist() == [[True] * 4, [False, False, True, False], [False] * 4]
+    torch.testing.assert_close(zero_importance(bert.config, "heads"), raw * 0, equal_nan=True)
     assert not torch.allclose(raw[2], kept[2])               # measured on the model as it is now
     remove_neurons(bert, {2: range(48)})
     raw = importance(bert, batches_of([12]), lambda batch: losses(bert, batch).sum(), "layers")
