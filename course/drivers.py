@@ -64,7 +64,7 @@ def attention(query, key, value, key_mask=None, dropout=0.0, sharper=None):
 
 
 def add_and_norm(hidden, ffn_output, mask, seed, train=False):
-    layer, layout = small(BertLayer, seed, hidden.dtype, train), Layout(mask)
+    layer, layout = small(partial(BertLayer, number=0), seed, hidden.dtype, train), Layout(mask)
     layer.attention.attention_function = attend
     hidden, ffn_output = layout.unpad(hidden), layout.unpad(ffn_output)
     first = layout.cls_rows()
@@ -75,7 +75,7 @@ def add_and_norm(hidden, ffn_output, mask, seed, train=False):
 
 
 def ffn(hidden, seed, activation="gelu"):
-    module = small(FeedForward, seed, hidden.dtype, hidden_act=activation)
+    module = small(partial(FeedForward, number=0), seed, hidden.dtype, hidden_act=activation)
     activations = module.activate(hidden, None)
     return {"activate": activations, "project": module.project(activations, None),
             "forward": module(hidden, None), "module": module}
