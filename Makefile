@@ -5,9 +5,9 @@ BIN := .venv/bin
 # The tests run as two processes of one thread each; `make quick` runs those that take moments.
 SECOND := tests/multitask tests/course tests/test_bad_input.py
 QUICK := tests/bert/test_inputs.py tests/bert/test_tokenizer.py tests/bert/test_tour.py \
-	tests/lora/test_lora_kinds.py tests/lora/test_lora_files.py tests/laser/test_shared_prefix.py \
+	tests/lora/test_lora_layers.py tests/laser/test_shared_prefix.py \
 	tests/pruning/test_selection.py tests/compression tests/early_exit/test_exits.py \
-	tests/early_exit/test_netcut.py tests/course/test_exercises.py \
+	tests/early_exit/test_netcut.py \
 	tests/multitask/test_pcgrad.py tests/multitask/test_standard_errors.py
 
 .PHONY: run test first-half second-half quick test-long lint course bench
