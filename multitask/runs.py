@@ -246,5 +246,7 @@ def read_scores(folder, tasks=()):
     """→ the content of metrics.json, which must have scores of these tasks."""
     path = Path(folder) / "metrics.json"
     scores = read_json(path, SCORES)
+    if {} in scores.values():
+        raise UserError(f"{path} names a task without scores; evaluate or train the run again")
     check_type(scores, {task: dict.fromkeys(TASKS[task].metrics, NUMBER) for task in tasks}, path)
     return scores
