@@ -29,7 +29,8 @@ def is_out_of_memory(error):
     """Whether an exception says that the machine has too little memory for what was asked."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(
         text in str(error) for text in ("can't allocate memory", "not enough memory", "bad_alloc",
-                                        "out of memory", "overflow")))
+                                        "out of memory", "calculation overflowed",
+                                        "multiplication overflow")))
 
 
 def did_you_mean(word, known):
