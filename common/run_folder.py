@@ -3,7 +3,6 @@ existing run's record, and the state from which a stopped run goes on."""
 
 import os
 import platform
-import shlex
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from bert.errors import UserError, is_out_of_memory
 from bert.files import PARTS, atomic_write
 from bert.json_files import check_type, read_json
+from common.cli import quoted
 
 try:
     import fcntl
@@ -153,7 +153,7 @@ def new_folder(out, record_file, kind, overwrite, resume, sources, content):
                                 f"alone: choose another folder")
             if not overwrite:
                 raise UserError(f"--out {folder} is a {kind}; --overwrite replaces it ({resume} "
-                                f"{shlex.quote(str(folder))} goes on with it)")
+                                f"{quoted(folder)} goes on with it)")
             for flag, path in sources.items():
                 if path and Path(path).expanduser().resolve().is_relative_to(folder.resolve()):
                     raise UserError(f"{flag} {path} lies in --out {folder}, which would be "
