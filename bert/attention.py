@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bert.packed_attention import packed_attention
 from bert.r_softmax import RSoftmaxAttention
 
 
@@ -112,10 +113,16 @@ class SelfAttention(nn.Module):
 
     def attend(self, query, key, value, query_layout, layout):
         """Queries [M, heads·d], keys and values [N, heads·d] → contexts [M, heads·d]."""
+        dropout = self.dropout if self.training else 0.0
+        if self.attention_function is sdpa_attention:        # on a GPU without the grid
+            context = packed_attention(query, key, value, self.num_heads, query_layout, layout,
+                                       dropout)
+            if context is not None:
+                return context
         context = self.attention_function(
             self.split_heads(query, query_layout), self.split_heads(key, layout),
             self.split_heads(value, layout), layout.key_mask,
-            self.dropout if self.training else 0.0, (query_layout, layout))      # [B, heads, Tq, d]
+            dropout, (query_layout, layout))                 # [B, heads, Tq, d]
         return query_layout.unpad(context.transpose(1, 2).flatten(2))
 
     def split_heads(self, rows, layout):

@@ -11,6 +11,7 @@ from copy import copy
 from itertools import groupby
 
 import torch
+import torch.nn.functional as F
 
 from bert.errors import UserError
 
@@ -32,6 +33,8 @@ class Layout:
     rows [M]               of a selection, whose N is M: its rows in its parent (None: no selection)
     no_padding             True if every cell has a row; in a DenseLayout padding has rows too
     length_buckets         selections of sequences of similar length, which attend apart, or []
+    offsets [batch + 1]    int32, the first row of each sequence, then N; None in a DenseLayout
+    min_rows               the fewest rows of a sequence, 0 only in a selection
     adapters, adapter_rows [(LoRA adapter or None, its sequences or rows), …]; or None"""
 
     def __init__(self, mask, rows=None, positions=None):
@@ -45,6 +48,7 @@ class Layout:
         self.positions = own_positions if positions is None else positions
         self.no_padding = self.flat_index.size(0) == mask.numel()
         self.length_buckets = self._length_buckets() if rows is None else []
+        self.offsets, self.min_rows = self._offsets()
 
     def _cells(self):
         """→ flat_index [N], positions [N]"""
@@ -53,6 +57,11 @@ class Layout:
             raise UserError(f"attention_mask hides every token of sequence {empty[0].item()}")
         cells = self.mask.flatten().nonzero().squeeze(1)
         return cells, cells % self.tokens
+
+    def _offsets(self):
+        """→ offsets [batch + 1], min_rows; bert/packed_attention.py reads them on a GPU"""
+        counts = self.mask.sum(dim=1)                        # [batch]
+        return F.pad(counts.cumsum(0), (1, 0)).int(), int(counts.min())
 
     def __len__(self):
         return len(self.flat_index)
@@ -177,6 +186,9 @@ class DenseLayout(Layout):
         cells, positions = (torch.arange(count, device=self.mask.device)
                             for count in (self.mask.numel(), self.tokens))
         return cells, positions.repeat(self.batch)
+
+    def _offsets(self):
+        return None, 0                                       # padding has rows too
 
     @property
     def key_mask(self):

@@ -1,0 +1,98 @@
+"""Attention on packed rows beside attention on the padded grid, on a GPU; and why nested tensors
+do not do it.
+
+    python benchmarks/packed_attention.py
+
+Prints milliseconds of one attention, forward and with backward, by precision and share of padding
+(12 heads of 64, as in bert-base). Without a GPU it prints only what Python takes to make the three
+nested tensors of one attention, which costs the same on any device.
+"""
+
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from bert import BertConfig, Layout  # noqa: E402
+from bert.attention import SelfAttention  # noqa: E402
+from common.tables import rows_table  # noqa: E402
+
+REPEATS, BATCH, TOKENS = 100, 32, 128
+
+
+def milliseconds(work):
+    """The time of one call, of REPEATS in a row after ten to warm up."""
+    for _ in range(10):
+        work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(REPEATS):
+        work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - began) / REPEATS
+
+
+def random_layout(shortest):
+    """A batch whose lengths are spread evenly from `shortest` to TOKENS."""
+    lengths = torch.linspace(shortest, TOKENS, BATCH).long()
+    return Layout(torch.arange(TOKENS) < lengths[:, None])
+
+
+def host_cost():
+    """Milliseconds of Python to make three nested tensors and take their values back."""
+    layout = random_layout(16)
+    query = torch.randn(len(layout), 2, 8, requires_grad=True)
+    warnings.simplefilter("ignore")
+
+    def work():
+        for _ in range(3):
+            torch.nested.nested_tensor_from_jagged(
+                query, layout.offsets, min_seqlen=layout.min_rows,
+                max_seqlen=layout.tokens).transpose(1, 2).transpose(1, 2).values()
+
+    return milliseconds(work)
+
+
+def compare(dtype, shortest):
+    """→ a row of the table, of one layer's attention without its projections."""
+    layout = random_layout(shortest).to("cuda")
+    attention = SelfAttention(BertConfig(), 0).to("cuda", dtype).eval()
+    rows = [torch.randn(len(layout), 768, device="cuda", dtype=dtype, requires_grad=True)
+            for _ in range(3)]
+
+    def forward():
+        with torch.no_grad():
+            attention.attend(*rows, layout, layout)
+
+    def both():
+        attention.attend(*rows, layout, layout).sum().backward()
+
+    row = {"precision": str(dtype).removeprefix("torch."),
+           "padding": f"{1 - len(layout) / layout.mask.numel():.0%}"}
+    for name, work in (("forward", forward), ("with backward", both)):
+        row[f"{name}, packed"] = milliseconds(work)
+        offsets = layout.offsets
+        layout.offsets = None                                # as a DenseLayout: the grid is needed
+        row[f"{name}, grid"] = milliseconds(work)
+        layout.offsets = offsets
+    return {name: f"{value:.3f}" if isinstance(value, float) else value
+            for name, value in row.items()}
+
+
+def main():
+    print(f"torch {torch.__version__}; three nested tensors, made and read: {host_cost():.2f} ms")
+    if not torch.cuda.is_available():
+        return print("no GPU here: the kernels are not measured")
+    print(f"{torch.cuda.get_device_name()}, {BATCH} sequences of at most {TOKENS} tokens, ms\n")
+    print(rows_table([compare(dtype, shortest) for dtype in (torch.bfloat16, torch.float32)
+                      for shortest in (4, 64, 120)]))
+
+
+if __name__ == "__main__":
+    main()
