@@ -21,6 +21,7 @@ from pathlib import Path
 from bert import UserError
 from common.cli import Parser, add_run_flags, run_script
 from common.run_folder import below, claim
+from multitask.compilation import check_compilation, compiled_layers
 from multitask.course import Example
 from multitask.data import tokenize
 from multitask.evaluation import evaluate, load_sets, run_split, write_predictions
@@ -154,6 +155,8 @@ def parse(arguments):
                         "that --rule chooses, from 0 (few) to 1 (all); see python -m experts")
     parser.add_argument("--rule", help="max (default), cumulative, or top-k: --tau experts for "
                         "every token")
+    parser.add_argument("--compile", action="store_true", help="compile the encoder's layers first "
+                        "(torch.compile), which takes a minute: for large files")
     parser.add_argument("--json", action="store_true", help="print a JSON object, nothing else")
     add_run_flags(parser, "--data", "--limit", "--device", "--precision")
     args = parser.parse_args(arguments)
@@ -172,6 +175,8 @@ def parse(arguments):
                         "--json, --predictions and --compare")
     if args.exit is not None and args.tau is not None:
         raise UserError("--exit and --tau are two ways to spend less; give one of them")
+    if args.compile and (args.text is not None or args.report):
+        raise UserError("--compile is for scoring files; leave out --text and --report")
     if args.rule is not None and args.tau is None:
         raise UserError("--rule says how --tau chooses experts; add --tau")
     return args
@@ -216,7 +221,10 @@ def main(arguments=None):
     work = score if args.text is None else answer
     if args.report:
         from multitask.html_report import write_report as work  # only now: few runs are reported
-    work(args, session)
+    if args.compile:
+        check_compilation(session.model, session.device)
+    with compiled_layers(args.compile):
+        work(args, session)
 
 
 if __name__ == "__main__":

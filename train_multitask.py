@@ -27,6 +27,7 @@ from common.log import progress_bar
 from common.optimization import check_all_trained
 from common.run_folder import read_state, rng_state, save_state
 from multitask import distributed, methods, runs
+from multitask.compilation import compiled_layers
 from multitask.evaluation import mean_losses, run_splits, score_outputs
 from multitask.losses import further_losses
 from multitask.metrics import choose_by, summary
@@ -52,7 +53,7 @@ def train(settings, folder, recipe="", record=None, state=None):
     steps = range(progress.step + 1, schedule.steps + 1) if progress.running else ()
     writes = distributed.rank() == 0
     bar = progress_bar("train", schedule.steps, "step", progress.step, silent=not writes)
-    with StopSignal() as stop, bar:
+    with StopSignal() as stop, bar, compiled_layers(settings.compile):
         for step in steps:
             model.train()
             schedule.set_learning_rates(optimizer, step)
@@ -242,10 +243,10 @@ def main(arguments=None):
 
 
 def resume(folder, given, recipe):
-    if recipe or set(given) - {"device", "save_every", "skip_nonfinite"}:
+    if recipe or set(given) - {"device", "save_every", "skip_nonfinite", "compile"}:
         raise UserError("--resume goes on by the run's own settings, beside which only --device, "
-                        "--save-every and --skip-nonfinite may stand; --from starts from a run "
-                        "with others")
+                        "--save-every, --compile and --skip-nonfinite may stand; --from starts "
+                        "from a run with others")
     record, settings, unknown = runs.read_settings(folder)
     if record["complete"]:
         return print(f"{folder} is complete: nothing is left to do\n{final_report(folder, record)}")

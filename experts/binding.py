@@ -56,6 +56,9 @@ def check(settings):
     if in_use(settings) and (getattr(settings, "lora", 0) or settings.freeze):
         raise UserError("--relu and --sparsity train the encoder's own feed-forward networks: "
                         "leave out --lora and --freeze")
+    if in_use(settings) and settings.compile:
+        raise UserError("--relu and --sparsity record what each layer computes, and --compile "
+                        "would compile that again in every step; leave out --compile")
 
 
 def prepare(model, tokenizer, settings, device, edits=()):

@@ -13,6 +13,7 @@ from common.log import SUMS, Log
 from common.optimization import OPTIMIZERS, parameter_groups
 from common.run_folder import restore as restore_state
 from multitask import distributed, methods, runs
+from multitask.compilation import check_compilation
 from multitask.evaluation import load_sets, load_split
 from multitask.model import build_model, model_from, use_attention
 from multitask.runs import SCORES
@@ -30,6 +31,8 @@ def prepare(settings, folder, recipe, record, state):
     Mistakes raise UserError before a file is written."""
     device, autocast = pick_device(settings.device, settings.precision)
     model, tokenizer = load_model(settings, device, record["edits"] if record else ())
+    if settings.compile:
+        check_compilation(model, device)
     train = {task: load_split(task, "train", settings.data, tokenizer, settings, settings.limit)
              for task in settings.task_names}
     dev = load_sets(settings.task_names, settings, tokenizer)

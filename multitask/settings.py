@@ -78,6 +78,8 @@ class Settings:
 
     log_every: int = setting(10, "steps between two lines of log.jsonl", min=1, group=RUN)
     save_every: int = setting(0, "steps between saves for --resume (0: an epoch)", group=RUN)
+    compile: bool = setting(False, "compile the encoder's layers (torch.compile); the first steps "
+                                   "take minutes", group=RUN)
     skip_nonfinite: bool = setting(False, "leave out an update whose loss or gradient is not "
                                           "finite and count it, instead of stopping", group=RUN)
     strict_rows: bool = setting(False, "rows that a task may leave out are errors", group=RUN)
