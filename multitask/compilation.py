@@ -16,7 +16,7 @@ import torch
 from bert import UserError
 from bert.attention import SelfAttention
 from bert.errors import one_line
-from bert.model import BertLayer, FeedForward
+from bert.model import Bert, BertLayer, FeedForward
 
 BACKEND = "inductor"
 GRAPHS = 128             # of one function, then it runs as it is; a pruned model has many shapes
@@ -49,7 +49,7 @@ def compiled_layers(wanted=True):
         return
     from torch._dynamo import config  # only now: it takes a second
 
-    plain, attention = BertLayer.forward, SelfAttention.forward
+    plain, attention, weights = BertLayer.forward, SelfAttention.forward, Bert.with_weights
     compiled = torch.compile(plain, dynamic=True, backend=BACKEND)
 
     def forward(layer, *given, **options):
@@ -58,8 +58,9 @@ def compiled_layers(wanted=True):
 
     limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
     BertLayer.forward, SelfAttention.forward = forward, torch.compiler.disable(attention)
+    Bert.with_weights = lambda bert, layout, output_rows, start: (layout, output_rows)
     try:
         with config.patch({limit: GRAPHS, "specialize_float": True}):    # dropout's probability
             yield
     finally:
-        BertLayer.forward, SelfAttention.forward = plain, attention
+        BertLayer.forward, SelfAttention.forward, Bert.with_weights = plain, attention, weights
