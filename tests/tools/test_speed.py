@@ -1,13 +1,23 @@
-"""benchmarks/speed.py without its measurements: its rows, tables and picture, and docs/speed.md."""
+"""benchmarks/speed.py without its measurements: its rows, tables and picture, docs/speed.md, and
+that the step that it times is the step of train_multitask.py."""
 
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import write_course_data
 
-from benchmarks import speed, speed_report
-from bert import UserError
+import train_multitask
+from benchmarks import side_by_side, speed, speed_report
+from benchmarks.bench import batches
+from bert import Bert, Tokenizer, UserError
+from multitask import runs
+from multitask.evaluation import load_split
+from multitask.model import build_model
+from multitask.schedule import BatchSampler
+from multitask.settings import Settings
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "speed.md"
 ENVIRONMENT = {"python": "3.12", "torch": "2.9", "transformers": "4.50", "peft": "0.15",
@@ -107,3 +117,37 @@ def test_all_parts_take_less_than_a_quarter_of_an_hour():
 def test_a_part_that_does_not_exist_is_a_sentence():
     with pytest.raises(UserError, match="did you mean"):
         speed.main(["--parts", "trainin"])
+
+
+def test_the_step_that_is_timed_is_that_of_the_training_script(checkpoint, tmp_path):
+    data = write_course_data(tmp_path / "data")
+    train_multitask.main(["--bert", str(checkpoint), "--data", str(data), "--tasks", "sst",
+                          "--steps", "2", "--batch-size", "8", "--lr", str(side_by_side.LR),
+                          "--warmup", "0", "--no-decay", "--out", str(tmp_path / "run")])
+    trained, *_ = runs.open_run(tmp_path / "run")
+
+    settings = Settings(bert=str(checkpoint), data=str(data), tasks="sst")
+    split = load_split("sst", "train", data, Tokenizer.from_pretrained(checkpoint), settings)
+    torch.manual_seed(settings.seed)                         # of the head
+    side = side_by_side.Side(build_model(Bert.from_pretrained(checkpoint), settings), split)
+    before = {name: tensor.clone() for name, tensor in side.model.state_dict().items()}
+    order = BatchSampler(len(split), 8, settings.seed)
+    torch.manual_seed(settings.seed)                         # of dropout
+    for _ in range(2):
+        side.step(next(order))
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(tensor, side.model.state_dict()[name]), name
+    assert any(not torch.equal(before[name], tensor)
+               for name, tensor in trained.state_dict().items())
+
+
+def test_batches_of_like_length_hold_all_sentences_once(checkpoint, tmp_path):
+    data = write_course_data(tmp_path / "data")
+    split = load_split("sst", "train", data, Tokenizer.from_pretrained(checkpoint), Settings())
+    lengths, count = [len(ids) for ids in split.segments[0][0]], len(split) // 4
+    found = batches(split, 4, by_length=True)
+    chunks = sorted([lengths[i] for i in next(found)] for _ in range(count))
+    assert all(max(a) <= min(b) for a, b in zip(chunks, chunks[1:]))
+    found = batches(split, 4)
+    indices = [i for _ in range(count) for i in next(found)]
+    assert len(set(indices)) == 4 * count
