@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
@@ -112,3 +113,11 @@ def run_python(*words):
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"python {' '.join(map(str, words))} failed: {last}")
     return done.stdout
+
+
+def can_measure_memory():
+    """Whether the system tells a process's own peak, as Linux does; if not, warn."""
+    known = Path("/proc/self/status").exists()
+    if not known:
+        warnings.warn("memory is measured on Linux only; this part is left out", stacklevel=2)
+    return known

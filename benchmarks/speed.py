@@ -2,7 +2,7 @@
 turn.
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/speed.py                          # all parts, about 13 minutes on two cores
+    python benchmarks/speed.py                          # all parts, about 14 minutes on two cores
     python benchmarks/speed.py --parts lora,pcgrad      # some parts; the file keeps the others
     python benchmarks/speed.py --quick --out runs/try   # few repeats, to try it
     python benchmarks/speed.py --docs runs/bench/speed.json      # its tables into docs/speed.md

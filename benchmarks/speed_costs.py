@@ -7,7 +7,7 @@ import statistics
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.bench import PRECISIONS, ROOT, batches, run_python
+from benchmarks.bench import PRECISIONS, ROOT, batches, can_measure_memory, run_python
 from benchmarks.side_by_side import quiet_transformers, seconds
 from benchmarks.speed_report import make_row, speed_row
 from benchmarks.speed_steps import sides
@@ -30,8 +30,8 @@ class Count(TorchDispatchMode):
 
 
 class Products(TorchDispatchMode):
-    """Record the two factors of every matrix product within this context, as empty tensors of the
-    same shape, strides and type."""
+    """Record the two factors of every matrix product within this context, as tensors on "meta" of
+    the same shape, strides and type. Products inside a fused kernel are not seen."""
 
     def __init__(self):
         super().__init__()
@@ -70,6 +70,8 @@ def start(bench):
 
 
 def memory(bench):
+    if not can_measure_memory():
+        return
     found = {}
     for kind in ("ours", "transformers"):
         found[kind] = json.loads(run_python(ROOT / "benchmarks/own_process.py", "steps", kind))

@@ -9,7 +9,7 @@ from itertools import chain, cycle, islice
 
 import torch
 
-from benchmarks.bench import ROOT, run_python
+from benchmarks.bench import ROOT, can_measure_memory, run_python
 from benchmarks.side_by_side import CPU, seconds
 from benchmarks.speed_report import make_row
 from multitask.data import Split
@@ -75,6 +75,8 @@ def growth(bench):
 
 
 def flat(bench):
+    if not can_measure_memory():
+        return
     steps = bench.pick(2000, 100)
     found = json.loads(run_python(ROOT / "benchmarks/own_process.py", "flat", steps))
     assert len(found) == 10 and torch.tensor(found).isfinite().all()
