@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bert import Bert, Layout  # noqa: E402
 from common.cli import Parser, run_script  # noqa: E402
-from common.device import pick_device  # noqa: E402
+from common.device import pick_device, pick_precision  # noqa: E402
 from common.tables import rows_table  # noqa: E402
 from multitask.compilation import check_compilation, compiled_layers  # noqa: E402
 from multitask.model import MultitaskModel  # noqa: E402
@@ -77,14 +77,15 @@ def main():
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
     args = parser.parse_args()
-    device, autocast = pick_device(args.device, args.precision)
+    device = pick_device(args.device)
     bert = Bert.from_pretrained(args.bert).to(device).train()
+    precision, autocast = pick_precision(args.precision, device, bert.config.hidden_size)
     with tempfile.TemporaryDirectory() as folder:            # nothing was compiled before
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         check_compilation(MultitaskModel({"shared": bert}, {}), device)
         warm_up, (plain, compiled) = measure(bert, device, autocast, args.steps)
     spent, saved = warm_up - WARM_UP * plain, plain - compiled
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads\n")
+    print(f"torch {torch.__version__}, {device}, {precision}, {torch.get_num_threads()} threads\n")
     print(rows_table([{
         "encoder": args.bert, "compiling": f"{spent:.1f} s", "step": f"{1000 * plain:.1f} ms",
         "compiled": f"{1000 * compiled:.1f} ms", "ratio": f"{plain / compiled:.2f}",

@@ -10,8 +10,8 @@ The result is None where no kernel fits; attention then takes the grid. Within
 `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` none fits: a comparison needs no other switch.
 
 The kernels are those that F.scaled_dot_product_attention runs for nested tensors, called directly:
-for three nested tensors Python takes 1 ms and more (benchmarks/packed_attention.py), longer than a
-layer takes on a GPU. Left out: second derivatives, which neither kernel has.
+for three nested tensors Python takes 1 ms and more (benchmarks/packed_attention.py). Left out:
+second derivatives, which neither kernel has.
 """
 
 import torch
