@@ -294,7 +294,8 @@ def test_a_batch_goes_to_a_device_from_pinned_memory(parts, monkeypatch):
     moved = batch.to(torch.device("meta"))
     tensors = [batch.input_ids, batch.token_type_ids, batch.labels, batch.layout.mask,
                batch.layout.flat_index, batch.cls_rows.mask, batch.cls_rows.flat_index,
-               batch.cls_rows.rows, batch.layout.positions, batch.cls_rows.positions]
+               batch.cls_rows.rows, batch.layout.positions, batch.cls_rows.positions,
+               batch.layout.offsets, batch.cls_rows.offsets]
     assert {id(tensor) for tensor in pinned} == {id(tensor) for tensor in tensors}
     assert moved.layout.flat_index.is_meta and moved.cls_rows.rows.is_meta
     assert moved.input_ids.is_meta
