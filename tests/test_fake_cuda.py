@@ -4,13 +4,15 @@ Fake tensors stand for a GPU's (tests/fake_cuda.py), so a build of torch with CU
     python -m pytest -q -s tests/test_fake_cuda.py           # -s: and print the counts
 """
 
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
+from io import StringIO
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 import torch
+import torch.nn.functional as F
 from fake_cuda import Operations, fake_gpu, move
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
@@ -30,10 +32,14 @@ from multitask.course import Example
 from multitask.data import tokenize
 from multitask.preparation import load_model
 from multitask.tasks import TASKS
+from pretraining.corpus import Corpus
+from pretraining.distillation import sentence_vectors
+from pretraining.masking import Masking, masked_batch
+from pretraining.model import MaskedLM, open_checkpoint
 from pruning import mask_heads, remove_heads, remove_layers, remove_neurons
 
-pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(),
-                                reason="needs a build of torch with CUDA")
+if not torch.backends.cuda.is_built():
+    pytest.skip("needs a build of torch with CUDA", allow_module_level=True)
 GPU = torch.device("cuda")
 TEXTS = [("the film was good", "a dull film ."), ("the cat", "the dog is not a cat , and the cat"),
          ("is the song very bad ?", "great"), ("a house", "the car is fine")]
@@ -46,7 +52,7 @@ def table():
     """With -s, print the operations of a training step's forward passes, for three tasks."""
     yield
     rows = [["setting", "fp32", "bf16"]] + [[name, *map(str, row)] for name, row in COUNTS.items()]
-    print(f"\n\n{text_table(rows)}")
+    print(f"\n\noperations of a step's forward passes\n{text_table(rows)}")
 
 
 def autocast(bf16):
@@ -56,7 +62,8 @@ def autocast(bf16):
 def build(checkpoint, **flags):
     """→ settings, model on the CPU, {task: Batch on the CPU}"""
     settings = methods.settings_class()(bert=str(checkpoint), **flags)
-    model, tokenizer = load_model(settings, torch.device("cpu"))
+    with redirect_stdout(StringIO()):
+        model, tokenizer = load_model(settings, torch.device("cpu"))
     batches = {}
     for task in settings.task_names:
         row = TASKS[task]
@@ -129,7 +136,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_a_setting_of_training_runs_without_waiting(checkpoint, setting):
+def test_a_setting_of_training_runs_on_a_gpu_without_waiting(checkpoint, setting):
     check(setting, *build(checkpoint, **SETTINGS[setting]))
 
 
@@ -180,7 +187,7 @@ EDITS = {
 def test_an_edited_encoder_runs_without_waiting(checkpoint, edit, pairs):
     settings, model, batches = build(checkpoint, pairs=pairs)
     EDITS[edit](model.bert)
-    check(edit if pairs == "joint" else "", settings, model, batches)
+    check("", settings, model, batches)
 
 
 @pytest.mark.parametrize("edit", [edit for edit in EDITS if edit != "experts, all of them"])
@@ -297,3 +304,22 @@ def test_a_mask_on_the_gpu_is_waited_for_once(checkpoint, padded):
     assert out.pooler_output.is_cuda and out.last_hidden_state.shape == (3, 7, 32)
     assert [tensor.is_cuda for tensor in asked] == [padded] and not step.to_cpu
     assert step.to_gpu == moved + 1
+
+
+@pytest.mark.parametrize("all_rows", [False, True], ids=["masked alone", "all, as for a teacher"])
+def test_masked_language_modelling_runs_without_waiting(checkpoint, all_rows):
+    tokenizer, bert = open_checkpoint(checkpoint)
+    lines = torch.arange(len(TEXTS))
+    batch = masked_batch(Corpus(tokenizer, ["\t".join(pair) for pair in TEXTS]), lines,
+                         Masking(tokenizer))
+    model = MaskedLM(bert, 48).train()
+    with fake_gpu():
+        move(model)
+        for bf16 in (False, True):
+            with Operations() as step, autocast(bf16)():
+                moved = batch.to(GPU)
+                logits, hidden = model(moved, all_rows)
+                F.cross_entropy(logits.float(), moved.labels)
+                if all_rows:
+                    model.distillation_head(sentence_vectors(hidden.float(), moved.layout))
+            assert (step.to_gpu, step.to_cpu) == (1, 0)
