@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bert.dropout import dropout as cheap_dropout
+from bert.linear import PackedLinear, one_product
 from bert.r_softmax import RSoftmaxAttention
 
 
@@ -30,24 +32,26 @@ def eager_attention(query, key, value, key_mask=None, dropout=0.0, layouts=None,
 
 
 def sdpa_attention(query, key, value, key_mask=None, dropout=0.0, layouts=None):
-    """The same in torch's fused kernel, the default, which need not store the [Tq, Tk] scores."""
+    """The same in torch's fused kernel, the default, which need not store the [Tq, Tk] scores. On a
+    CPU that kernel has no dropout."""
+    if layouts is not None:                   # computed once a batch, and not in each layer
+        key_mask = layouts[1].key_bias(query.dtype)
+    if dropout and query.device.type == "cpu" and not torch.compiler.is_compiling():
+        return cpu_attention(query, key, value, key_mask, dropout)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask, dropout_p=dropout)
+
+
+def cpu_attention(query, key, value, key_bias, dropout):
+    """eager_attention in fewer passes over the scores, and with bert/dropout.py's dropout.
+    `key_bias`, added to the scores, is 0, or the least number at keys to ignore; or None."""
+    scores, scale = query @ key.transpose(-1, -2), query.size(-1) ** -0.5
+    scores = scores * scale if key_bias is None else torch.add(key_bias, scores, alpha=scale)
+    return cheap_dropout(torch.softmax(scores, dim=-1), dropout) @ value
 
 
 # Name → function with these arguments, or a class of nn.Module whose forward has them: each layer
 # then constructs its own from (config), and its parameters are trained, saved and loaded.
 ATTENTIONS = {"sdpa": sdpa_attention, "eager": eager_attention, "r-softmax": RSoftmaxAttention}
-
-
-class PackedLinear(nn.Linear):
-    """W·x + b on each of N rows. `layout` is unused here; an adapter in this place reads it."""
-
-    def reset_parameters(self):
-        if self.weight.numel():                              # empty in a layer without heads
-            super().reset_parameters()
-
-    def forward(self, rows, layout=None):
-        return F.linear(rows, self.weight, self.bias)        # [N, in] → [N, out]
 
 
 class SelfAttention(nn.Module):
@@ -87,8 +91,8 @@ class SelfAttention(nn.Module):
         self.head_mask = mask if heads else None
 
     def keys_values(self, hidden, layout):
-        """hidden [N, H] → keys and values of all rows, [N, heads·d] each"""
-        return self.key(hidden, layout), self.value(hidden, layout)
+        """hidden [N, H] → keys and values of all rows, side by side: [N, 2·heads·d]"""
+        return one_product((self.key, self.value), hidden, layout)
 
     def forward(self, hidden, layout, head_mask=None, output_rows=None, keys_values=None):
         """hidden [N, H] → [N, H], or [M, H] if `output_rows` selects M rows: only these get a
@@ -100,27 +104,30 @@ class SelfAttention(nn.Module):
             query_hidden, query_layout = hidden.index_select(0, output_rows.rows), output_rows
         if not self.num_heads:
             return self.output(query_hidden[:, :0], query_layout)
-        query = self.query(query_hidden, query_layout)                   # [M, heads·d]
-        key, value = keys_values or self.keys_values(hidden, layout)     # [N, heads·d] each
-        if output_rows is None and layout.length_buckets:    # each bucket on a smaller grid
-            context = layout.join_buckets([
-                self.attend(*(m.index_select(0, b.rows) for m in (query, key, value)), b, b)
-                for b in layout.length_buckets])
+        if output_rows is None and keys_values is None:
+            rows = one_product((self.query, self.key, self.value), hidden, layout)
+            context = layout.from_grids([
+                self.attend(where, where, *self.split_heads(grid))
+                for where, grid in zip(layout.length_buckets or [layout], layout.to_grids(rows))])
         else:
-            context = self.attend(query, key, value, query_layout, layout)   # [M, heads·d]
+            queries = query_layout.to_grid(self.query(query_hidden, query_layout))
+            keys_values = layout.to_grid(self.keys_values(hidden, layout) if keys_values is None
+                                         else keys_values)
+            context = query_layout.unpad(self.attend(
+                query_layout, layout, *self.split_heads(queries), *self.split_heads(keys_values)))
         return self.output(self.scale_heads(context, query_layout, head_mask), query_layout)
 
-    def attend(self, query, key, value, query_layout, layout):
-        """Queries [M, heads·d], keys and values [N, heads·d] → contexts [M, heads·d]."""
-        context = self.attention_function(
-            self.split_heads(query, query_layout), self.split_heads(key, layout),
-            self.split_heads(value, layout), layout.key_mask,
-            self.dropout if self.training else 0.0, (query_layout, layout))      # [B, heads, Tq, d]
-        return query_layout.unpad(context.transpose(1, 2).flatten(2))
+    def attend(self, query_layout, layout, query, key, value):
+        """query [B, heads, Tq, d], key and value [B, heads, Tk, d] → contexts [B, Tq, heads·d]"""
+        context = self.attention_function(query, key, value, layout.key_mask,
+                                          self.dropout if self.training else 0.0,
+                                          (query_layout, layout))        # [B, heads, Tq, d]
+        return context.transpose(1, 2).flatten(2)
 
-    def split_heads(self, rows, layout):
-        """[N, heads·d] → [B, heads, T, d]"""
-        return layout.pad(rows).unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2)
+    def split_heads(self, grid):
+        """[B, T, k·heads·d] → k tensors [B, heads, T, d], in one copy"""
+        heads = grid.unflatten(-1, (-1, self.num_heads, self.head_size))
+        return heads.permute(2, 0, 3, 1, 4).contiguous()
 
     def scale_heads(self, context, layout, head_mask=None):
         """context [M, heads·d] → the same times head_mask and the layer's own mask."""

@@ -24,6 +24,25 @@ def check_shape(what, tensor, axes):
         raise UserError(f"{what} has the shape {list(tensor.shape)}; it must be [{axes}]")
 
 
+class Gather(torch.autograd.Function):
+    """rows[cells], for cells of which only rows[cells][row_cells] = rows get a gradient: the others
+    are copies that nobody reads. torch's own gradient would be a sum, one row after the other."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows, cells, row_cells):
+        return rows.index_select(0, cells)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.index_select(0, *ctx.saved_tensors), None, None
+
+
 class Layout:
     """N rows on a [batch, tokens] grid. Make it on the CPU: a mask on a GPU is waited for once, and
     each selection of its rows again.
@@ -33,8 +52,11 @@ class Layout:
     positions [N]          each row's position in its sequence, from 0; a selection keeps them
     rows [M]               of a selection, whose N is M: its rows in its parent (None: no selection)
     no_padding             True if every cell has a row; in a DenseLayout padding has rows too
+    cells [batch·tokens]   each cell's row; at padding, which attention ignores, any of its sequence
     length_buckets         selections of sequences of similar length, which attend apart, or []
-    adapters, adapter_rows [(LoRA adapter or None, its sequences or rows), …]; or None"""
+    bucket_cells           of their grids, one after the other: each cell's row, each row's cell
+    adapters, adapter_rows [(LoRA adapter or None, its sequences or rows), …]; or None
+    weights                {modules: their weights in lower precision}, for one pass"""
 
     def __init__(self, mask, rows=None, positions=None):
         check_shape("attention_mask", mask, "batch, tokens")
@@ -42,11 +64,14 @@ class Layout:
             raise UserError(f"the batch is empty: attention_mask is {list(mask.shape)}")
         self.batch, self.tokens = mask.shape
         self.mask, self.rows = mask.bool(), rows
-        self.adapters = self.adapter_rows = None
+        self.adapters, self.adapter_rows, self.weights, self.biases = None, None, {}, {}
         self.flat_index, own_positions = self._cells()
         self.positions = own_positions if positions is None else positions
         self.no_padding = self.flat_index.size(0) == mask.numel()
-        self.length_buckets = self._length_buckets() if rows is None else []
+        self.cells = self._cell_rows()
+        self.length_buckets, self.bucket_cells = [], None
+        if rows is None:
+            self._make_length_buckets()
 
     def _cells(self):
         """→ flat_index [N], positions [N], counted on the CPU"""
@@ -70,11 +95,28 @@ class Layout:
         """[batch, 1, 1, tokens], True at real tokens; None if every cell holds one."""
         return None if self.no_padding else self.mask[:, None, None, :]
 
-    def _length_buckets(self):
-        """→ a selection for each group of sequences of similar length, because attention costs the
-        square of the grid's length; [] if one grid is as good, and always on a GPU."""
+    def key_bias(self, dtype):
+        """[batch, 1, 1, tokens], 0 at real tokens, else the least number; None as for key_mask."""
+        kind = dtype, torch.is_inference_mode_enabled()      # autograd takes none made in that mode
+        if self.key_mask is not None and kind not in self.biases:
+            self.biases[kind] = torch.zeros_like(self.key_mask, dtype=dtype).masked_fill_(
+                ~self.key_mask, torch.finfo(dtype).min)
+        return self.biases.get(kind)
+
+    def _cell_rows(self):
+        """→ cells [batch·tokens]"""
+        if self.no_padding:
+            return self.flat_index
+        counts = self.mask.cumsum(dim=1)                     # [batch, tokens] 1 at the first row
+        before = counts[:, -1].cumsum(dim=0) - counts[:, -1]         # [batch] rows before
+        cells = before[:, None] + (counts - 1).clamp(min=0)
+        return cells.clamp(max=len(self) - 1).flatten()      # a selection's sequence may have none
+
+    def _make_length_buckets(self):
+        """Make a selection for each group of sequences of similar length, because attention costs
+        the square of the grid's length; none if one grid is as good, and none on a GPU."""
         if self.no_padding or self.mask.device.type != "cpu":
-            return []
+            return
         lengths = (self.mask * torch.arange(1, self.tokens + 1)).amax(dim=1)
         order, cuts = lengths.argsort(descending=True, stable=True), [0]
         sorted_lengths = lengths[order].tolist()
@@ -82,7 +124,15 @@ class Layout:
             longest = sorted_lengths[cuts[-1]]
             if length < 0.7 * longest and longest > 16:      # 0.7² ≈ half; short grids cost little
                 cuts.append(place)
-        return [] if cuts == [0] else list(map(self._of_sequences, order.tensor_split(cuts[1:])))
+        if len(cuts) == 1:
+            return
+        self.length_buckets = list(map(self._of_sequences, order.tensor_split(cuts[1:])))
+        cells = [bucket.rows[bucket.cells] for bucket in self.length_buckets]
+        row_cells, before = torch.empty_like(self.flat_index), 0
+        for bucket in self.length_buckets:
+            row_cells[bucket.rows] = bucket.flat_index + before
+            before += len(bucket.cells)
+        self.bucket_cells = torch.cat(cells), row_cells
 
     def _of_sequences(self, sequences):
         """→ the selection of these sequences [k] on a grid of [k, longest of them]."""
@@ -94,10 +144,28 @@ class Layout:
     def _selection(self, mask, rows):
         return Layout(mask, rows, self.positions.index_select(0, rows))
 
-    def join_buckets(self, parts):
-        """One matrix for each length bucket → one matrix [N, …] in the order of the rows."""
-        rows = torch.cat([bucket.rows for bucket in self.length_buckets])
-        return torch.cat(parts).index_select(0, rows.argsort())
+    def to_grid(self, rows):
+        """[N, …] → [batch, tokens, …] for attention, which neither reads padding nor sends it a
+        gradient: other than by `pad` it holds copies of rows, not zeros."""
+        if not self.no_padding:
+            rows = Gather.apply(rows, self.cells, self.flat_index)
+        return rows.view(self.batch, self.tokens, *rows.shape[1:])
+
+    def to_grids(self, rows):
+        """[N, …] → the same for each length bucket, or [to_grid(rows)]"""
+        if not self.length_buckets:
+            return [self.to_grid(rows)]
+        grids = Gather.apply(rows, *self.bucket_cells).split([len(b.cells)
+                                                              for b in self.length_buckets])
+        return [grid.view(bucket.batch, bucket.tokens, *rows.shape[1:])
+                for bucket, grid in zip(self.length_buckets, grids)]
+
+    def from_grids(self, grids):
+        """What to_grids makes → [N, …]"""
+        if not self.length_buckets:
+            return self.unpad(*grids)
+        return torch.cat([grid.flatten(0, 1) for grid in grids]).index_select(
+            0, self.bucket_cells[1])
 
     def pad(self, rows):
         """[N, …] → [batch, tokens, …]"""
@@ -135,7 +203,7 @@ class Layout:
         if sequences.dtype != torch.int64 or not len(sequences):
             raise UserError("sequences must hold the numbers (int64) of one or more sequences")
         kept, adapters = self._of_sequences(sequences), self.adapters
-        kept.length_buckets = kept._length_buckets()
+        kept._make_length_buckets()
         if adapters is not None:
             names = [name for name, count in adapters for _ in range(count)]
             runs = groupby(names[number] for number in sequences.tolist())
@@ -153,6 +221,12 @@ class Layout:
             raise UserError(f"adapters {adapters} are for {total} of {self.batch} sequences")
         other = copy(self)
         other.adapters, other.adapter_rows = adapters, self._count_rows(adapters)
+        return other
+
+    def with_weights(self, weights):
+        """→ this layout with {modules: (W, b)} for one pass"""
+        other = copy(self)
+        other.weights = weights
         return other
 
     def _count_rows(self, adapters):
@@ -173,7 +247,7 @@ class Layout:
     def with_tensors(self, tensors):
         """→ this layout with these tensors {attribute: tensor}, which may be on a GPU."""
         other = copy(self)
-        vars(other).update(tensors)
+        vars(other).update(tensors, biases={})
         other.length_buckets = self.length_buckets if other.mask.device.type == "cpu" else []
         return other
 
@@ -201,6 +275,9 @@ class DenseLayout(Layout):
     def _without_padding(self, grid):
         padding = ~self.mask.view(*self.mask.shape, *[1] * (grid.dim() - 2))
         return grid.masked_fill(padding, 0)
+
+    def to_grid(self, rows):
+        return self.pad(rows)
 
     def cls_rows(self):
         rows, ones = self.first_rows(), torch.ones_like(self.mask[:, :1])

@@ -13,11 +13,14 @@ import torch
 from torch import nn
 from torch.utils._pytree import _register_namedtuple
 
-from bert.attention import ATTENTIONS, PackedLinear, SelfAttention
+from bert.attention import ATTENTIONS, SelfAttention
 from bert.checkpoint import load_bert, save_bert
 from bert.config import ACTIVATIONS
+from bert.dropout import Dropout
+from bert.embedding import WordEmbedding
 from bert.errors import UserError, check_known
 from bert.layout import check_head_mask, input_layout, unpad_ids
+from bert.linear import PackedLinear, weights_for
 
 
 class PackedLayerNorm(nn.LayerNorm):
@@ -59,7 +62,7 @@ class BertLayer(nn.Module):
         self.attention_norm = PackedLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.ffn = FeedForward(config, number)
         self.output_norm = PackedLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden, layout, head_mask=None, output_rows=None, keys_values=None):
         """hidden [N, H] → [N, H], or [M, H] if `output_rows` selects M rows of `layout`."""
@@ -96,7 +99,7 @@ class Bert(nn.Module):
     def __init__(self, config, attention="sdpa"):
         super().__init__()
         self.config, self.edits = config, []
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.word_embeddings = WordEmbedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.embedding_norm = PackedLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -104,7 +107,7 @@ class Bert(nn.Module):
             BertLayer(config, number) for number in range(config.num_hidden_layers))
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.pooler_is_new = False                           # True: the checkpoint held none
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.apply(self._init_weights)
         self.use_attention(attention)
 
@@ -148,12 +151,23 @@ class Bert(nn.Module):
         if head_mask is not None:
             head_mask = check_head_mask(head_mask, len(self.layers),
                                         self.config.num_attention_heads, layout, hidden)
+        layout, output_rows = self.with_weights(layout, output_rows, start)
         for number, layer, rows in self.walk(output_rows, start):
             hidden = layer(hidden, layout, output_rows=rows,
                            head_mask=None if head_mask is None else head_mask[..., number, :])
             if states is not None:
                 states.append(hidden)
         return hidden
+
+    def with_weights(self, layout, output_rows, start):
+        """→ layout and output_rows with weights in autocast's precision, if it is on"""
+        kind, few = layout.flat_index.device.type, output_rows is not None
+        if torch.is_autocast_enabled(kind) and not torch.compiler.is_compiling():
+            layers = [(layer, few and layer is self.layers[-1]) for layer in self.layers[start:]]
+            weights = weights_for(layers, torch.get_autocast_dtype(kind))
+            layout, output_rows = (part and part.with_weights(weights)
+                                   for part in (layout, output_rows))
+        return layout, output_rows
 
     def walk(self, output_rows=None, start=0):
         """Yield (number, layer, `output_rows` for the last layer, else None) from layer `start` on.

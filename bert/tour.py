@@ -26,7 +26,7 @@ def watch(bert):
     def note(name, tensor):
         calls = ((Path(frame.filename), frame.lineno) for frame in reversed(extract_stack()))
         file, line = next((file, line) for file, line in calls
-                          if file.parent == HERE and file != Path(__file__))
+                          if file.parent == HERE and file.name not in ("tour.py", "linear.py"))
         seen.append((name, tensor, f"bert/{file.name}:{line}"))
 
     def noting(layer, function):

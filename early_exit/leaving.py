@@ -60,7 +60,7 @@ class EarlyExit:
                 keys_values = layer.attention.keys_values(hidden, layout)
                 first = layer(hidden, layout, output_rows=cls_rows, keys_values=keys_values)
             else:
-                hidden, keys_values = layer(hidden, layout), ()
+                hidden, keys_values = layer(hidden, layout), None
                 first = hidden.index_select(0, cls_rows.rows)
             logits, log_probs, answer = next_exit(exits, number, first, logits, log_probs)
             leaving = answer.amax(dim=1).exp() > self.threshold              # [S]
@@ -73,8 +73,8 @@ class EarlyExit:
                     break
                 kept = layout.keep(torch.cat([stay + n * len(staying)
                                               for n in range(exits.segments)]))
-                hidden, *keys_values = (rows.index_select(0, kept.rows)
-                                        for rows in (hidden, *keys_values))
+                hidden, keys_values = (rows if rows is None else rows.index_select(0, kept.rows)
+                                       for rows in (hidden, keys_values))
                 layout, staying, cls_rows = kept, staying[stay], kept.cls_rows()
                 logits, log_probs = logits[stay], log_probs[:, stay]
             if cls_first:

@@ -113,3 +113,11 @@ def test_a_mask_comes_to_the_cpu_once(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: asked.append(tensor) or cpu(tensor))
     Layout(torch.ones(2, 3))
     assert len(asked) == 1 and asked[0].dtype == torch.bool and asked[0].shape == (2, 3)
+
+
+def test_a_layout_that_was_used_in_inference_mode_serves_training_too():
+    batch, model = tiny_batch(), bert()
+    layout = Layout(batch.pop("attention_mask"))
+    with torch.inference_mode():
+        model(attention_mask=layout, **batch)
+    model(attention_mask=layout, **batch).last_hidden_state.sum().backward()
