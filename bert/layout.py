@@ -97,7 +97,7 @@ class Layout:
 
     def key_bias(self, dtype):
         """[batch, 1, 1, tokens], 0 at real tokens, else the least number; None as for key_mask."""
-        kind = dtype, torch.is_inference_mode_enabled()      # autograd takes none made in that mode
+        kind = dtype, torch.is_grad_enabled()    # autograd takes none made in inference mode
         if self.key_mask is not None and kind not in self.biases:
             self.biases[kind] = torch.zeros_like(self.key_mask, dtype=dtype).masked_fill_(
                 ~self.key_mask, torch.finfo(dtype).min)
