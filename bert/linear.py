@@ -15,7 +15,45 @@ class PackedLinear(nn.Linear):
             super().reset_parameters()
 
     def forward(self, rows, layout=None):
-        return F.linear(rows, *weights_of((self,), layout))  # [N, in] → [N, out]
+        return product(rows, *weights_of((self,), layout))   # [N, in] → [N, out]
+
+
+class RoundedProduct(torch.autograd.Function):
+    """rows·Wᵀ + b in bfloat16 on a CPU, with zero rows up to a multiple of 32. There torch compiles
+    a kernel for each new number of rows, which takes longer than the product; batches of any N need
+    few kernels like this. The rows are copied anyway, to change their type."""
+
+    @staticmethod
+    def forward(ctx, rows, weight, bias):
+        rounded = round_up(rows, weight.dtype)
+        ctx.save_for_backward(rounded, weight)
+        ctx.dtype = rows.dtype
+        return F.linear(rounded, weight, bias)[:len(rows)]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        rows, weight = ctx.saved_tensors
+        rounded = round_up(gradient, weight.dtype)
+        of_rows, of_weight, of_bias = ctx.needs_input_grad
+        return ((rounded @ weight)[:len(gradient)].to(ctx.dtype) if of_rows else None,
+                rounded.T @ rows if of_weight else None, gradient.sum(dim=0) if of_bias else None)
+
+
+def round_up(rows, dtype, step=32):
+    """[N, …] → a copy in dtype with zeros below, N rounded up to a multiple of `step`"""
+    copy = rows.new_empty(-(-len(rows) // step) * step, rows.size(1), dtype=dtype)
+    copy[:len(rows)] = rows
+    copy[len(rows):] = 0
+    return copy
+
+
+def product(rows, weight, bias):
+    """rows [N, in] → rows·Wᵀ + b, [N, out]"""
+    if (weight.dtype == torch.bfloat16 and rows.device.type == "cpu"
+            and not torch.compiler.is_compiling()):
+        return RoundedProduct.apply(rows, weight, bias)
+    return F.linear(rows, weight, bias)
 
 
 def weights_of(modules, layout):
@@ -34,7 +72,7 @@ def one_product(modules, rows, layout):
     if all(map(is_plain, modules)) and (
             modules in layout.weights or torch.is_grad_enabled() or torch.compiler.is_compiling()
             or len(rows) > rows.size(1)):
-        return F.linear(rows, *weights_of(modules, layout))
+        return product(rows, *weights_of(modules, layout))
     return torch.cat([module(rows, layout) for module in modules], dim=1)
 
 
