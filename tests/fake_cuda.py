@@ -77,7 +77,7 @@ class Operations(TorchDispatchMode):
         else:
             devices = {tensor.device for tensor in given if tensor.dim()}
             assert len(devices) < 2, f"{function} mixes {devices}"
-        self.count += any(tensor.is_cuda for tensor in made)
+        self.count += any(tensor.is_cuda for tensor in (*given, *made))
         return result
 
 

@@ -1,7 +1,7 @@
 """Every setting of training makes a forward pass on a GPU: no devices are mixed, and nothing waits.
 Fake tensors stand for a GPU's (tests/fake_cuda.py), so a build of torch with CUDA is enough:
 
-    python -m pytest -q -s tests/test_fake_cuda.py           # -s: and print the counts
+    pytest -q -s tests/test_fake_cuda.py                     # -s: and print the counts
 """
 
 from contextlib import contextmanager, redirect_stdout
