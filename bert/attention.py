@@ -150,6 +150,7 @@ class SelfAttention(nn.Module):
         if head_mask is None:
             return context
         if self.num_heads < head_mask.size(-1):
-            head_mask = head_mask[..., self.head_indices]
+            left = [head_mask[..., head] for head in self.head_indices]
+            head_mask = torch.stack(left, dim=-1)    # indices in a list would wait for a GPU
         scale = head_mask.expand(layout.batch, self.num_heads).index_select(0, layout.sequence)
         return context * scale.repeat_interleave(self.head_size, dim=1)

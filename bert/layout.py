@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from bert.errors import UserError
+from bert.transfer import to_device
 
 
 def check_shape(what, tensor, axes):
@@ -46,7 +47,8 @@ class Gather(torch.autograd.Function):
 
 
 class Layout:
-    """N rows on a [batch, tokens] grid. Make it on the CPU, because counting synchronizes a GPU.
+    """N rows on a [batch, tokens] grid. Make it on the CPU: a mask on a GPU is waited for once, and
+    each selection of its rows again.
 
     mask [batch, tokens]   True at real tokens; of a selection, on its own grid, where a row is
     flat_index [N]         each row's cell on the flattened grid
@@ -78,12 +80,13 @@ class Layout:
             self._make_length_buckets()
 
     def _cells(self):
-        """→ flat_index [N], positions [N]"""
-        empty = (~self.mask.any(dim=1)).nonzero() if self.rows is None else ()
+        """→ flat_index [N], positions [N], counted on the CPU"""
+        mask = self.mask.cpu()                               # the one wait, if this is a GPU's
+        empty = (~mask.any(dim=1)).nonzero() if self.rows is None else ()
         if len(empty):
             raise UserError(f"attention_mask hides every token of sequence {empty[0].item()}")
-        cells = self.mask.flatten().nonzero().squeeze(1)
-        return cells, cells % self.tokens
+        cells = mask.flatten().nonzero().squeeze(1)
+        return to_device([cells, cells % self.tokens], self.mask.device)
 
     def _offsets(self):
         """→ offsets [batch + 1], min_rows; bert/packed_attention.py reads them on a GPU"""
@@ -105,10 +108,11 @@ class Layout:
 
     def key_bias(self, dtype):
         """[batch, 1, 1, tokens], 0 at real tokens, else the least number; None as for key_mask."""
-        if self.key_mask is not None and dtype not in self.biases:
-            self.biases[dtype] = torch.zeros_like(self.key_mask, dtype=dtype).masked_fill_(
+        kind = dtype, torch.is_grad_enabled()    # autograd takes none made in inference mode
+        if self.key_mask is not None and kind not in self.biases:
+            self.biases[kind] = torch.zeros_like(self.key_mask, dtype=dtype).masked_fill_(
                 ~self.key_mask, torch.finfo(dtype).min)
-        return self.biases.get(dtype)
+        return self.biases.get(kind)
 
     def _cell_rows(self):
         """→ cells [batch·tokens]"""
@@ -199,6 +203,11 @@ class Layout:
         """→ the selection of [CLS], every sequence's first token."""
         return self.select(self.mask & (self.mask.cumsum(dim=1) == 1))
 
+    def first_rows(self):
+        """[batch] the row of every sequence's first token. A GPU is not waited for."""
+        lengths = self.mask.sum(dim=1)
+        return lengths.cumsum(dim=0) - lengths
+
     def keep(self, sequences):
         """→ the selection `kept` of the sequences with these numbers [k]. The remaining layers take
         hidden.index_select(0, kept.rows) and kept."""
@@ -238,20 +247,20 @@ class Layout:
         lengths = self.mask.sum(dim=1).split([count for _, count in adapters])
         return [(name, int(rows.sum())) for (name, _), rows in zip(adapters, lengths)]
 
-    def pin_memory(self):
-        """→ the same in page-locked memory, for asynchronous copies to a GPU."""
-        return self._map(torch.Tensor.pin_memory)
+    def to(self, device):
+        """→ the same on another device, by one copy."""
+        return to_device([self], device)[0]
 
-    def to(self, device, non_blocking=False):
-        other = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        other.length_buckets = self.length_buckets if other.mask.device.type == "cpu" else []
-        return other
+    def tensors(self):
+        """{attribute: tensor}"""
+        return {name: value for name, value in vars(self).items()
+                if isinstance(value, torch.Tensor)}
 
-    def _map(self, function):
+    def with_tensors(self, tensors):
+        """→ this layout with these tensors {attribute: tensor}, which may be on a GPU."""
         other = copy(self)
-        other.biases = {}
-        vars(other).update({name: function(value) for name, value in vars(self).items()
-                            if isinstance(value, torch.Tensor)})
+        vars(other).update(tensors, biases={})
+        other.length_buckets = self.length_buckets if other.mask.device.type == "cpu" else []
         return other
 
 
@@ -286,10 +295,12 @@ class DenseLayout(Layout):
         return self.pad(rows)
 
     def cls_rows(self):
+        rows, ones = self.first_rows(), torch.ones_like(self.mask[:, :1])
+        return DenseLayout(ones, rows, rows % self.tokens).with_adapters(self.adapters)
+
+    def first_rows(self):
         column = self.mask.int().argmax(dim=1)               # [batch]
-        rows = torch.arange(self.batch, device=column.device) * self.tokens + column
-        ones = torch.ones_like(self.mask[:, :1])
-        return DenseLayout(ones, rows, positions=column).with_adapters(self.adapters)
+        return torch.arange(self.batch, device=column.device) * self.tokens + column
 
     def keep(self, sequences):
         raise UserError("a DenseLayout cannot drop sequences: its shapes are fixed; use a Layout")
@@ -313,9 +324,13 @@ def input_layout(config, input_ids, attention_mask, inputs_embeds, dense=False):
     if tokens > config.max_position_embeddings:
         raise UserError(f"a sequence of {tokens} tokens is longer than the model's "
                         f"{config.max_position_embeddings} positions; truncate it")
-    layout = given.new_ones(batch, tokens) if attention_mask is None else attention_mask
-    if not isinstance(layout, Layout):
-        layout = DenseLayout(layout) if dense else Layout(layout)
+    if attention_mask is None:
+        layout = (DenseLayout(given.new_ones(batch, tokens)) if dense else
+                  Layout(torch.ones(batch, tokens)).to(given.device))
+    elif isinstance(attention_mask, Layout):
+        layout = attention_mask
+    else:
+        layout = DenseLayout(attention_mask) if dense else Layout(attention_mask)
     check_grid("input", [batch, tokens], layout)
     return layout
 

@@ -192,6 +192,6 @@ class Bert(nn.Module):
         hidden, layout = self.embed(input_ids, attention_mask, token_type_ids, inputs_embeds, dense)
         states = [hidden] if output_hidden_states else None
         hidden = self.encode(hidden, layout, head_mask, states=states)
-        first = hidden.index_select(0, layout.cls_rows().rows)
+        first = hidden.index_select(0, layout.first_rows())
         return BertOutput(layout.pad(hidden), None if self.pooler_is_new else self.pool(first),
                           tuple(map(layout.pad, states)) if output_hidden_states else None)

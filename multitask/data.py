@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from bert import Layout
+from bert.transfer import to_device
 
 
 class Batch(NamedTuple):
@@ -24,11 +25,8 @@ class Batch(NamedTuple):
                              cls_rows=self.cls_rows.with_adapters(adapters))
 
     def to(self, device):
-        """The same batch on `device`, copied from pinned memory without waiting."""
-        if device.type == "cpu":
-            return self
-        return Batch(*(None if part is None else part.pin_memory().to(device, non_blocking=True)
-                       for part in self))
+        """The same batch on `device`, by one copy that waits for nothing."""
+        return Batch(*to_device(self, device))
 
 
 @dataclass

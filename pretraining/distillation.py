@@ -19,7 +19,7 @@ from pretraining.corpus import EVAL_TOKENS, Corpus, split_by_tokens
 def sentence_vectors(hidden, layout):
     """hidden [N, H] → the mean over each line's tokens [B, H], and its [CLS] [B, H]."""
     mean = layout.pad(hidden).sum(dim=1) / layout.mask.sum(dim=1, keepdim=True)
-    return mean, hidden.index_select(0, layout.cls_rows().rows)
+    return mean, hidden.index_select(0, layout.first_rows())
 
 
 class DistillationHead(nn.Module):

@@ -12,7 +12,7 @@ from conftest import NoWaiting, write_course_data, write_table
 
 import evaluate as evaluate_script
 import train_multitask
-from bert import Bert, Tokenizer, UserError
+from bert import Bert, Tokenizer, UserError, transfer
 from common.flags import command
 from common.optimization import adamw, parameter_groups, warmup_then_decay
 from multitask import runs
@@ -287,18 +287,19 @@ def test_test_files_with_labels_are_scored_too(run, script, data, tmp_path):
     assert code == 0 and json.loads(out) == {"sts": dev["sts"], "mean": dev["sts"]["pearson"]}
 
 
-def test_a_batch_goes_to_a_device_from_pinned_memory(parts, monkeypatch):
-    pinned = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
-    batch = tokenize(PAIRS, parts[1]).batch(range(3))
+@pytest.mark.parametrize("pairs", ["joint", "separate"])
+def test_all_of_a_batch_goes_to_a_device_in_one_buffer(parts, monkeypatch, pairs):
+    buffers = []
+    monkeypatch.setattr(transfer, "copy_together", lambda tensors, device: buffers.append(tensors)
+                        or [tensor.to(device) for tensor in tensors])
+    batch = tokenize(PAIRS, parts[1], pairs).batch(range(3))
     moved = batch.to(torch.device("meta"))
-    tensors = [batch.input_ids, batch.token_type_ids, batch.labels, batch.layout.mask,
-               batch.layout.flat_index, batch.cls_rows.mask, batch.cls_rows.flat_index,
-               batch.cls_rows.rows, batch.layout.positions, batch.cls_rows.positions,
-               batch.layout.offsets, batch.cls_rows.offsets]
-    assert {id(tensor) for tensor in pinned} == {id(tensor) for tensor in tensors}
+    tensors = [batch.input_ids, batch.token_type_ids, *batch.layout.tensors().values(),
+               *batch.cls_rows.tensors().values(), batch.labels]
+    assert list(map(id, *buffers)) == list(map(id, tensors))
     assert moved.layout.flat_index.is_meta and moved.cls_rows.rows.is_meta
-    assert moved.input_ids.is_meta
+    assert moved.input_ids.is_meta and moved.labels.is_meta
+    assert all(a is b for a, b in zip(batch, batch.to(torch.device("cpu"))))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
