@@ -1,5 +1,7 @@
-"""W·x + b on packed rows: one matrix, or several that read the same rows, in one product; and, in
-mixed precision, copies of all weights in bfloat16, made together once a pass."""
+"""W·x + b on packed rows: one matrix, or several that read the same rows, in one product; and the
+products of one pass, whose matrices are joined, and cast in mixed precision, all together."""
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -7,40 +9,56 @@ from torch import nn
 
 
 class PackedLinear(nn.Linear):
-    """W·x + b on each of N rows. `layout` may hold a copy of W and b in lower precision; an adapter
-    in this place reads more of it."""
+    """W·x + b on each of N rows. `layout` may hold a product made for this pass (products_for); an
+    adapter in this place reads more of it."""
 
     def reset_parameters(self):
         if self.weight.numel():                              # empty in a layer without heads
             super().reset_parameters()
 
     def forward(self, rows, layout=None):
-        return F.linear(rows, *weights_of((self,), layout))  # [N, in] → [N, out]
+        """rows [N, in] → [N, out]"""
+        product = layout.products.get((self,)) if layout is not None else None
+        return (F.linear(rows, self.weight, self.bias) if product is None
+                else product(rows, layout))
+
+    @staticmethod
+    def joins(group, layout, dtype):
+        """Whether `products` has a product of these modules: of plain ones, in mixed precision."""
+        return dtype is not None and all(
+            is_plain(module) and module.weight.numel() and module.weight.dtype == torch.float32
+            for module in group)
+
+    @staticmethod
+    def products(groups, layout, dtype):
+        """→ for each group the product of its matrices in `dtype`"""
+        joined = join_together([[getattr(module, name) for module in group]
+                                for name in ("weight", "bias") for group in groups], dtype)
+        return [partial(plain_product, *pair)
+                for pair in zip(joined[:len(groups)], joined[len(groups):])]
 
 
-def weights_of(modules, layout):
-    """→ W [sum of out, in] and b of these modules, one below the other."""
-    copies = layout.weights.get(modules) if layout is not None else None
-    if copies is not None:
-        return copies
-    if len(modules) == 1:
-        return modules[0].weight, modules[0].bias
-    return torch.cat([m.weight for m in modules]), torch.cat([m.bias for m in modules])
+def plain_product(weight, bias, rows, layout):
+    return F.linear(rows, weight, bias)
 
 
 def one_product(modules, rows, layout):
-    """rows [N, in] → the modules' outputs side by side, [N, sum of out]: as one product, where all
-    are plain matrices and joining their weights costs less than joining their outputs."""
-    if all(map(is_plain, modules)) and (
-            modules in layout.weights or torch.is_grad_enabled() or torch.compiler.is_compiling()
-            or len(rows) > rows.size(1)):
-        return F.linear(rows, *weights_of(modules, layout))
+    """rows [N, in] → the modules' outputs side by side, [N, sum of out]: as one product, where the
+    layout has one, or where all are plain matrices and joining their weights costs less than
+    joining their outputs."""
+    if modules in layout.products:
+        return layout.products[modules](rows, layout)
+    if all(map(is_plain, modules)) and (torch.is_grad_enabled() or torch.compiler.is_compiling()
+                                        or len(rows) > rows.size(1)):
+        return F.linear(rows, torch.cat([module.weight for module in modules]),
+                        torch.cat([module.bias for module in modules]))
     return torch.cat([module(rows, layout) for module in modules], dim=1)
 
 
-def is_plain(module):
-    """Whether a call of the module is W·x + b and nothing else: no adapter, no hook, no patch."""
-    return type(module) is PackedLinear and not (
+def is_plain(module, kind=PackedLinear):
+    """Whether a call of the module is kind.forward and nothing else: no hook, no patch, and by
+    default no adapter."""
+    return type(module) is kind and not (
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
         or module._backward_pre_hooks or "forward" in vars(module))
 
@@ -72,26 +90,30 @@ class JoinAndCast(torch.autograd.Function):
         return None, None, *(None if part is None else next(copies) for part in parts)
 
 
-def cast_together(groups, dtype):
-    """groups of PackedLinears → {group: (W, b) in dtype}: what Layout.weights holds"""
-    tensors = [[getattr(module, name) for module in group]
-               for group in groups for name in ("weight", "bias")]
-    joined = JoinAndCast.apply(dtype, [[len(tensor) for tensor in group] for group in tensors],
-                               *(tensor for group in tensors for tensor in group))
-    return dict(zip(groups, zip(joined[::2], joined[1::2])))
+def join_together(groups, dtype=None):
+    """groups of tensors → for each group one tensor, its members one below the other, in `dtype`
+    (None: their own)"""
+    return JoinAndCast.apply(dtype, [[len(tensor) for tensor in group] for group in groups],
+                             *(tensor for group in groups for tensor in group))
 
 
-def weights_for(layers, dtype):
-    """layers: [(BertLayer, whether it computes few rows only), …] → their weights for one pass in
-    mixed precision, {group: (W, b) in dtype}"""
-    groups = []
+def products_for(layers, layout, dtype):
+    """layers: [(BertLayer, whether it computes few rows only), …] → {modules that read the same
+    rows: a function of (rows [N, in], layout) that returns their outputs side by side}, made anew
+    for each pass, with matrices in `dtype` (None: their own).
+
+    Types of modules contribute: type.joins(modules, layout, dtype) tells whether
+    type.products(groups of such modules, layout, dtype) has a product for each of these groups."""
+    chosen = {}                                              # {type: its groups}
     for layer, few_rows in layers:
-        attention = layer.attention
+        attention, covered = layer.attention, set()
         joined = (((attention.query,), (attention.key, attention.value)) if few_rows else
                   ((attention.query, attention.key, attention.value),))
-        joined = [group for group in joined if all(map(is_plain, group))]
-        single = [(module,) for module in layer.modules() if isinstance(module, PackedLinear)
-                  and not any(module in group for group in joined)]
-        groups += [group for group in (*joined, *single)
-                   if all(m.weight.numel() and m.weight.dtype == torch.float32 for m in group)]
-    return cast_together(groups, dtype) if groups else {}
+        for group in (*joined, *((module,) for module in layer.modules())):
+            kinds = [kind for kind in map(type, group) if hasattr(kind, "joins")]
+            if covered.isdisjoint(group) and (kind := next(
+                    (kind for kind in kinds if kind.joins(group, layout, dtype)), None)):
+                chosen.setdefault(kind, []).append(group)
+                covered.update(part for module in group for part in module.modules())
+    return {group: product for kind, groups in chosen.items()
+            for group, product in zip(groups, kind.products(groups, layout, dtype))}
