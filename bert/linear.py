@@ -32,8 +32,8 @@ class PackedLinear(nn.Linear):
     @staticmethod
     def products(groups, layout, dtype):
         """→ for each group the product of its matrices in `dtype`"""
-        joined = join_together([[getattr(module, name) for module in group]
-                                for name in ("weight", "bias") for group in groups], dtype)
+        joined = join_together([[module.weight for module in group] for group in groups]
+                               + [[module.bias for module in group] for group in groups], dtype)
         return [partial(plain_product, *pair)
                 for pair in zip(joined[:len(groups)], joined[len(groups):])]
 
