@@ -8,13 +8,10 @@
 Data flow: files → ids → batches → encoder → head → loss → gradients → surgery → clip → L2 → step.
 """
 
-import math
 import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
-
-from torch import nn
 
 from bert import UserError
 from bert.errors import check_known
@@ -24,7 +21,7 @@ from common.cli import Parser, StopSignal, UserStop, run_script
 from common.device import peak_memory
 from common.flags import add_flags, command, with_absolute_paths
 from common.log import progress_bar
-from common.optimization import check_all_trained
+from common.optimization import check_all_trained, clip_gradients
 from common.run_folder import read_state, rng_state, save_state
 from multitask import distributed, methods, runs
 from multitask.evaluation import mean_losses, run_splits, score_outputs
@@ -48,6 +45,7 @@ def train(settings, folder, recipe="", record=None, state=None):
     all_trained = [p for parameters in run.trained.values() for p in parameters]
     shared = [p for name, p in model.named_parameters()
               if p.requires_grad and model.part(name)[1] is None]
+    one_group = len(run.trained) == 1 and not settings.l2    # l2 is not clipped
     began = time.perf_counter() - progress.seconds
     steps = range(progress.step + 1, schedule.steps + 1) if progress.running else ()
     writes = distributed.rank() == 0
@@ -74,7 +72,7 @@ def train(settings, folder, recipe="", record=None, state=None):
                     run.log.add("cosine", pair, cosine)
                     run.log.add("conflict", pair, float(cosine < 0))
             for parameters in run.trained.values():          # groups share no parameters
-                norm = nn.utils.clip_grad_norm_(parameters, settings.clip or math.inf)
+                norm = clip_gradients(parameters, settings.clip, one_group and run.optimizer)
                 run.finite.add(norm, f"the gradient of {', '.join(tasks)}")
             if settings.l2:
                 add_l2(all_trained, settings.l2)

@@ -21,8 +21,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks.side_by_side import Peer
-from benchmarks.speed import evaluate_padded
+from benchmarks.side_by_side import Peer, evaluate_padded
 from laser import Intervention, apply
 from laser.interventions import format_stack
 from laser.output_cache import OutputCache

@@ -13,7 +13,6 @@ import copy
 import os
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import peft
@@ -22,7 +21,15 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import lora
-from benchmarks.side_by_side import Peer, Side, in_turn, padded, ratio
+from benchmarks.side_by_side import (
+    Peer,
+    PeerSide,
+    Side,
+    in_turn,
+    padded,
+    quiet_transformers,
+    ratio,
+)
 from bert import Bert, Tokenizer
 from multitask.evaluation import load_split
 from multitask.model import build_model
@@ -60,12 +67,12 @@ def sides_of(weights, split, full):
         peer.bert.add_adapter(name, config)
     peer.bert.set_adapter(NAMES[0])
     rows = [name for name, count in MIXED for _ in range(count)]
-    return {FULL: Side(full, split, split.batch),
-            LORA: Side(one, split, split.batch),
+    return {FULL: Side(full, split),
+            LORA: Side(one, split),
             MIX: Side(three, split, lambda indices: split.batch(indices).with_adapters(MIXED)),
-            PEFT: Side(peer, split, partial(padded, split)),
-            PEFT_MIX: Side(peer, split, lambda indices: {**padded(split, indices),
-                                                         "adapter_names": rows})}
+            PEFT: PeerSide(peer, split),
+            PEFT_MIX: PeerSide(peer, split, lambda indices: {**padded(split, indices),
+                                                             "adapter_names": rows})}
 
 
 def round_trip(bert, tokenizer, weights):
@@ -93,6 +100,7 @@ def main():
     if not {"PLAINBERT_WEIGHTS", "PLAINBERT_DATA"} <= set(os.environ):
         sys.exit("set PLAINBERT_WEIGHTS and PLAINBERT_DATA; README.md says to what")
     weights, data = os.environ["PLAINBERT_WEIGHTS"], Path(os.environ["PLAINBERT_DATA"]) / "cs224n"
+    quiet_transformers()
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, peft "
           f"{peft.__version__}, {torch.get_num_threads()} CPU threads, {Path(weights).name}")
     torch.manual_seed(0)

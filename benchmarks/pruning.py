@@ -14,7 +14,6 @@ multiply-adds.
 import copy
 import os
 import sys
-from functools import partial
 from pathlib import Path
 
 import peft
@@ -24,7 +23,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import lora
-from benchmarks.side_by_side import Peer, Side, in_turn, padded, ratio
+from benchmarks.side_by_side import Peer, PeerSide, Side, in_turn, ratio
 from bert import Bert, BertConfig, Tokenizer
 from common.cli import Parser, run_script
 from multitask.evaluation import load_split
@@ -111,8 +110,8 @@ def main():
     models = {FULL: full, FEW: without(full, 44 / 144), MANY: without(full, 72 / 144)}
     training = models | {ADAPTED: adapt(copy.deepcopy(full)),
                          PRUNED: adapt(without(full, 44 / 144))}
-    training = {name: Side(model, split, split.batch) for name, model in training.items()}
-    training[BY_HAND] = Side(by_hand(full), split, partial(padded, split))
+    training = {name: Side(model, split) for name, model in training.items()}
+    training[BY_HAND] = PeerSide(by_hand(full), split)
     for name in (PRUNED, BY_HAND):
         print(f"{name}: {sum(p.numel() for p in training[name].trained):,} numbers train")
 

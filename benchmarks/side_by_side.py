@@ -3,16 +3,30 @@ all of them."""
 
 import statistics
 import time
+from contextlib import nullcontext
+from functools import partial
+from types import SimpleNamespace
 
 import torch
-import transformers
 from torch import nn
 from tqdm import tqdm
 
+from common.finite import FiniteCheck
+from common.log import Log
+from common.optimization import adamw, parameter_groups
+from multitask.schedule import Schedule, trained_modules
 from multitask.tasks import TASKS
 
-transformers.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
+CPU, LR = torch.device("cpu"), 1e-5
+
+
+def quiet_transformers():
+    """→ the module transformers, without its log and bars; slow to import."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
 
 
 class Peer(nn.Module):
@@ -22,8 +36,8 @@ class Peer(nn.Module):
     def __init__(self, encoder, heads):
         super().__init__()
         self.bert = encoder if isinstance(encoder, nn.Module) else (
-            transformers.BertModel.from_pretrained(encoder, attn_implementation="sdpa",
-                                                   add_pooling_layer=False))
+            quiet_transformers().BertModel.from_pretrained(encoder, attn_implementation="sdpa",
+                                                           add_pooling_layer=False))
         self.heads = heads
 
     def forward(self, task, batch):
@@ -36,30 +50,95 @@ def padded(split, indices):
                                [split.segments[0][1][i] for i in indices])
 
 
-class Side:
-    """A model, and how it takes a batch of `split`, given as a list of indices: `step` is one
-    training step as in train_multitask.py, `infer` one forward pass."""
+@torch.inference_mode()
+def evaluate_padded(model, splits, size=32, by_length=False):
+    """→ {task: a Peer's outputs [n, outputs] in the file's order}, of batches in that order, or
+    sorted `by_length`."""
+    model.eval()
+    outputs = {}
+    for task, split in splits.items():
+        order = list(range(len(split)))
+        if by_length:
+            order.sort(key=lambda i: len(split.segments[0][0][i]))
+        found = torch.cat([model(task, padded(split, order[i:i + size]))
+                           for i in range(0, len(split), size)])
+        outputs[task] = torch.empty_like(found).index_copy_(0, torch.tensor(order), found)
+    return outputs
 
-    def __init__(self, model, split, make_batch):
-        self.model, self.split, self.make_batch = model, split, make_batch
-        self.trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5, fused=True)
+
+class Side:
+    """A MultitaskModel that trains on `split` as train_multitask.py trains. A batch is given as a
+    list of indices, of which make_batch makes a Batch (default: split.batch). `autocast` makes the
+    context of a forward pass."""
+
+    def __init__(self, model, split, make_batch=None, autocast=nullcontext):
+        from multitask.methods import settings_class  # slow: a peer's process does without
+
+        settings = settings_class()(tasks="sst")
+        self.model, self.autocast = model, autocast
+        self.make_batch = make_batch or split.batch
+        model.bert.pooler.requires_grad_(False)                          # nothing reads it
+        schedule = Schedule(settings, {"sst": len(split)}, 1)
+        self.optimizer = adamw(parameter_groups(
+            trained_modules(model, settings, schedule, LR), settings.weight_decay))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["max_lr"]
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.run = SimpleNamespace(          # what train_multitask.add_gradients uses of a run
+            model=model, settings=settings, schedule=schedule, optimizer=self.optimizer, device=CPU,
+            autocast=lambda: self.autocast(), finite=FiniteCheck(model), log=Log(None, 0),
+            train={"sst": SimpleNamespace(batch=self.make_batch, ids=split.ids)},
+            progress=SimpleNamespace(step=0), checked_tasks=set())
 
     def backward(self, indices):
+        import train_multitask
+
         self.model.train()
-        outputs = self.model("sst", self.make_batch(indices))
-        TASKS["sst"].loss(outputs, self.split.labels[indices]).backward()
+        train_multitask.add_gradients(self.run, "sst", indices, 1.0)
 
     def step(self, indices):
+        """A step of the loop in train_multitask.py."""
         self.backward(indices)
-        nn.utils.clip_grad_norm_(self.trained, 1.0)
-        self.optimizer.step()
+        norm = nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.run.finite.add(norm, "the gradient of sst")
+        self.run.progress.step += 1
+        self.run.finite.update(self.optimizer, self.run.progress.step)
         self.optimizer.zero_grad()
+
+    def forward(self, indices):
+        with self.autocast():
+            return self.model("sst", self.make_batch(indices))
 
     @torch.inference_mode()
     def infer(self, indices):
         self.model.eval()
-        self.model("sst", self.make_batch(indices))
+        self.forward(indices)
+
+
+class PeerSide:
+    """A Peer and the ordinary training loop of torch. The arguments are those of Side; a batch is
+    padded by default."""
+
+    def __init__(self, model, split, make_batch=None, autocast=nullcontext):
+        self.model, self.split, self.autocast = model, split, autocast
+        self.make_batch = make_batch or partial(padded, split)
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=LR, fused=True)
+
+    def backward(self, indices):
+        self.model.train()
+        with self.autocast():
+            outputs = self.model("sst", self.make_batch(indices))
+            loss = TASKS["sst"].loss(outputs, self.split.labels[indices])
+        loss.backward()
+
+    def step(self, indices):
+        self.optimizer.zero_grad()
+        self.backward(indices)
+        nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+
+    forward, infer = Side.forward, Side.infer
 
 
 def seconds(function, *arguments):

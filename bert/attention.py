@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bert.dropout import dropout as cheap_dropout
+from bert.cpu_attention import cpu_attention
 from bert.linear import PackedLinear, one_product
 from bert.r_softmax import RSoftmaxAttention
 
@@ -34,19 +34,12 @@ def eager_attention(query, key, value, key_mask=None, dropout=0.0, layouts=None,
 def sdpa_attention(query, key, value, key_mask=None, dropout=0.0, layouts=None):
     """The same in torch's fused kernel, the default, which need not store the [Tq, Tk] scores. On a
     CPU that kernel has no dropout."""
+    by_hand = dropout and query.device.type == "cpu" and not torch.compiler.is_compiling()
     if layouts is not None:                   # computed once a batch, and not in each layer
         key_mask = layouts[1].key_bias(query.dtype)
-    if dropout and query.device.type == "cpu" and not torch.compiler.is_compiling():
+    if by_hand:
         return cpu_attention(query, key, value, key_mask, dropout)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask, dropout_p=dropout)
-
-
-def cpu_attention(query, key, value, key_bias, dropout):
-    """eager_attention in fewer passes over the scores, and with bert/dropout.py's dropout.
-    `key_bias`, added to the scores, is 0, or the least number at keys to ignore; or None."""
-    scores, scale = query @ key.transpose(-1, -2), query.size(-1) ** -0.5
-    scores = scores * scale if key_bias is None else torch.add(key_bias, scores, alpha=scale)
-    return cheap_dropout(torch.softmax(scores, dim=-1), dropout) @ value
 
 
 # Name → function with these arguments, or a class of nn.Module whose forward has them: each layer
@@ -125,9 +118,9 @@ class SelfAttention(nn.Module):
         return context.transpose(1, 2).flatten(2)
 
     def split_heads(self, grid):
-        """[B, T, k·heads·d] → k tensors [B, heads, T, d], in one copy"""
-        heads = grid.unflatten(-1, (-1, self.num_heads, self.head_size))
-        return heads.permute(2, 0, 3, 1, 4).contiguous()
+        """[B, T, k·heads·d] → k tensors [B, heads, T, d], for training in one copy"""
+        heads = grid.unflatten(-1, (-1, self.num_heads, self.head_size)).permute(2, 0, 3, 1, 4)
+        return heads.contiguous() if self.training else heads
 
     def scale_heads(self, context, layout, head_mask=None):
         """context [M, heads·d] → the same times head_mask and the layer's own mask."""

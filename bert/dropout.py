@@ -11,6 +11,11 @@ from torch import nn
 STEPS = 2 ** 16
 
 
+def rounded(probability):
+    """→ the multiple of 1/65,536 that is nearest to the probability"""
+    return round(probability * STEPS) / STEPS
+
+
 def keep_mask(shape, probability, dtype):
     """→ a tensor of this shape on the CPU, 0 with this probability (a multiple of 1/65,536), else
     1, drawn from torch's generator. The number of threads does not change it."""
@@ -26,10 +31,11 @@ def dropout(values, probability, training=True):
     training: `values` as they are."""
     if not training or values.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(values, probability, training)
-    rounded = round(probability * STEPS) / STEPS
-    if rounded in (0, 1):
-        return values * (1 - rounded)
-    return (values * keep_mask(values.shape, rounded, values.dtype)).mul_(1 / (1 - rounded))
+    probability = rounded(probability)
+    if probability in (0, 1):
+        return values * (1 - probability)
+    mask = keep_mask(values.shape, probability, values.dtype)
+    return (values * mask).mul_(1 / (1 - probability))
 
 
 class Dropout(nn.Dropout):

@@ -22,6 +22,8 @@ def check_shape(what, tensor, axes):
     if tensor.dim() != axes.count(",") + 1:
         raise UserError(f"{what} has the shape {list(tensor.shape)}; it must be [{axes}]")
 
+BUCKET_PAIRS = 4000      # one more grid takes as long as this many pairs of a query and a key
+
 
 class Gather(torch.autograd.Function):
     """rows[cells], for cells of which only rows[cells][row_cells] = rows get a gradient: the others
@@ -110,7 +112,7 @@ class Layout:
 
     def _make_length_buckets(self):
         """Make a selection for each group of sequences of similar length, because attention costs
-        the square of the grid's length; none if one grid is as good, and none on a GPU."""
+        the square of the grid's length; none if that saves little, and none on a GPU."""
         if self.no_padding or self.mask.device.type != "cpu":
             return
         lengths = (self.mask * torch.arange(1, self.tokens + 1)).amax(dim=1)
@@ -118,7 +120,8 @@ class Layout:
         sorted_lengths = lengths[order].tolist()
         for place, length in enumerate(sorted_lengths):
             longest = sorted_lengths[cuts[-1]]
-            if length < 0.7 * longest and longest > 16:      # 0.7² ≈ half; short grids cost little
+            saved = (longest ** 2 - length ** 2) * (self.batch - place)
+            if length < 0.7 * longest and saved > BUCKET_PAIRS:      # 0.7² ≈ half
                 cuts.append(place)
         if len(cuts) == 1:
             return

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+ROUNDED_TO = 32                    # the rows of products in bfloat16 on a CPU: RoundedProduct
+
 
 class PackedLinear(nn.Linear):
     """W·x + b on each of N rows. `layout` may hold a product made for this pass (products_for); an
@@ -18,9 +20,9 @@ class PackedLinear(nn.Linear):
 
     def forward(self, rows, layout=None):
         """rows [N, in] → [N, out]"""
-        product = layout.products.get((self,)) if layout is not None else None
-        return (F.linear(rows, self.weight, self.bias) if product is None
-                else product(rows, layout))
+        if layout is not None and (self,) in layout.products:
+            return layout.products[(self,)](rows, layout)
+        return product(rows, self.weight, self.bias)
 
     @staticmethod
     def joins(group, layout, dtype):
@@ -38,8 +40,51 @@ class PackedLinear(nn.Linear):
                 for pair in zip(joined[:len(groups)], joined[len(groups):])]
 
 
-def plain_product(weight, bias, rows, layout):
+class RoundedProduct(torch.autograd.Function):
+    """rows·Wᵀ + b in bfloat16 on a CPU, with zero rows up to a multiple of ROUNDED_TO. There torch
+    compiles a kernel for each new number of rows, which takes longer than the product; batches of
+    any N need few kernels like this. The rows are copied anyway, to change their type."""
+
+    @staticmethod
+    def forward(ctx, rows, weight, bias):
+        rounded = round_up(rows, weight.dtype)
+        ctx.save_for_backward(rounded, weight)
+        ctx.dtype = rows.dtype
+        return F.linear(rounded, weight, bias)[:len(rows)]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        rows, weight = ctx.saved_tensors
+        rounded = round_up(gradient, weight.dtype)
+        of_rows, of_weight, of_bias = ctx.needs_input_grad
+        return ((rounded @ weight)[:len(gradient)].to(ctx.dtype) if of_rows else None,
+                rounded.T @ rows if of_weight else None, gradient.sum(dim=0) if of_bias else None)
+
+
+def round_up(rows, dtype):
+    """[N, …] → a copy in dtype with zeros below, N rounded up to a multiple of ROUNDED_TO"""
+    copy = rows.new_empty(len(rows) + -len(rows) % ROUNDED_TO, rows.size(1), dtype=dtype)
+    copy[:len(rows)] = rows
+    copy[len(rows):] = 0
+    return copy
+
+
+def needs_rounding(weight):
+    """Whether the number of rows to multiply with this weight is to be a multiple of ROUNDED_TO."""
+    return (weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+            and not torch.compiler.is_compiling())
+
+
+def product(rows, weight, bias):
+    """rows [N, in] → rows·Wᵀ + b, [N, out]"""
+    if needs_rounding(weight):
+        return RoundedProduct.apply(rows, weight, bias)
     return F.linear(rows, weight, bias)
+
+
+def plain_product(weight, bias, rows, layout):
+    return product(rows, weight, bias)
 
 
 def one_product(modules, rows, layout):
@@ -50,8 +95,8 @@ def one_product(modules, rows, layout):
         return layout.products[modules](rows, layout)
     if all(map(is_plain, modules)) and (torch.is_grad_enabled() or torch.compiler.is_compiling()
                                         or len(rows) > rows.size(1)):
-        return F.linear(rows, torch.cat([module.weight for module in modules]),
-                        torch.cat([module.bias for module in modules]))
+        return product(rows, torch.cat([module.weight for module in modules]),
+                       torch.cat([module.bias for module in modules]))
     return torch.cat([module(rows, layout) for module in modules], dim=1)
 
 

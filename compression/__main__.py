@@ -25,7 +25,7 @@ from bert.files import write_json
 from bert.json_files import read_results
 from bert.matrices import MATRICES
 from common.cli import Parser, add_run_flags, run_script
-from common.device import pick_device
+from common.device import pick_device, pick_precision
 from common.flags import parse_numbers
 from common.plots import draw_curves
 from common.run_folder import claim
@@ -81,9 +81,10 @@ class CheckpointSession:
     score_names = ("masked_lm_loss", "masked_accuracy", "commonest_token_accuracy")
 
     def __init__(self, args):
-        self.first_splits, self.precision = {}, args.precision or "fp32"
-        self.device, self.autocast = pick_device(args.device, self.precision)
+        self.first_splits, self.device = {}, pick_device(args.device)
         tokenizer, bert = open_checkpoint(args.run)
+        self.precision, self.autocast = pick_precision(args.precision or "fp32", self.device,
+                                                       bert.config.hidden_size)
         self.model = MaskedLM(bert).to(self.device)
         if not load_head(self.model.head, pretraining_heads(args.run), args.run):
             raise UserError(f"{args.run} is neither a saved run nor a checkpoint with a masked-LM "

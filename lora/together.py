@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from bert.linear import ROUNDED_TO, needs_rounding
+
 
 class AdaptedProduct(torch.autograd.Function):
     """The equations above. `weight` [k·out + M·R, in] is [W; A₁; …] of all modules, `bias`
@@ -53,10 +55,13 @@ def adapted_product(adapters, weight, bias, up, scales, rows, layout):
     step = present[1] - present[0] if len(present) > 1 else 1      # query and value: 0 and 2 of 3
     adapted = slice(present[0], present[-1] + 1, step)
     loras = [lora for own in adapters for lora in own.values()]
-    return AdaptedProduct.apply(
-        rows.to(weight.dtype), scales(tuple(layout.adapter_rows), columns(adapters[present[0]])),
+    further = -len(rows) % ROUNDED_TO if needs_rounding(weight) else 0
+    padded = F.pad(rows.to(weight.dtype), (0, 0, 0, further)) if further else rows.to(weight.dtype)
+    out = AdaptedProduct.apply(
+        padded, scales((*layout.adapter_rows, (None, further)), columns(adapters[present[0]])),
         weight, bias, up.unflatten(1, (len(present), -1)).movedim(1, 0), adapted,
         *(lora.A for lora in loras), *(lora.B for lora in loras))
+    return out[:len(rows)] if further else out
 
 
 def by_module(rows, size):

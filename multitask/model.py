@@ -35,6 +35,11 @@ class MultitaskModel(nn.Module):
         self.early_exit = None           # or an early_exit.EarlyExit, which then does the pass
 
     @property
+    def width(self):
+        """H, the hidden size of the encoder or encoders."""
+        return next(iter(self.encoders.values())).config.hidden_size
+
+    @property
     def bert(self):
         """The encoder that all tasks share."""
         if SHARED not in self.encoders:

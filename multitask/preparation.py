@@ -7,7 +7,7 @@ import torch
 
 from bert import Bert, Tokenizer, UserError
 from bert.files import fingerprint
-from common.device import pick_device
+from common.device import pick_device, pick_precision
 from common.finite import FiniteCheck
 from common.log import SUMS, Log
 from common.optimization import OPTIMIZERS, parameter_groups
@@ -28,8 +28,10 @@ def prepare(settings, folder, recipe, record, state):
     """→ a namespace of all that the loop uses, from the start, or on from `state`; `train` is
     {task: Split}, `dev` {task: {name: Split}}, `trained` {training group: parameters}.
     Mistakes raise UserError before a file is written."""
-    device, autocast = pick_device(settings.device, settings.precision)
+    device = pick_device(settings.device)
     model, tokenizer = load_model(settings, device, record["edits"] if record else ())
+    asked = (record or {}).get("resolved", {}).get("precision", settings.precision)
+    precision, autocast = pick_precision(asked, device, model.width)
     train = {task: load_split(task, "train", settings.data, tokenizer, settings, settings.limit)
              for task in settings.task_names}
     dev = load_sets(settings.task_names, settings, tokenizer)
@@ -47,9 +49,11 @@ def prepare(settings, folder, recipe, record, state):
     runs.check_nothing_lost(model, optimizer, settings)
     torch.manual_seed(settings.seed + distributed.rank())    # of dropout
     record = prepare_folder(folder, settings, recipe, checksums, record, model)
-    record["resolved"] = {"lr": lr, "steps": schedule.steps, "device": str(device)}
+    record["resolved"] = {"lr": lr, "steps": schedule.steps, "device": str(device),
+                          "precision": precision}
     print(f"{record['parameters']['trained']:,} trainable parameters, {schedule.steps:,} steps, "
-          f"{schedule.epoch_steps:,} an epoch; learning rate {lr:g}; on {device}\n")
+          f"{schedule.epoch_steps:,} an epoch; learning rate {lr:g}; on {device}, "
+          f"{precision}\n")
     progress = SimpleNamespace(
         step=0, seconds=0.0, running=list(schedule.groups),  # training groups that go on
         scores={},                           # dev scores of the models that the folder holds

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from bert.files import write_json
-from common.device import pick_device
+from common.device import pick_device, pick_precision
 from common.run_folder import below, claim
 from common.tables import rows_table
 from multitask import runs
@@ -23,12 +23,13 @@ class RunSession:
     def __init__(self, args):
         self.run = Path(args.run)
         self.model, self.tokenizer, settings, self.record = runs.open_run(self.run)
-        self.precision = getattr(args, "precision", None) or settings.precision
-        self.device, self.autocast = pick_device(args.device, self.precision)
+        self.device, asked = pick_device(args.device), getattr(args, "precision", None)
+        self.precision, self.autocast = pick_precision(asked or settings.precision, self.device,
+                                                       self.model.width)
         self.model.to(self.device)
         data = Path(getattr(args, "data", None) or settings.data).resolve()
         limit = getattr(args, "limit", None)
-        self.settings = replace(settings, precision=self.precision, data=str(data),
+        self.settings = replace(settings, precision=asked or settings.precision, data=str(data),
                                 limit=settings.limit if limit is None else limit)
 
     @cached_property

@@ -38,7 +38,8 @@ class Settings:
     limit: int = setting(0, "use only the first N examples of each file (0: all)")
     seed: int = setting(0, "of heads, dropout and the order of examples", max=2 ** 32)
     device: str = setting("auto", "auto takes CUDA where there is one", ("auto", "cuda", "cpu"))
-    precision: str = setting("auto", "auto: bf16 on CUDA", ("auto", "fp32", "bf16"))
+    precision: str = setting("auto", "auto: bf16 on CUDA, or if the processor has AMX and the "
+                                     "model is not tiny", ("auto", "fp32", "bf16"))
     overwrite: bool = setting(False, "replace the run that is in --out")
     from_run: str = setting("", "start from a saved run instead of --bert", flag="--from")
 

@@ -13,7 +13,7 @@ from bert import Bert, BertConfig, UserError
 from bert.checkpoint import pretraining_heads
 from bert.files import write_json
 from common.cli import quoted
-from common.device import pick_device
+from common.device import pick_device, pick_precision
 from common.flags import check, flag_of, setting
 from common.log import SUMS
 from common.plots import draw_curves
@@ -64,7 +64,8 @@ class Settings:
     skip_nonfinite: bool = setting(False, "leave out an update whose loss or gradient is not "
                                           "finite and count it, instead of stopping")
     device: str = setting("auto", "auto: CUDA if there is one", choices=("auto", "cuda", "cpu"))
-    precision: str = setting("auto", "auto: bf16 on CUDA", choices=("auto", "fp32", "bf16"))
+    precision: str = setting("auto", "auto: bf16 on CUDA, or if the processor "
+                                  "has AMX and the model is not tiny", choices=("auto", "fp32", "bf16"))
 
     def __post_init__(self):
         check(self)
@@ -85,7 +86,7 @@ class Components:
     """The model, tokenizer and data of a run. start: the checkpoint, or "" for a new model."""
 
     def __init__(self, settings, start):
-        self.device, self.autocast = pick_device(settings.device, settings.precision)
+        self.device = pick_device(settings.device)
         lines = read_text(settings.text)
         held_out = torch.tensor([is_held_out(line, settings.heldout) for line in lines])
         torch.manual_seed(settings.seed)                     # of new weights
@@ -100,6 +101,7 @@ class Components:
                 attention_probs_dropout_prob=settings.dropout,
                 max_position_embeddings=settings.max_positions)), {}
         self.teacher = open_checkpoint(settings.teacher) if settings.teacher else None
+        _, self.autocast = pick_precision(settings.precision, self.device, bert.config.hidden_size)
         self.model = MaskedLM(bert, self.teacher[1].config.hidden_size if self.teacher else None)
         if not load_head(self.model.head, heads, start) and start:
             print(f"{start} has no masked-LM head; a new one begins")

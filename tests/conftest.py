@@ -51,6 +51,12 @@ def real_glue():
     return folder
 
 
+@pytest.fixture(autouse=True)
+def length_buckets_in_small_batches(monkeypatch):
+    """Tests' batches are small; they are to attend in length buckets as large ones do."""
+    monkeypatch.setattr("bert.layout.BUCKET_PAIRS", 200)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """A folder with a small random BERT and a vocabulary of WORDS."""

@@ -229,12 +229,14 @@ def test_bf16_autocast_runs_every_linear_in_bf16_and_keeps_fp32_weights(bert):
     assert {p.grad.dtype for p in bert.parameters()} == {torch.float32}
 
 
-def test_similar_lengths_and_short_ones_share_a_grid():
+def test_lengths_share_a_grid_where_another_would_save_little(monkeypatch):
     def buckets(*lengths):
-        return len(Layout(torch.arange(20) < torch.tensor(lengths)[:, None]).length_buckets)
+        return len(Layout(torch.arange(90) < torch.tensor(lengths)[:, None]).length_buckets)
 
     assert buckets(20, 13) == 2 and buckets(20, 14) == 0     # 14 is 0.7 of 20
-    assert buckets(17, 3) == 2 and buckets(16, 3) == 0
+    monkeypatch.undo()                                       # of conftest.py
+    assert buckets(70, 30) == 2 and buckets(60, 30) == 0     # 4,000 and 2,700 pairs less
+    assert buckets(60, 30, 30) == 2
 
 
 def test_attention_in_length_buckets_is_attention_on_one_grid():
