@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from common.finite import FiniteCheck
 from common.log import Log
-from common.optimization import adamw, parameter_groups
+from common.optimization import adamw, clip_gradients, parameter_groups
 from multitask.schedule import Schedule, trained_modules
 from multitask.tasks import TASKS
 
@@ -99,7 +99,7 @@ class Side:
     def step(self, indices):
         """A step of the loop in train_multitask.py."""
         self.backward(indices)
-        norm = nn.utils.clip_grad_norm_(self.trained, 1.0)
+        norm = clip_gradients(self.trained, 1.0, self.optimizer)
         self.run.finite.add(norm, "the gradient of sst")
         self.run.progress.step += 1
         self.run.finite.update(self.optimizer, self.run.progress.step)

@@ -118,9 +118,14 @@ class SelfAttention(nn.Module):
         return context.transpose(1, 2).flatten(2)
 
     def split_heads(self, grid):
-        """[B, T, k·heads·d] → k tensors [B, heads, T, d], for training in one copy"""
+        """[B, T, k·heads·d] → k tensors [B, heads, T, d]; for training in one copy, which on a CPU
+        is in fp32 (bert/cpu_attention.py)."""
         heads = grid.unflatten(-1, (-1, self.num_heads, self.head_size)).permute(2, 0, 3, 1, 4)
-        return heads.contiguous() if self.training else heads
+        if not self.training:
+            return heads
+        wider = grid.device.type == "cpu" and grid.dtype == torch.bfloat16
+        return heads.to(torch.float32 if wider else grid.dtype, copy=True,
+                        memory_format=torch.contiguous_format)
 
     def scale_heads(self, context, layout, head_mask=None):
         """context [M, heads·d] → the same times head_mask and the layer's own mask."""

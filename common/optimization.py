@@ -16,13 +16,19 @@ def warmup_then_decay(step, steps, warmup, decay=True):
 
 
 def parameter_groups(modules, weight_decay):
-    """[(module, {"max_lr": highest learning rate, …})] → parameter groups for an optimizer: the
-    trainable parameters of each module, of which only matrices decay; the loop sets "lr"."""
-    groups = [{"params": [p for p in module.parameters()
-                          if p.requires_grad and (p.dim() > 1) == matrices],
-               "weight_decay": weight_decay if matrices else 0.0, **more}
-              for module, more in modules for matrices in (True, False)]
-    return [group for group in groups if group["params"]]
+    """[(module, {"max_lr": highest learning rate, …})] → parameter groups for an optimizer, one for
+    each choice of values: the trainable parameters, of which only matrices decay; the loop sets
+    "lr"."""
+    groups = {}
+    for module, more in modules:
+        for matrices in (True, False):
+            values = {"weight_decay": weight_decay if matrices else 0.0, **more}
+            params = [p for p in module.parameters()
+                      if p.requires_grad and (p.dim() > 1) == matrices]
+            if params:
+                groups.setdefault(tuple(values.items()), {"params": [], **values})[
+                    "params"].extend(params)
+    return list(groups.values())
 
 
 def adamw(groups):
@@ -31,18 +37,21 @@ def adamw(groups):
 
 
 def clip_gradients(parameters, limit, optimizer=None):
-    """Scale the gradients of these parameters so that their joint norm is at most `limit` (0:
-    leave them) → the norm before. With `optimizer`, a fused one that has no others, it will scale
-    them while it steps, which saves a pass over all gradients."""
-    gradients = [p.grad.flatten() for p in parameters if p.grad is not None]
+    """Divide the gradients of these parameters so that their joint norm is at most `limit` (0:
+    leave them) → the norm before. `optimizer`, if it has no other parameters and is a fused one,
+    divides them while it steps, to the same bytes, which saves a pass over all gradients."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
     if gradients and gradients[0].device.type == "cpu":      # a product is the fastest sum there
-        norm = torch.stack([gradient @ gradient for gradient in gradients]).sum().sqrt()
+        flat = [gradient.flatten() for gradient in gradients]
+        norm = torch.stack([gradient @ gradient for gradient in flat]).sum().sqrt()
     else:
         norm = nn.utils.get_total_norm(gradients)
-    if limit and getattr(optimizer, "_step_supports_amp_scaling", False):
-        optimizer.grad_scale = ((norm + 1e-6) / limit).clamp(min=1)      # it divides by this
-    elif limit:
-        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    if limit and gradients:
+        divisor = ((norm + 1e-6) / limit).clamp(min=1)
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            optimizer.grad_scale = divisor
+        else:
+            torch._foreach_div_(gradients, divisor)
     return norm
 
 

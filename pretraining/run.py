@@ -64,8 +64,8 @@ class Settings:
     skip_nonfinite: bool = setting(False, "leave out an update whose loss or gradient is not "
                                           "finite and count it, instead of stopping")
     device: str = setting("auto", "auto: CUDA if there is one", choices=("auto", "cuda", "cpu"))
-    precision: str = setting("auto", "auto: bf16 on CUDA, or if the processor "
-                                  "has AMX and the model is not tiny", choices=("auto", "fp32", "bf16"))
+    precision: str = setting("auto", "auto: bf16 on CUDA, or if the processor has AMX and the "
+                                     "model is not tiny", choices=("auto", "fp32", "bf16"))
 
     def __post_init__(self):
         check(self)

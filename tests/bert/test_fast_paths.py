@@ -1,0 +1,281 @@
+"""Each fast path equals the plain one beside it: dropout, attention on a CPU, the gradient of word
+embeddings, joined and cast weights, and grids."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bert.cpu_attention
+from bert import Bert, BertConfig, Layout
+from bert.attention import eager_attention
+from bert.cpu_attention import cpu_attention
+from bert.dropout import Dropout, dropout, keep_mask
+from bert.embedding import WordEmbedding
+from bert.linear import PackedLinear, one_product, product, weights_for
+
+LENGTHS = [20, 60, 3, 41, 58, 19, 2]
+
+
+def close(found, expected, atol=1e-5):
+    torch.testing.assert_close(found, expected, atol=atol, rtol=1e-5)
+
+
+def ragged(lengths=LENGTHS):
+    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+
+
+# ---- dropout
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_each_entry_with_its_probability_and_keeps_the_mean(p, dtype):
+    torch.manual_seed(0)
+    found = dropout(torch.ones(1000, 1001, dtype=dtype), p).float()
+    dropped = (found == 0).float()
+    error = math.sqrt(p * (1 - p) / found.numel())
+    assert abs(dropped.mean() - p) < 4 * error
+    close(found[found > 0].unique(), torch.tensor([1 / (1 - p)]), atol=0.02)
+    assert abs(found.mean() - 1) < 5 * error / (1 - p) + (0.004 if dtype == torch.bfloat16 else 0)
+    for shift in (1, 2, 3, 4, 7, 1001):                      # neighbors, and those of one draw
+        flat = dropped.flatten()
+        both = (flat[shift:] * flat[:-shift]).mean()
+        assert abs(both - p * p) < 5 * error, f"entries {shift} apart depend on each other"
+    for axis in (0, 1):
+        assert (dropped.mean(dim=axis) - p).abs().max() < 6 * math.sqrt(p * (1 - p) / 1000)
+
+
+def test_dropout_sends_gradients_where_it_let_values_pass():
+    values = torch.randn(50, 7, requires_grad=True)
+    found = dropout(values, 0.3)
+    found.sum().backward()
+    close(values.grad * values.detach(), found.detach(), atol=1e-6)
+
+
+def test_dropout_follows_the_seed_and_not_the_threads():
+    def draw():
+        torch.manual_seed(3)
+        return dropout(torch.ones(3000, 5), 0.1)
+
+    one, threads = draw(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(one, draw())
+    finally:
+        torch.set_num_threads(threads)
+    assert not torch.equal(one, dropout(torch.ones(3000, 5), 0.1))
+
+
+@pytest.mark.parametrize("p, expected", [(0, 1.0), (1e-7, 1.0), (1, 0.0)])
+def test_dropout_of_nothing_or_all(p, expected):
+    assert (dropout(torch.ones(400), p) == expected).all()
+    assert (Dropout(0.5).eval()(torch.ones(400)) == 1).all()
+
+
+# ---- attention by hand
+
+@pytest.mark.parametrize("queries", [9, 1])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_on_a_cpu_is_the_equation_with_its_gradients(queries, masked, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, 4, tokens, 8, generator=generator, requires_grad=True)
+                         for tokens in (queries, 9, 9))
+    mask = keep_mask((12, queries, 9), 0.25, torch.float32)
+    monkeypatch.setattr(bert.cpu_attention, "keep_mask", lambda *_: mask)
+    keys = torch.arange(9) < torch.tensor([9, 4, 1])[:, None, None, None] if masked else None
+    bias = None if keys is None else torch.zeros(keys.shape).masked_fill(
+        ~keys, torch.finfo(torch.float32).min)
+
+    def plain(scores, dim):
+        return torch.softmax(scores, dim) * mask.view(3, 4, queries, 9) / 0.75
+
+    gradient = torch.randn(3, 4, queries, 8, generator=generator)
+    results = []
+    for context in (cpu_attention(query, key, value, bias, 0.25),
+                    eager_attention(query, key, value, keys, probabilities=plain)):
+        results.append([context, *torch.autograd.grad(context, (query, key, value), gradient)])
+    for found, expected in zip(*results):
+        close(found, expected)
+
+
+def test_attention_on_a_cpu_is_the_same_under_autocast():
+    query, key, value = torch.randn(3, 2, 4, 7, 8, requires_grad=True)
+    results = []
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled):
+            context = cpu_attention(query, key, value, None, 0.1)
+            results.append([context, *torch.autograd.grad(context.sum(), (query, key, value))])
+    assert all(map(torch.equal, *results))
+
+
+# ---- the gradient of word embeddings
+
+def step(table, ids, optimizer=None):
+    table.weight.grad = None
+    table(ids).square().sum().backward()
+    return table.weight.grad
+
+
+def test_the_gradient_of_word_embeddings_is_torchs_in_the_same_memory():
+    table, plain = WordEmbedding(50, 8), nn.Embedding(50, 8)
+    plain.load_state_dict(table.state_dict())
+    places = set()
+    for seed in range(5):
+        ids = torch.randint(50, (30,), generator=torch.Generator().manual_seed(seed))
+        close(step(table, ids), step(plain, ids))
+        places.add(table.weight.grad.data_ptr())
+        table.weight.grad += 1                               # as an L2 penalty changes all rows
+    assert len(places) == 1
+
+
+def test_a_gradient_that_is_still_used_is_left_alone():
+    table, ids = WordEmbedding(50, 8), torch.tensor([1, 2, 2])
+    for held in (lambda g: g, lambda g: g.view(-1), lambda g: g[3:].detach(), lambda g: g.numpy()):
+        kept = held(step(table, ids))
+        before = copy.deepcopy(kept)
+        step(table, torch.tensor([4, 5]))
+        assert (before == kept).all()
+    table.weight.grad = None
+    for _ in range(2):                                       # two passes before one step
+        table(ids).square().sum().backward()
+    close(table.weight.grad, 2 * step(table, ids).clone())
+
+
+def test_word_embeddings_are_copied_and_saved_without_their_memory():
+    table = WordEmbedding(50, 8)
+    step(table, torch.tensor([1]))
+    for other in (copy.deepcopy(table), pickle.loads(pickle.dumps(table))):
+        assert other.memory.storage is None and torch.equal(other.weight, table.weight)
+    assert list(table.state_dict()) == ["weight"]
+    table.requires_grad_(False)
+    assert not table(torch.tensor([1])).requires_grad
+    assert table(torch.tensor([[1, 2]])).shape == (1, 2, 8)
+
+
+# ---- products
+
+def three(width=8):
+    torch.manual_seed(0)
+    return tuple(PackedLinear(width, n) for n in (4, 6, 4))
+
+
+def test_one_product_of_three_matrices_is_three_products():
+    modules, rows = three(), torch.randn(5, 8, requires_grad=True)
+    layout = Layout(torch.ones(1, 5))
+    joined = one_product(modules, rows, layout)
+    apart = torch.cat([module(rows, layout) for module in modules], dim=1)
+    close(joined, apart)
+    parameters = [rows, *(p for module in modules for p in module.parameters())]
+    for found, expected in zip(*(torch.autograd.grad(out.square().sum(), parameters)
+                                 for out in (joined, apart))):
+        close(found, expected)
+
+
+@pytest.mark.parametrize("change", ["hook", "pre-hook", "patch", "class"])
+def test_a_changed_matrix_is_called_by_itself(change):
+    modules, rows, called = list(three()), torch.randn(5, 8), []
+    if change == "hook":
+        modules[1].register_forward_hook(lambda *_: called.append(1))
+    elif change == "pre-hook":
+        modules[1].register_forward_pre_hook(lambda *_: called.append(1))
+    elif change == "patch":
+        modules[1].forward = lambda rows, layout: called.append(1) or rows[:, :6]
+    else:
+        modules[1] = nn.Module()
+        modules[1].forward = lambda rows, layout: called.append(1) or rows[:, :6]
+    assert one_product(tuple(modules), rows, Layout(torch.ones(1, 5))).shape == (5, 14)
+    assert called == [1]
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 70])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_in_bf16_is_torchs_for_any_number_of_rows(count, dtype):
+    torch.manual_seed(0)
+    rows = torch.randn(count, 24, dtype=dtype, requires_grad=True)
+    weight, bias = torch.randn(16, 24).bfloat16(), torch.randn(16).bfloat16()
+    gradient, results = torch.randn(count, 16).bfloat16(), []
+    for function in (product, lambda r, *more: F.linear(r.bfloat16(), *more)):
+        inputs = [rows, *(p.clone().requires_grad_() for p in (weight, bias))]
+        out = function(*inputs)
+        results.append([out, *torch.autograd.grad(out, inputs, gradient)])
+    for found, expected in zip(*results):
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected, atol=0.06, rtol=0.02)
+
+
+def small(**changes):
+    torch.manual_seed(0)
+    return Bert(BertConfig(**{"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2,
+                              "num_attention_heads": 4, "intermediate_size": 64,
+                              "max_position_embeddings": 64, **changes}))
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_weights_cast_together_give_the_gradients_of_autocast(few, monkeypatch):
+    model, mask = small(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), ragged()
+    ids, results = torch.randint(50, mask.shape), []
+    for cast in (weights_for, lambda *_: {}):
+        monkeypatch.setattr("bert.model.weights_for", cast)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden, layout = model.train().embed(ids, mask)
+            rows = layout.cls_rows() if few else None
+            out = model.encode(hidden, layout, output_rows=rows)
+        out.square().sum().backward()
+        results.append([out, *(p.grad for n, p in model.named_parameters() if "pooler" not in n)])
+    for found, expected in zip(*results):
+        assert found.dtype == expected.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=0.05,
+                                   atol=0.05 * expected.abs().max().item())
+
+
+def test_all_weights_are_cast_by_one_operation():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Casts(TorchDispatchMode):
+        seen = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if any(word in str(function) for word in ("_foreach_copy_", "_to_copy")):
+                self.seen.append((str(function), tuple(getattr(args[0], "shape", ()))))
+            return function(*args, **(kwargs or {}))
+
+    model, mask = small().eval(), ragged()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), Casts() as casts:
+        model.encode(*model.embed(torch.zeros_like(mask), mask))
+    assert [name for name, _ in casts.seen].count("aten._foreach_copy_.default") == 1
+    sizes = {tuple(p.shape) for p in model.layers.parameters() if p.dim() == 2}
+    assert not sizes & {shape for _, shape in casts.seen}
+
+
+# ---- grids
+
+@pytest.mark.parametrize("buckets", [True, False])
+def test_grids_hold_the_rows_at_their_cells(buckets):
+    layout = Layout(ragged())
+    if not buckets:
+        layout.length_buckets = []
+    rows = torch.randn(len(layout), 5, requires_grad=True)
+    grids = layout.to_grids(rows)
+    for grid, where in zip(grids, layout.length_buckets or [layout]):
+        own = rows if where is layout else rows[where.rows]
+        close(where.unpad(grid), own)
+    close(layout.from_grids(grids), rows)
+    weights = torch.randn(rows.shape)
+    (layout.from_grids(grids) * weights).sum().backward()
+    close(rows.grad, weights)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_text_that_is_no_number_spoils_no_other(train):
+    model, mask = small().train(train), ragged()
+    words = torch.randn(*mask.shape, 32)
+    words[1, 3] = float("nan")
+    out = model(inputs_embeds=words, attention_mask=mask)[0]
+    finite = out.isfinite().flatten(1).all(dim=1)
+    assert finite.tolist() == [n != 1 for n in range(len(LENGTHS))]
