@@ -61,7 +61,7 @@ class Layout:
     offsets [batch + 1]    int32, the first row of each sequence, then N; None in a DenseLayout
     min_rows               the fewest rows of a sequence, 0 only in a selection
     adapters, adapter_rows [(LoRA adapter or None, its sequences or rows), …]; or None
-    weights                {modules: their weights in lower precision}, for one pass"""
+    products               {modules: a function that computes them together}, for one pass"""
 
     def __init__(self, mask, rows=None, positions=None):
         check_shape("attention_mask", mask, "batch, tokens")
@@ -69,7 +69,7 @@ class Layout:
             raise UserError(f"the batch is empty: attention_mask is {list(mask.shape)}")
         self.batch, self.tokens = mask.shape
         self.mask, self.rows = mask.bool(), rows
-        self.adapters, self.adapter_rows, self.weights, self.biases = None, None, {}, {}
+        self.adapters, self.adapter_rows, self.products, self.biases = None, None, {}, {}
         self.flat_index, own_positions = self._cells()
         self.positions = own_positions if positions is None else positions
         self.no_padding = self.flat_index.size(0) == mask.numel()
@@ -235,10 +235,10 @@ class Layout:
         other.adapters, other.adapter_rows = adapters, self._count_rows(adapters)
         return other
 
-    def with_weights(self, weights):
-        """→ this layout with {modules: (W, b)} for one pass"""
+    def with_products(self, products):
+        """→ this layout with those of bert.linear.products_for, for one pass"""
         other = copy(self)
-        other.weights = weights
+        other.products = products
         return other
 
     def _count_rows(self, adapters):

@@ -1,27 +1,49 @@
-"""W·x + b on packed rows: one matrix, or several that read the same rows, in one product; and, in
-mixed precision, copies of all weights in bfloat16, made together once a pass."""
+"""W·x + b on packed rows: one matrix, or several that read the same rows, in one product; and the
+products of one pass, whose matrices are joined, and cast in mixed precision, all together."""
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+ROUNDED_TO = 32                    # the rows of products in bfloat16 on a CPU: RoundedProduct
+
 
 class PackedLinear(nn.Linear):
-    """W·x + b on each of N rows. `layout` may hold a copy of W and b in lower precision; an adapter
-    in this place reads more of it."""
+    """W·x + b on each of N rows. `layout` may hold a product made for this pass (products_for); an
+    adapter in this place reads more of it."""
 
     def reset_parameters(self):
         if self.weight.numel():                              # empty in a layer without heads
             super().reset_parameters()
 
     def forward(self, rows, layout=None):
-        return product(rows, *weights_of((self,), layout))   # [N, in] → [N, out]
+        """rows [N, in] → [N, out]"""
+        if layout is not None and (self,) in layout.products:
+            return layout.products[(self,)](rows, layout)
+        return product(rows, self.weight, self.bias)
+
+    @staticmethod
+    def joins(group, layout, dtype):
+        """Whether `products` has a product of these modules: of plain ones, in mixed precision."""
+        return dtype is not None and all(
+            is_plain(module) and module.weight.numel() and module.weight.dtype == torch.float32
+            for module in group)
+
+    @staticmethod
+    def products(groups, layout, dtype):
+        """→ for each group the product of its matrices in `dtype`"""
+        joined = join_together([[module.weight for module in group] for group in groups]
+                               + [[module.bias for module in group] for group in groups], dtype)
+        return [partial(plain_product, *pair)
+                for pair in zip(joined[:len(groups)], joined[len(groups):])]
 
 
 class RoundedProduct(torch.autograd.Function):
-    """rows·Wᵀ + b in bfloat16 on a CPU, with zero rows up to a multiple of 32. There torch compiles
-    a kernel for each new number of rows, which takes longer than the product; batches of any N need
-    few kernels like this. The rows are copied anyway, to change their type."""
+    """rows·Wᵀ + b in bfloat16 on a CPU, with zero rows up to a multiple of ROUNDED_TO. There torch
+    compiles a kernel for each new number of rows, which takes longer than the product; batches of
+    any N need few kernels like this. The rows are copied anyway, to change their type."""
 
     @staticmethod
     def forward(ctx, rows, weight, bias):
@@ -40,45 +62,48 @@ class RoundedProduct(torch.autograd.Function):
                 rounded.T @ rows if of_weight else None, gradient.sum(dim=0) if of_bias else None)
 
 
-def round_up(rows, dtype, step=32):
-    """[N, …] → a copy in dtype with zeros below, N rounded up to a multiple of `step`"""
-    copy = rows.new_empty(-(-len(rows) // step) * step, rows.size(1), dtype=dtype)
+def round_up(rows, dtype):
+    """[N, …] → a copy in dtype with zeros below, N rounded up to a multiple of ROUNDED_TO"""
+    copy = rows.new_empty(len(rows) + -len(rows) % ROUNDED_TO, rows.size(1), dtype=dtype)
     copy[:len(rows)] = rows
     copy[len(rows):] = 0
     return copy
 
 
+def needs_rounding(weight):
+    """Whether the number of rows to multiply with this weight is to be a multiple of ROUNDED_TO."""
+    return (weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+            and not torch.compiler.is_compiling())
+
+
 def product(rows, weight, bias):
     """rows [N, in] → rows·Wᵀ + b, [N, out]"""
-    if (weight.dtype == torch.bfloat16 and rows.device.type == "cpu"
-            and not torch.compiler.is_compiling()):
+    if needs_rounding(weight):
         return RoundedProduct.apply(rows, weight, bias)
     return F.linear(rows, weight, bias)
 
 
-def weights_of(modules, layout):
-    """→ W [sum of out, in] and b of these modules, one below the other."""
-    copies = layout.weights.get(modules) if layout is not None else None
-    if copies is not None:
-        return copies
-    if len(modules) == 1:
-        return modules[0].weight, modules[0].bias
-    return torch.cat([m.weight for m in modules]), torch.cat([m.bias for m in modules])
+def plain_product(weight, bias, rows, layout):
+    return product(rows, weight, bias)
 
 
 def one_product(modules, rows, layout):
-    """rows [N, in] → the modules' outputs side by side, [N, sum of out]: as one product, where all
-    are plain matrices and joining their weights costs less than joining their outputs."""
-    if all(map(is_plain, modules)) and (
-            modules in layout.weights or torch.is_grad_enabled() or torch.compiler.is_compiling()
-            or len(rows) > rows.size(1)):
-        return product(rows, *weights_of(modules, layout))
+    """rows [N, in] → the modules' outputs side by side, [N, sum of out]: as one product, where the
+    layout has one, or where all are plain matrices and joining their weights costs less than
+    joining their outputs."""
+    if modules in layout.products:
+        return layout.products[modules](rows, layout)
+    if all(map(is_plain, modules)) and (torch.is_grad_enabled() or torch.compiler.is_compiling()
+                                        or len(rows) > rows.size(1)):
+        return product(rows, torch.cat([module.weight for module in modules]),
+                       torch.cat([module.bias for module in modules]))
     return torch.cat([module(rows, layout) for module in modules], dim=1)
 
 
-def is_plain(module):
-    """Whether a call of the module is W·x + b and nothing else: no adapter, no hook, no patch."""
-    return type(module) is PackedLinear and not (
+def is_plain(module, kind=PackedLinear):
+    """Whether a call of the module is kind.forward and nothing else: no hook, no patch, and by
+    default no adapter."""
+    return type(module) is kind and not (
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
         or module._backward_pre_hooks or "forward" in vars(module))
 
@@ -110,26 +135,30 @@ class JoinAndCast(torch.autograd.Function):
         return None, None, *(None if part is None else next(copies) for part in parts)
 
 
-def cast_together(groups, dtype):
-    """groups of PackedLinears → {group: (W, b) in dtype}: what Layout.weights holds"""
-    tensors = [[getattr(module, name) for module in group]
-               for group in groups for name in ("weight", "bias")]
-    joined = JoinAndCast.apply(dtype, [[len(tensor) for tensor in group] for group in tensors],
-                               *(tensor for group in tensors for tensor in group))
-    return dict(zip(groups, zip(joined[::2], joined[1::2])))
+def join_together(groups, dtype=None):
+    """groups of tensors → for each group one tensor, its members one below the other, in `dtype`
+    (None: their own)"""
+    return JoinAndCast.apply(dtype, [[len(tensor) for tensor in group] for group in groups],
+                             *(tensor for group in groups for tensor in group))
 
 
-def weights_for(layers, dtype):
-    """layers: [(BertLayer, whether it computes few rows only), …] → their weights for one pass in
-    mixed precision, {group: (W, b) in dtype}"""
-    groups = []
+def products_for(layers, layout, dtype):
+    """layers: [(BertLayer, whether it computes few rows only), …] → {modules that read the same
+    rows: a function of (rows [N, in], layout) that returns their outputs side by side}, made anew
+    for each pass, with matrices in `dtype` (None: their own).
+
+    Types of modules contribute: type.joins(modules, layout, dtype) tells whether
+    type.products(groups of such modules, layout, dtype) has a product for each of these groups."""
+    chosen = {}                                              # {type: its groups}
     for layer, few_rows in layers:
-        attention = layer.attention
+        attention, covered = layer.attention, set()
         joined = (((attention.query,), (attention.key, attention.value)) if few_rows else
                   ((attention.query, attention.key, attention.value),))
-        joined = [group for group in joined if all(map(is_plain, group))]
-        single = [(module,) for module in layer.modules() if isinstance(module, PackedLinear)
-                  and not any(module in group for group in joined)]
-        groups += [group for group in (*joined, *single)
-                   if all(m.weight.numel() and m.weight.dtype == torch.float32 for m in group)]
-    return cast_together(groups, dtype) if groups else {}
+        for group in (*joined, *((module,) for module in layer.modules())):
+            kinds = [kind for kind in map(type, group) if hasattr(kind, "joins")]
+            if covered.isdisjoint(group) and (kind := next(
+                    (kind for kind in kinds if kind.joins(group, layout, dtype)), None)):
+                chosen.setdefault(kind, []).append(group)
+                covered.update(part for module in group for part in module.modules())
+    return {group: product for kind, groups in chosen.items()
+            for group, product in zip(groups, kind.products(groups, layout, dtype))}

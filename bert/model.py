@@ -20,7 +20,7 @@ from bert.dropout import Dropout
 from bert.embedding import WordEmbedding
 from bert.errors import UserError, check_known
 from bert.layout import check_head_mask, input_layout, unpad_ids
-from bert.linear import PackedLinear, weights_for
+from bert.linear import PackedLinear, products_for
 
 
 class PackedLayerNorm(nn.LayerNorm):
@@ -151,7 +151,7 @@ class Bert(nn.Module):
         if head_mask is not None:
             head_mask = check_head_mask(head_mask, len(self.layers),
                                         self.config.num_attention_heads, layout, hidden)
-        layout, output_rows = self.with_weights(layout, output_rows, start)
+        layout, output_rows = self.with_products(layout, output_rows, start)
         for number, layer, rows in self.walk(output_rows, start):
             hidden = layer(hidden, layout, output_rows=rows,
                            head_mask=None if head_mask is None else head_mask[..., number, :])
@@ -159,13 +159,17 @@ class Bert(nn.Module):
                 states.append(hidden)
         return hidden
 
-    def with_weights(self, layout, output_rows, start):
-        """→ layout and output_rows with weights in autocast's precision, if it is on"""
-        kind, few = layout.flat_index.device.type, output_rows is not None
-        if torch.is_autocast_enabled(kind) and not torch.compiler.is_compiling():
+    def with_products(self, layout, output_rows, start):
+        """→ layout and output_rows with products for one pass: of weights in autocast's precision,
+        if it is on, and of several adapters in one batch, except in inference on a CPU"""
+        device, few = layout.flat_index.device.type, output_rows is not None
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        several = len(layout.adapter_rows or ()) > 1 and (
+            device != "cpu" or torch.is_grad_enabled())
+        if (dtype or several) and not torch.compiler.is_compiling():
             layers = [(layer, few and layer is self.layers[-1]) for layer in self.layers[start:]]
-            weights = weights_for(layers, torch.get_autocast_dtype(kind))
-            layout, output_rows = (part and part.with_weights(weights)
+            products = products_for(layers, layout, dtype)
+            layout, output_rows = (part and part.with_products(products)
                                    for part in (layout, output_rows))
         return layout, output_rows
 

@@ -59,7 +59,9 @@ EXERCISES = {
     "lora": Exercise(
         10, ("lora.layers.LoRA.forward", "lora.layers.LoRA.delta", "lora.layers.LoRA.merge_into"),
         {"lora.layers.LoRAXS.forward": None, "lora.layers.LoRAXS.delta": None,
-         "lora.layers.LoRAXS.merge_into": None}),
+         "lora.layers.LoRAXS.merge_into": None, "lora.linear.LoRALinear.joins": "return False",
+         "lora.together.AdaptedProduct.forward": None,
+         "lora.together.AdaptedProduct.backward": None}),
     "low-rank": Exercise(
         10, ("laser.reduce.low_rank", *(f"laser.reduce.Decomposition.{name}" for name in (
             "__init__", "factors", "energy", "error"))),

@@ -12,4 +12,5 @@ adapters on embeddings and the pooler, DoRA, biases, quantized weights, 8-bit op
 from lora.adapters import adapter_names, adapter_parameters, attach, detach, merge, unmerge
 from lora.files import load, save
 from lora.kinds import KINDS, Kind
-from lora.layers import LoRA, LoRALinear, LoRAXS
+from lora.layers import LoRA, LoRAXS
+from lora.linear import LoRALinear

@@ -12,7 +12,8 @@ from bert.attention import PackedLinear
 from bert.errors import UserError, check_known
 from bert.matrices import MATRICES, module_name
 from lora.kinds import make_adapter
-from lora.layers import AdaptedLayerNorm, AdapterLayer, LoRALinear
+from lora.layers import AdaptedLayerNorm, AdapterLayer
+from lora.linear import LoRALinear
 
 
 def matrix_names(bert):

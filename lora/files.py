@@ -20,7 +20,7 @@ from bert.json_files import check_type, read_json
 from bert.matrices import MATRICES
 from lora import adapters
 from lora.kinds import KINDS, make_adapter
-from lora.layers import LoRALinear
+from lora.linear import LoRALinear
 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."                               # of every key in peft's files

@@ -1,5 +1,5 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685), LoRA-XS (Bałazy et al. 2024, arXiv 2405.17604), and the
-layer that holds a pretrained module together with its adapters.
+module that holds a pretrained one together with its adapters (for matrices: lora/linear.py).
 
     y = W₀x + b + s·B(Ax)        W₀ [out, in] frozen, A [rank, in], B [out, rank], s = alpha/rank
     XS: ΔW = s·U_r R Σ_r V_rᵀ    W₀ = U Σ Vᵀ, R [rank, rank] ~ N(0, (1e-5)²) at first
@@ -27,7 +27,8 @@ class LoRA(nn.Module):
 
     def forward(self, rows, out):
         """rows [n, in] and the frozen layer's output for them, out [n, out] → out + s·B(A·rows),
-        [n, out]. In training self.dropout, a probability, drops numbers of `rows`, for A only."""
+        [n, out]. In training self.dropout, a probability, drops numbers of `rows`, for A only.
+        lora/together.py computes the same for several adapters at once."""
         low = F.linear(F.dropout(rows, self.dropout, self.training), self.A)       # [n, rank]
         return torch.addmm(out, low, self.B.T, alpha=self.alpha / self.rank)
 
@@ -110,19 +111,6 @@ class AdapterLayer(nn.Module):
         modules = nn.ModuleList([self.base, self.adapter_module(adapter or self.active)])
         tensors = [*modules.parameters(), *modules.buffers()]    # LoRA-XS keeps A and B in buffers
         return sum(tensor.numel() for tensor in tensors if tensor.dim() == 2)
-
-
-class LoRALinear(AdapterLayer):
-    """W₀x + b, plus ΔWx of each sequence's own adapter, of whichever kind (lora/kinds.py)."""
-
-    def forward(self, rows, layout=None):
-        """rows [N, in] → [N, out]"""
-        out = self.base(rows, layout)
-        modules, sizes = self.adapters_for(rows, layout)
-        if len(modules) == 1:
-            return out if modules[0] is None else modules[0](rows, out)
-        groups = zip(modules, rows.split(sizes), out.split(sizes))
-        return torch.cat([y if module is None else module(x, y) for module, x, y in groups])
 
 
 class AdaptedLayerNorm(AdapterLayer):
