@@ -4,7 +4,8 @@
 """
 
 from bert.config import BertConfig
+from bert.dense_layout import DenseLayout
 from bert.errors import UserError
-from bert.layout import DenseLayout, Layout
+from bert.layout import Layout
 from bert.model import Bert, BertOutput
 from bert.tokenizer import Tokenizer

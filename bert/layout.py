@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from bert.errors import UserError
 from bert.transfer import to_device
 
+BUCKET_PAIRS = 4000      # one more grid takes as long as this many pairs of a query and a key
+
 
 def check_shape(what, tensor, axes):
     """Raise UserError unless `tensor` is a tensor with these axes, such as "batch, tokens"."""
@@ -23,8 +25,6 @@ def check_shape(what, tensor, axes):
         raise UserError(f"{what} is a {type(tensor).__name__}; it must be a tensor [{axes}]")
     if tensor.dim() != axes.count(",") + 1:
         raise UserError(f"{what} has the shape {list(tensor.shape)}; it must be [{axes}]")
-
-BUCKET_PAIRS = 4000      # one more grid takes as long as this many pairs of a query and a key
 
 
 class Gather(torch.autograd.Function):
@@ -256,111 +256,13 @@ class Layout:
         return {name: value for name, value in vars(self).items()
                 if isinstance(value, torch.Tensor)}
 
+    def _map(self, function):
+        """→ this layout with function(tensor) in each tensor's place, for tests"""
+        return self.with_tensors({name: function(t) for name, t in self.tensors().items()})
+
     def with_tensors(self, tensors):
         """→ this layout with these tensors {attribute: tensor}, which may be on a GPU."""
         other = copy(self)
         vars(other).update(tensors, biases={})
         other.length_buckets = self.length_buckets if other.mask.device.type == "cpu" else []
         return other
-
-
-class DenseLayout(Layout):
-    """A layout with a row for every cell, N = batch · tokens: all shapes follow from the mask's, so
-    graphs can be exported and compiled (docs/export.md). `pad` and `unpad` set padding to zero."""
-
-    def _cells(self):
-        cells, positions = (torch.arange(count, device=self.mask.device)
-                            for count in (self.mask.numel(), self.tokens))
-        return cells, positions.repeat(self.batch)
-
-    def _offsets(self):
-        return None, 0                                       # padding has rows too
-
-    @property
-    def key_mask(self):
-        """A sequence without any token attends to padding: softmax over nothing is NaN."""
-        return (self.mask | ~self.mask.any(dim=1, keepdim=True))[:, None, None, :]
-
-    def pad(self, rows):
-        return self._without_padding(rows.unflatten(0, (self.batch, self.tokens)))
-
-    def unpad(self, grid):
-        return self._without_padding(grid).flatten(0, 1)
-
-    def _without_padding(self, grid):
-        padding = ~self.mask.view(*self.mask.shape, *[1] * (grid.dim() - 2))
-        return grid.masked_fill(padding, 0)
-
-    def to_grid(self, rows):
-        return self.pad(rows)
-
-    def cls_rows(self):
-        rows, ones = self.first_rows(), torch.ones_like(self.mask[:, :1])
-        return DenseLayout(ones, rows, rows % self.tokens).with_adapters(self.adapters)
-
-    def first_rows(self):
-        column = self.mask.int().argmax(dim=1)               # [batch]
-        return torch.arange(self.batch, device=column.device) * self.tokens + column
-
-    def keep(self, sequences):
-        raise UserError("a DenseLayout cannot drop sequences: its shapes are fixed; use a Layout")
-
-    def _count_rows(self, adapters):
-        return [(name, count * self.tokens) for name, count in adapters]
-
-
-def input_layout(config, input_ids, attention_mask, inputs_embeds, dense=False):
-    """Check the encoder's arguments → the layout of input_ids [B, T] or inputs_embeds [B, T, H].
-    attention_mask is [B, T], None (no padding) or a Layout; `dense` makes a DenseLayout of it."""
-    if (input_ids is None) == (inputs_embeds is None):
-        raise UserError("give either input_ids or inputs_embeds")
-    what, given, axes = (("input_ids", input_ids, "batch, tokens") if inputs_embeds is None else
-                         ("inputs_embeds", inputs_embeds, "batch, tokens, hidden size"))
-    check_shape(what, given, axes)
-    batch, tokens, *width = given.shape
-    if width and (width != [config.hidden_size] or not given.is_floating_point()):
-        raise UserError(f"inputs_embeds is {given.dtype} of the shape {list(given.shape)}; it must "
-                        f"hold floats [batch, tokens, {config.hidden_size}]")
-    if tokens > config.max_position_embeddings:
-        raise UserError(f"a sequence of {tokens} tokens is longer than the model's "
-                        f"{config.max_position_embeddings} positions; truncate it")
-    if attention_mask is None:
-        layout = (DenseLayout(given.new_ones(batch, tokens)) if dense else
-                  Layout(torch.ones(batch, tokens)).to(given.device))
-    elif isinstance(attention_mask, Layout):
-        layout = attention_mask
-    else:
-        layout = DenseLayout(attention_mask) if dense else Layout(attention_mask)
-    check_grid("input", [batch, tokens], layout)
-    return layout
-
-
-def check_grid(what, shape, layout):
-    if shape != [layout.batch, layout.tokens]:
-        raise UserError(f"{what} is {shape} but attention_mask is {[layout.batch, layout.tokens]}; "
-                        f"both are [batch, tokens]")
-
-
-def unpad_ids(what, ids, layout, count):
-    """ids [B, T] → [N], each from 0 to count - 1. Values are checked on the CPU only, because a
-    check synchronizes a GPU, and not for a DenseLayout, whose graph must not depend on values."""
-    check_shape(what, ids, "batch, tokens")
-    check_grid(what, list(ids.shape), layout)
-    if ids.dtype not in (torch.int64, torch.int32):
-        raise UserError(f"{what} is {ids.dtype}, not whole numbers; convert it with .long()")
-    rows = layout.unpad(ids)
-    if rows.device.type == "cpu" and not isinstance(layout, DenseLayout):
-        wrong = rows[(rows < 0) | (rows >= count)]
-        if len(wrong):
-            raise UserError(f"{what} holds {wrong[0].item()}; this model has only 0 to {count - 1}")
-    return rows
-
-
-def check_head_mask(head_mask, layers, heads, layout, hidden):
-    """→ head_mask, [layers, heads] or [batch, layers, heads], on the device of `hidden`."""
-    given = (list(head_mask.shape) if isinstance(head_mask, torch.Tensor)
-             else f"a {type(head_mask).__name__}")
-    if given not in ([layers, heads], [layout.batch, layers, heads]):
-        raise UserError(f"head_mask is {given}; it must be a tensor [{layers} layers, {heads} "
-                        f"heads] or [{layout.batch} in the batch, {layers} layers, {heads} heads]")
-    return head_mask.to(hidden.device, hidden.dtype)

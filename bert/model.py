@@ -19,7 +19,7 @@ from bert.config import ACTIVATIONS
 from bert.dropout import Dropout
 from bert.embedding import WordEmbedding
 from bert.errors import UserError, check_known
-from bert.layout import check_head_mask, input_layout, unpad_ids
+from bert.inputs import check_head_mask, input_layout, unpad_ids
 from bert.linear import PackedLinear, products_for
 
 

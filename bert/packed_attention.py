@@ -6,7 +6,8 @@ rules out the fastest kernel, flash attention (Dao 2023, arXiv 2307.08691), and 
 
     context = packed_attention(query, key, value, num_heads, query_layout, key_layout, dropout)
 
-The result is None where no kernel fits; attention then takes the grid. Within
+The result is None where no kernel fits, or where it does not give the equation's numbers, which is
+tried once; attention then takes the grid. Within
 `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` none fits: a comparison needs no other switch.
 
 The kernels are those that F.scaled_dot_product_attention runs for nested tensors, called directly:
@@ -14,7 +15,12 @@ for three nested tensors Python takes 1 ms and more (benchmarks/packed_attention
 second derivatives, which neither kernel has.
 """
 
+import warnings
+from functools import cache
+
 import torch
+
+from bert.errors import one_line
 
 HALF = (torch.bfloat16, torch.float16)
 HEAD_SIZES = range(8, 129, 8)                                # that both kernels take
@@ -31,7 +37,7 @@ def packed_attention(query, key, value, num_heads, query_layout, key_layout, dro
         return None
     dtype, head_size = _computing_dtype(query), query.size(-1) // num_heads
     kernel = choose_kernel(query.device, dtype, head_size, query_layout, key_layout)
-    if kernel is None:
+    if kernel is None or not is_right(kernel, query.device, dtype, head_size):
         return None
     rows = (part.to(dtype).unflatten(-1, (num_heads, head_size)) for part in (query, key, value))
     return kernel(*rows, query_layout.offsets, key_layout.offsets,
@@ -54,7 +60,9 @@ def choose_kernel(device, dtype, head_size, query_layout, key_layout):
         return None
     if query_layout.no_padding and key_layout.no_padding:
         return None
-    if head_size not in HEAD_SIZES or torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+    if head_size not in HEAD_SIZES or not torch.cuda.is_available():
+        return None
+    if torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
         return None
     if (dtype in HALF and torch.backends.cuda.flash_sdp_enabled()
             and torch.backends.cuda.is_flash_attention_available()):
@@ -80,3 +88,34 @@ def efficient_kernel(query, key, value, query_offsets, key_offsets, max_query, m
     return torch.ops.aten._efficient_attention_forward(
         *(part[None] for part in (query, key, value)), None, query_offsets, key_offsets,
         max_query, max_key, dropout, 0, learns)[0][0]        # bias None, no causal mask, logsumexp
+
+
+@cache
+def is_right(kernel, device, dtype, head_size):
+    """Whether the kernel gives softmax(QKᵀ/√d) V and its gradient here, tried on three short
+    sequences. The operations are torch's own, but not of its public interface, so another version
+    may have changed them: then a warning says so."""
+    counts, heads = (5, 1, 9), 2
+    offsets = torch.tensor([0, 5, 6, 15], dtype=torch.int32, device=device)
+    numbers = torch.arange(3 * 15 * heads * head_size, dtype=torch.float32).sin()
+    rows = [part.clone().requires_grad_() for part in
+            numbers.to(device, dtype).view(3, 15, heads, head_size)]
+    try:
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            found = kernel(*rows, offsets, offsets, 9, 9, 0.0)
+            expected = torch.cat([
+                torch.softmax(q @ k.mT / head_size ** 0.5, dim=-1) @ v for q, k, v in
+                zip(*([part.float().transpose(0, 1) for part in whole.split(counts)]
+                      for whole in rows))], dim=1).transpose(0, 1)
+            gradients = [torch.autograd.grad(out.float().square().sum(), rows)
+                         for out in (found, expected)]
+        wrong = max((a.float() - b.float()).abs().max().item()
+                    for a, b in zip((found, *gradients[0]), (expected, *gradients[1])))
+        if wrong < 0.05:
+            return True
+        problem = f"numbers differ by {wrong:.2g}"
+    except (RuntimeError, TypeError) as error:
+        problem = one_line(str(error))
+    warnings.warn(f"attention on packed rows does not work with torch {torch.__version__} on this "
+                  f"GPU ({problem}); attention takes the padded grid", stacklevel=2)
+    return False

@@ -5,7 +5,7 @@ from functools import cache, partial
 
 import torch
 
-from bert.layout import DenseLayout
+from bert.dense_layout import DenseLayout
 from bert.linear import is_plain, join_together
 from lora.layers import AdapterLayer, LoRA
 from lora.together import adapted_product, columns, row_scales, side_by_side

@@ -49,7 +49,7 @@ def compiled_layers(wanted=True):
         return
     from torch._dynamo import config  # only now: it takes a second
 
-    plain, attention, weights = BertLayer.forward, SelfAttention.forward, Bert.with_weights
+    plain, attention, products = BertLayer.forward, SelfAttention.forward, Bert.with_products
     compiled = torch.compile(plain, dynamic=True, backend=BACKEND)
 
     def forward(layer, *given, **options):
@@ -58,9 +58,9 @@ def compiled_layers(wanted=True):
 
     limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
     BertLayer.forward, SelfAttention.forward = forward, torch.compiler.disable(attention)
-    Bert.with_weights = lambda bert, layout, output_rows, start: (layout, output_rows)
+    Bert.with_products = lambda bert, layout, output_rows, start: (layout, output_rows)
     try:
         with config.patch({limit: GRAPHS, "specialize_float": True}):    # dropout's probability
             yield
     finally:
-        BertLayer.forward, SelfAttention.forward, Bert.with_weights = plain, attention, weights
+        BertLayer.forward, SelfAttention.forward, Bert.with_products = plain, attention, products

@@ -16,7 +16,7 @@ from bert.attention import eager_attention
 from bert.cpu_attention import cpu_attention
 from bert.dropout import Dropout, dropout, keep_mask
 from bert.embedding import WordEmbedding
-from bert.linear import PackedLinear, one_product, product, weights_for
+from bert.linear import PackedLinear, one_product, product, products_for
 
 LENGTHS = [20, 60, 3, 41, 58, 19, 2]
 
@@ -219,8 +219,8 @@ def small(**changes):
 def test_weights_cast_together_give_the_gradients_of_autocast(few, monkeypatch):
     model, mask = small(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), ragged()
     ids, results = torch.randint(50, mask.shape), []
-    for cast in (weights_for, lambda *_: {}):
-        monkeypatch.setattr("bert.model.weights_for", cast)
+    for cast in (products_for, lambda *_: {}):
+        monkeypatch.setattr("bert.model.products_for", cast)
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             hidden, layout = model.train().embed(ids, mask)

@@ -37,6 +37,12 @@ def nested_kernel(query, key, value, query_offsets, key_offsets, max_query, max_
     return context.transpose(1, 2).values()
 
 
+def pretend_gpu(monkeypatch, capability):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(packed, "is_right", lambda *arguments: True)
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """Attend on packed rows, on the CPU too → the list of calls, [M, N] each."""
@@ -50,7 +56,7 @@ def calls(monkeypatch):
         return nested_kernel(*rows, query_layout.offsets, key_layout.offsets,
                              query_layout.tokens, key_layout.tokens, dropout).flatten(1)
 
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    pretend_gpu(monkeypatch, (9, 0))
     monkeypatch.setattr("bert.attention.packed_attention", attend)
     return seen
 
@@ -137,7 +143,7 @@ def test_offsets_are_of_the_rows_of_each_layout_and_travel_with_it():
 @pytest.fixture
 def gpu(monkeypatch):
     """A stand-in for an Ampere GPU: a function (dtype, query layout, key layout, …) → kernel."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    pretend_gpu(monkeypatch, (8, 0))
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
 
     def choose(dtype, query_layout, key_layout=None, head_size=64):
@@ -170,7 +176,7 @@ def test_the_grid_stays_where_no_kernel_fits_or_none_is_needed(gpu, monkeypatch)
         assert gpu(torch.bfloat16, layout, head_size=size) is None
     with sdpa_kernel(SDPBackend.MATH):
         assert gpu(torch.bfloat16, layout) is gpu(torch.float32, layout) is None
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    pretend_gpu(monkeypatch, (7, 5))
     assert gpu(torch.bfloat16, layout) is None
 
 
@@ -312,3 +318,23 @@ def test_training_and_evaluation_on_a_gpu_agree_with_the_grid():
 def test_the_default_attention_is_the_one_that_is_packed():
     assert all(layer.attention.attention_function is sdpa_attention
                for layer in small_bert().layers)
+
+
+def test_a_kernel_is_tried_once_before_it_is_used():
+    here, calls = torch.device("cpu"), []
+
+    def right(*arguments):
+        calls.append(arguments)
+        return nested_kernel(*arguments)
+
+    def wrong(query, *rest):
+        return 2 * nested_kernel(query, *rest)
+
+    def changed(query, key, value):
+        raise AssertionError("is never reached")
+
+    assert packed.is_right(right, here, torch.float32, 8)
+    assert packed.is_right(right, here, torch.float32, 8) and len(calls) == 1
+    for kernel, says in ((wrong, "numbers differ by"), (changed, "positional arguments")):
+        with pytest.warns(UserWarning, match=f"{says}.*attention takes the padded grid"):
+            assert not packed.is_right(kernel, here, torch.float32, 8)

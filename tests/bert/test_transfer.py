@@ -8,7 +8,7 @@ from parity import SMALL, tiny_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bert import Bert, BertConfig, Layout, transfer
-from bert.layout import DenseLayout
+from bert.dense_layout import DenseLayout
 from bert.transfer import copy_together, to_device
 
 CPU = torch.device("cpu")

@@ -29,7 +29,7 @@ from multitask.model import MultitaskModel
 from pruning import mask_heads, remove_heads, remove_neurons
 
 CPU = torch.device("cpu")
-FUNCTIONS = BertLayer.forward, SelfAttention.forward, Bert.with_weights
+FUNCTIONS = BertLayer.forward, SelfAttention.forward, Bert.with_products
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def graphs(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(compilation, "BACKEND", backend)
     yield found
-    assert (BertLayer.forward, SelfAttention.forward, Bert.with_weights) == FUNCTIONS
+    assert (BertLayer.forward, SelfAttention.forward, Bert.with_products) == FUNCTIONS
 
 
 def small_bert(**fields):
