@@ -50,7 +50,8 @@ class AdaptedProduct(torch.autograd.Function):
 
 
 def adapted_product(adapters, weight, bias, up, scales, rows, layout):
-    """rows [N, in] → [N, k·out]. `adapters`: {name: LoRA} of each of the k modules."""
+    """rows [N, in] → [N, k·out]. `adapters`: {name: LoRA} of each of the k modules; `scales`: the
+    function of (adapter_rows, columns) that all products of a pass share."""
     present = [number for number, own in enumerate(adapters) if own]
     step = present[1] - present[0] if len(present) > 1 else 1      # query and value: 0 and 2 of 3
     adapted = slice(present[0], present[-1] + 1, step)
