@@ -35,7 +35,7 @@ class MultitaskModel(nn.Module):
         self.early_exit = None           # or an early_exit.EarlyExit, which then does the pass
 
     @property
-    def width(self):
+    def hidden_size(self):
         """H, the hidden size of the encoder or encoders."""
         return next(iter(self.encoders.values())).config.hidden_size
 

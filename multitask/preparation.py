@@ -34,7 +34,7 @@ def prepare(settings, folder, recipe, record, state):
     if settings.compile:
         check_compilation(model, device)
     asked = (record or {}).get("resolved", {}).get("precision", settings.precision)
-    precision, autocast = pick_precision(asked, device, model.width)
+    precision, autocast = pick_precision(asked, device, model.hidden_size)
     train = {task: load_split(task, "train", settings.data, tokenizer, settings, settings.limit)
              for task in settings.task_names}
     dev = load_sets(settings.task_names, settings, tokenizer)

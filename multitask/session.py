@@ -25,7 +25,7 @@ class RunSession:
         self.model, self.tokenizer, settings, self.record = runs.open_run(self.run)
         self.device, asked = pick_device(args.device), getattr(args, "precision", None)
         self.precision, self.autocast = pick_precision(asked or settings.precision, self.device,
-                                                       self.model.width)
+                                                       self.model.hidden_size)
         self.model.to(self.device)
         data = Path(getattr(args, "data", None) or settings.data).resolve()
         limit = getattr(args, "limit", None)
