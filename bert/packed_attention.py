@@ -35,7 +35,7 @@ def packed_attention(query, key, value, num_heads, query_layout, key_layout, dro
     drop a number of the softmax. Nothing here waits for the GPU."""
     if query.device.type != "cuda":
         return None
-    dtype, head_size = _computing_dtype(query), query.size(-1) // num_heads
+    dtype, head_size = _computing_dtype(query), query.size(1) // num_heads
     kernel = choose_kernel(query.device, dtype, head_size, query_layout, key_layout)
     if kernel is None or not is_right(kernel, query.device, dtype, head_size):
         return None
