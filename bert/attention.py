@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bert.cpu_attention import cpu_attention
+from bert.cpu_attention import cpu_attention, packed_cpu_attention
+from bert.dropout import is_traced, rounded
 from bert.linear import PackedLinear, one_product
 from bert.packed_attention import packed_attention
 from bert.r_softmax import RSoftmaxAttention
@@ -35,12 +36,16 @@ def eager_attention(query, key, value, key_mask=None, dropout=0.0, layouts=None,
 def sdpa_attention(query, key, value, key_mask=None, dropout=0.0, layouts=None):
     """The same in torch's fused kernel, the default, which need not store the [Tq, Tk] scores. On a
     CPU that kernel has no dropout."""
-    by_hand = dropout and query.device.type == "cpu" and not torch.compiler.is_compiling()
     if layouts is not None:                   # computed once a batch, and not in each layer
         key_mask = layouts[1].key_bias(query.dtype)
-    if by_hand:
+    if by_hand(dropout, query):
         return cpu_attention(query, key, value, key_mask, dropout)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask, dropout_p=dropout)
+
+
+def by_hand(dropout, query):
+    """Whether bert/cpu_attention.py takes the kernel's place."""
+    return 0 < rounded(dropout) < 1 and query.device.type == "cpu" and not is_traced()
 
 
 # Name → function with these arguments, or a class of nn.Module whose forward has them: each layer
@@ -117,10 +122,12 @@ class SelfAttention(nn.Module):
         return self.output(self.scale_heads(context, query_layout, head_mask), query_layout)
 
     def attend_packed(self, query_layout, layout, *products):
-        """The products of query, key and value, some side by side → contexts [M, heads·d] without
-        a grid; None if that cannot be, as on a CPU."""
+        """The products of query, key and value, some side by side → contexts [M, heads·d] by a
+        faster way than one grid after the other; None if there is none here."""
         if self.attention_function is not sdpa_attention:
             return None
+        if len(products) == 1 and self.training and by_hand(self.dropout, products[0]):
+            return packed_cpu_attention(*products, layout, self.num_heads, self.dropout)
         parts = [part for rows in products
                  for part in rows.split(self.num_heads * self.head_size, dim=1)]
         return packed_attention(*parts, self.num_heads, query_layout, layout,

@@ -11,6 +11,13 @@ from torch import nn
 STEPS = 2 ** 16
 
 
+def is_traced():
+    """Whether torch.compile, torch.export or a transform of torch.func (vmap, grad) reads the code
+    that runs; none can follow the gradients and random numbers made by hand."""
+    return (torch.compiler.is_compiling()
+            or torch._C._functorch.peek_interpreter_stack() is not None)
+
+
 def rounded(probability):
     """→ the multiple of 1/65,536 that is nearest to the probability"""
     return round(probability * STEPS) / STEPS
@@ -29,13 +36,15 @@ def keep_mask(shape, probability, dtype):
 def dropout(values, probability, training=True):
     """→ `values`, each zero with this probability, else divided by 1 - probability. Outside
     training: `values` as they are."""
-    if not training or values.device.type != "cpu" or torch.compiler.is_compiling():
+    if not training or values.device.type != "cpu" or is_traced():
         return F.dropout(values, probability, training)
     probability = rounded(probability)
     if probability in (0, 1):
         return values * (1 - probability)
     mask = keep_mask(values.shape, probability, values.dtype)
-    return (values * mask).mul_(1 / (1 - probability))
+    if values.dtype == torch.bfloat16:                       # rounded, the factor would be another
+        return (values * mask).mul_(1 / (1 - probability))
+    return values * mask.mul_(1 / (1 - probability))
 
 
 class Dropout(nn.Dropout):

@@ -69,7 +69,8 @@ class Layout:
             raise UserError(f"the batch is empty: attention_mask is {list(mask.shape)}")
         self.batch, self.tokens = mask.shape
         self.mask, self.rows = mask.bool(), rows
-        self.adapters, self.adapter_rows, self.products, self.biases = None, None, {}, {}
+        self.adapters, self.adapter_rows, self.products = None, None, {}
+        self.biases, self.blocks = {}, {}                    # of attention, made for all layers
         self.flat_index, own_positions = self._cells()
         self.positions = own_positions if positions is None else positions
         self.no_padding = self.flat_index.size(0) == mask.numel()
@@ -263,6 +264,6 @@ class Layout:
     def with_tensors(self, tensors):
         """→ this layout with these tensors {attribute: tensor}, which may be on a GPU."""
         other = copy(self)
-        vars(other).update(tensors, biases={})
+        vars(other).update(tensors, biases={}, blocks={})
         other.length_buckets = self.length_buckets if other.mask.device.type == "cpu" else []
         return other

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bert.dropout import is_traced
+
 ROUNDED_TO = 32                    # the rows of products in bfloat16 on a CPU: RoundedProduct
 
 
@@ -72,8 +74,7 @@ def round_up(rows, dtype):
 
 def needs_rounding(weight):
     """Whether the number of rows to multiply with this weight is to be a multiple of ROUNDED_TO."""
-    return (weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
-            and not torch.compiler.is_compiling())
+    return weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and not is_traced()
 
 
 def product(rows, weight, bias):

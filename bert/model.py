@@ -16,7 +16,7 @@ from torch.utils._pytree import _register_namedtuple
 from bert.attention import ATTENTIONS, SelfAttention
 from bert.checkpoint import load_bert, save_bert
 from bert.config import ACTIVATIONS
-from bert.dropout import Dropout
+from bert.dropout import Dropout, is_traced
 from bert.embedding import WordEmbedding
 from bert.errors import UserError, check_known
 from bert.inputs import check_head_mask, input_layout, unpad_ids
@@ -166,7 +166,7 @@ class Bert(nn.Module):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         several = len(layout.adapter_rows or ()) > 1 and (
             device != "cpu" or torch.is_grad_enabled())
-        if (dtype or several) and not torch.compiler.is_compiling():
+        if (dtype or several) and not is_traced():
             layers = [(layer, few and layer is self.layers[-1]) for layer in self.layers[start:]]
             products = products_for(layers, layout, dtype)
             layout, output_rows = (part and part.with_products(products)

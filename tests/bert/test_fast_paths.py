@@ -113,6 +113,39 @@ def test_attention_on_a_cpu_is_the_same_under_autocast():
     assert all(map(torch.equal, *results))
 
 
+@pytest.mark.parametrize("buckets", [True, False])
+@pytest.mark.parametrize("lengths", [LENGTHS, [5], [4, 4, 4]])
+def test_attention_on_packed_rows_is_that_on_grids(lengths, buckets, monkeypatch):
+    """With dropout that drops nothing, so that both are equal whatever is drawn."""
+    monkeypatch.setattr(bert.cpu_attention, "keep_mask", lambda shape, p, dtype: torch.ones(shape))
+    layout = Layout(ragged(lengths))
+    if not buckets:
+        layout.length_buckets = []
+    attention = small().layers[0].attention.train()
+    rows, results = torch.randn(len(layout), 96, requires_grad=True), []
+    gradient = torch.randn(len(layout), 32)
+    for way in ("packed", "grids"):
+        if way == "packed":
+            context = attention.attend_packed(layout, layout, rows)
+        else:
+            context = layout.from_grids([
+                attention.attend(where, where, *attention.split_heads(grid))
+                for where, grid in zip(layout.length_buckets or [layout], layout.to_grids(rows))])
+        results.append([context, *torch.autograd.grad(context, rows, gradient)])
+    for found, expected in zip(*results):
+        close(found, expected)
+
+
+def test_a_transform_of_torch_takes_the_plain_way():
+    model, ids = small(), torch.randint(50, (2, 7))
+    state = dict(model.train().named_parameters())
+
+    def loss(parameters):
+        return torch.func.functional_call(model, parameters, (ids,))[0].square().mean()
+
+    assert torch.func.grad(loss)(state)["layers.0.attention.query.weight"].isfinite().all()
+
+
 # ---- the gradient of word embeddings
 
 def step(table, ids, optimizer=None):
