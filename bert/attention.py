@@ -44,8 +44,10 @@ def sdpa_attention(query, key, value, key_mask=None, dropout=0.0, layouts=None):
 
 
 def by_hand(dropout, query):
-    """Whether bert/cpu_attention.py takes the kernel's place."""
-    return 0 < rounded(dropout) < 1 and query.device.type == "cpu" and not is_traced()
+    """Whether bert/cpu_attention.py takes the kernel's place: in fp32 and in mixed precision."""
+    fits = query.dtype == torch.float32 or (query.dtype == torch.bfloat16
+                                            and torch.is_autocast_enabled("cpu"))
+    return fits and 0 < rounded(dropout) < 1 and query.device.type == "cpu" and not is_traced()
 
 
 # Name → function with these arguments, or a class of nn.Module whose forward has them: each layer
@@ -146,8 +148,7 @@ class SelfAttention(nn.Module):
         heads = grid.unflatten(-1, (-1, self.num_heads, self.head_size)).permute(2, 0, 3, 1, 4)
         if not self.training:
             return heads
-        wider = grid.device.type == "cpu" and grid.dtype == torch.bfloat16
-        return heads.to(torch.float32 if wider else grid.dtype, copy=True,
+        return heads.to(torch.float32 if by_hand(self.dropout, grid) else grid.dtype, copy=True,
                         memory_format=torch.contiguous_format)
 
     def scale_heads(self, context, layout, head_mask=None):

@@ -113,7 +113,7 @@ class PackedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows, blocks, p):
-        heads_of = rows.view(len(rows) * 3 * blocks.heads, -1)
+        heads_of = rows.reshape(len(rows) * 3 * blocks.heads, -1)
         parts = heads_of.index_select(0, blocks.sources).float().chunk(3)
         contexts = torch.empty_like(parts[0])
         saved = [attend(*block, bias, p, out)[1] for *block, bias, out in zip(

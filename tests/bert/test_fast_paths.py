@@ -136,6 +136,15 @@ def test_attention_on_packed_rows_is_that_on_grids(lengths, buckets, monkeypatch
         close(found, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_models_of_other_types_train_with_dropout(dtype):
+    model, mask = small().train().to(dtype), ragged()
+    out = model(torch.zeros_like(mask), mask)[0]
+    out.float().square().sum().backward()
+    assert out.dtype == dtype and model.word_embeddings.weight.grad.dtype == dtype
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
 def test_a_transform_of_torch_takes_the_plain_way():
     model, ids = small(), torch.randint(50, (2, 7))
     state = dict(model.train().named_parameters())
