@@ -15,8 +15,6 @@ from contextlib import ExitStack
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.cluster.vq import kmeans2
-from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from bert.errors import UserError
@@ -52,6 +50,9 @@ def router_width(config, experts):
 
 def balanced_clusters(rows, experts, seed=0):
     """rows [neurons, H] → [experts, neurons/experts] numbers of rows, ascending in each expert."""
+    from scipy.cluster.vq import kmeans2  # slow to import
+    from scipy.optimize import linear_sum_assignment
+
     unit, size = F.normalize(rows.detach().float().cpu()).double().numpy(), len(rows) // experts
     centers, _ = kmeans2(unit, experts, minit="++", seed=np.random.default_rng(seed))
     for _ in range(ROUNDS):

@@ -1,7 +1,6 @@
 """How good predictions are: numbers from a list of predictions and a list of labels."""
 
 import numpy as np
-from scipy import stats
 
 COURSE = ("sst", "para", "sts")
 
@@ -13,6 +12,8 @@ def accuracy(predictions, labels):
 
 def pearson(predictions, labels):
     """Pearson's correlation, -1 to 1; 0 where it is undefined (a constant, or one value)."""
+    from scipy import stats  # slow to import
+
     predictions, labels = np.asarray(predictions, float), np.asarray(labels, float)
     if len(labels) < 2 or np.ptp(predictions) == 0 or np.ptp(labels) == 0:
         return 0.0
@@ -24,6 +25,8 @@ matthews = pearson           # Matthews' correlation of two classes: Pearson's o
 
 def spearman(predictions, labels):
     """Spearman's rank correlation, -1 to 1; 0 where it is undefined."""
+    from scipy import stats  # slow to import
+
     return pearson(stats.rankdata(predictions), stats.rankdata(labels))
 
 
