@@ -9,26 +9,29 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+MOST = 4                                                     # tables that are kept
 use_count = getattr(torch._C, "_storage_Use_Count", lambda storage: 2)
 
 
 class TableMemory:
-    """Memory for one gradient, which later gradients take over. A copy starts without any."""
+    """Memory for gradients, which later gradients take over: of one, or with gradient surgery, which
+    keeps each task's, of a few. A copy starts without any."""
 
     def __init__(self):
-        self.storage = None
+        self.storages = []
 
     def __reduce__(self):
         return TableMemory, ()
 
     def zeros_like(self, weight):
-        """→ a tensor of zeros, in this memory unless a tensor still uses that."""
-        storage = self.storage
-        if storage is None or storage.nbytes() != weight.nbytes or use_count(storage._cdata) > 1:
-            table = torch.zeros_like(weight)
-            self.storage = table.untyped_storage()
-            return table
-        return torch.empty(0, dtype=weight.dtype).set_(storage, 0, weight.shape).zero_()
+        """→ a tensor of zeros, in memory that no tensor uses any more, or in new one."""
+        self.storages = [s for s in self.storages if s.nbytes() == weight.nbytes][-MOST:]
+        for storage in self.storages:
+            if use_count(storage._cdata) == 1:
+                return torch.empty(0, dtype=weight.dtype).set_(storage, 0, weight.shape).zero_()
+        table = torch.zeros_like(weight)
+        self.storages.append(table.untyped_storage())
+        return table
 
 
 class LookUp(torch.autograd.Function):

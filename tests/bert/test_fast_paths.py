@@ -175,6 +175,20 @@ def test_the_gradient_of_word_embeddings_is_torchs_in_the_same_memory():
     assert len(places) == 1
 
 
+def test_gradients_of_several_tasks_take_turns_in_the_same_memory():
+    table, ids, places = WordEmbedding(50, 8), torch.tensor([1, 2]), []
+    for _ in range(3):
+        held = [step(table, ids) for _ in range(3)]          # as gradient surgery holds them
+        places.append({gradient.data_ptr() for gradient in held})
+        assert len(places[-1]) == 3 and all(torch.equal(held[0], one) for one in held)
+        del held
+    assert places[0] == places[1] == places[2]
+    many = [step(table, ids) for _ in range(9)]
+    assert len({gradient.data_ptr() for gradient in many}) == 9
+    step(table, ids)
+    assert len(table.memory.storages) <= 5
+
+
 def test_a_gradient_that_is_still_used_is_left_alone():
     table, ids = WordEmbedding(50, 8), torch.tensor([1, 2, 2])
     for held in (lambda g: g, lambda g: g.view(-1), lambda g: g[3:].detach(), lambda g: g.numpy()):
@@ -192,7 +206,7 @@ def test_word_embeddings_are_copied_and_saved_without_their_memory():
     table = WordEmbedding(50, 8)
     step(table, torch.tensor([1]))
     for other in (copy.deepcopy(table), pickle.loads(pickle.dumps(table))):
-        assert other.memory.storage is None and torch.equal(other.weight, table.weight)
+        assert not other.memory.storages and torch.equal(other.weight, table.weight)
     assert list(table.state_dict()) == ["weight"]
     table.requires_grad_(False)
     assert not table(torch.tensor([1])).requires_grad
