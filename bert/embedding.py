@@ -14,8 +14,8 @@ use_count = getattr(torch._C, "_storage_Use_Count", lambda storage: 2)
 
 
 class TableMemory:
-    """Memory for gradients, which later gradients take over: of one, or with gradient surgery, which
-    keeps each task's, of a few. A copy starts without any."""
+    """Memory for gradients, which later gradients take over: of one, or of a few with gradient
+    surgery, which keeps each task's. A copy starts without any."""
 
     def __init__(self):
         self.storages = []
