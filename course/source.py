@@ -3,8 +3,16 @@
 import ast
 import textwrap
 from pathlib import Path
+from threading import Lock
 
 from bert.errors import UserError
+
+PARSING = Lock()         # two threads that parse at once can fail in CPython (SystemError)
+
+
+def parse(source):
+    with PARSING:
+        return ast.parse(source)
 
 
 def file_of(root, dotted):
@@ -21,7 +29,7 @@ def find(source, names):
     """→ the node of Class, function; the last of several, as in Python. UserError if there is
     none, or the source is no Python."""
     try:
-        node = ast.parse(source)
+        node = parse(source)
     except (SyntaxError, ValueError, RecursionError) as error:
         raise UserError(f"the file is no Python: {error}") from error
     for name in names:
@@ -57,8 +65,8 @@ def body_of(source, names, pristine):
     if given != expected:
         raise UserError(f"{'.'.join(names)} has the arguments ({given}); they must stay "
                         f"({expected})")
-    known = {ast.unparse(line) for line in ast.parse(pristine).body}
-    imports = [line for line in ast.parse(source).body
+    known = {ast.unparse(line) for line in parse(pristine).body}
+    imports = [line for line in parse(source).body
                if isinstance(line, (ast.Import, ast.ImportFrom)) and ast.unparse(line) not in known]
     kept = [line for line in imports if "*" not in ast.unparse(line)]
     return "\n".join(map(ast.unparse, [*kept, *(statements(node) or [ast.Pass()])]))
