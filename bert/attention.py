@@ -10,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bert import single_query
 from bert.cpu_attention import cpu_attention, packed_cpu_attention
 from bert.dropout import is_traced, rounded
 from bert.linear import PackedLinear, one_product
 from bert.packed_attention import packed_attention
 from bert.r_softmax import RSoftmaxAttention
+
+SHORT = 48               # tokens; in longer sequences without dropout torch's kernel is faster
 
 
 def eager_attention(query, key, value, key_mask=None, dropout=0.0, layouts=None,
@@ -43,11 +46,15 @@ def sdpa_attention(query, key, value, key_mask=None, dropout=0.0, layouts=None):
     return F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask, dropout_p=dropout)
 
 
-def by_hand(dropout, query):
-    """Whether bert/cpu_attention.py takes the kernel's place: in fp32 and in mixed precision."""
-    fits = query.dtype == torch.float32 or (query.dtype == torch.bfloat16
-                                            and torch.is_autocast_enabled("cpu"))
-    return fits and 0 < rounded(dropout) < 1 and query.device.type == "cpu" and not is_traced()
+def by_hand(dropout, query, layout=None):
+    """Whether bert/cpu_attention.py takes the kernel's place, in fp32 and in mixed precision: with
+    dropout, and in short sequences, for which the kernel is slower."""
+    if query.device.type != "cpu" or is_traced() or not (
+            query.dtype == torch.float32
+            or query.dtype == torch.bfloat16 and torch.is_autocast_enabled("cpu")):
+        return False
+    short = layout is not None and not dropout and layout.mean_length() <= SHORT
+    return short or 0 < rounded(dropout) < 1
 
 
 # Name → function with these arguments, or a class of nn.Module whose forward has them: each layer
@@ -91,49 +98,50 @@ class SelfAttention(nn.Module):
         mask[list(heads)] = 0
         self.head_mask = mask if heads else None
 
-    def keys_values(self, hidden, layout):
-        """hidden [N, H] → keys and values of all rows, side by side: [N, 2·heads·d]"""
-        return one_product((self.key, self.value), hidden, layout)
-
-    def forward(self, hidden, layout, head_mask=None, output_rows=None, keys_values=None):
+    def forward(self, hidden, layout, head_mask=None, output_rows=None):
         """hidden [N, H] → [N, H], or [M, H] if `output_rows` selects M rows: only these get a
         query. The argument head_mask, [heads] or [batch, heads] of all heads before pruning, scales
-        each head's context, and so does self.head_mask. `keys_values`: those of all rows, if the
-        caller has them. Without heads: the bias of `output`."""
+        each head's context, and so does self.head_mask. Without heads: the bias of `output`."""
         query_hidden, query_layout = hidden, layout
         if output_rows is not None:
             query_hidden, query_layout = hidden.index_select(0, output_rows.rows), output_rows
         if not self.num_heads:
             return self.output(query_hidden[:, :0], query_layout)
-        if output_rows is None and keys_values is None:
+        context = self.contexts(hidden, layout, query_hidden, query_layout)
+        return self.output(self.scale_heads(context, query_layout, head_mask), query_layout)
+
+    def contexts(self, hidden, layout, query_hidden, query_layout):
+        """hidden [N, H] of all rows and query_hidden [M, H] of queries → contexts [M, heads·d]"""
+        if query_layout is layout:
             rows = one_product((self.query, self.key, self.value), hidden, layout)
             context = self.attend_packed(layout, layout, rows)
             if context is None:
                 grids = zip(layout.length_buckets or [layout], layout.to_grids(rows))
                 context = layout.from_grids([self.attend(where, where, *self.split_heads(grid))
                                              for where, grid in grids])
-        else:
-            query = self.query(query_hidden, query_layout)
-            rows = self.keys_values(hidden, layout) if keys_values is None else keys_values
-            context = self.attend_packed(query_layout, layout, query, rows)
-            if context is None:
-                grids = query_layout.to_grid(query), layout.to_grid(rows)
-                context = query_layout.unpad(self.attend(
-                    query_layout, layout, *(part for grid in grids
-                                            for part in self.split_heads(grid))))
-        return self.output(self.scale_heads(context, query_layout, head_mask), query_layout)
+            return context
+        query = self.query(query_hidden, query_layout)
+        if self.attention_function is sdpa_attention and single_query.fits(self, query_layout):
+            return single_query.attend(self, query, hidden, layout)
+        rows = one_product((self.key, self.value), hidden, layout)
+        context = self.attend_packed(query_layout, layout, query, rows)
+        if context is None:
+            grids = query_layout.to_grid(query), layout.to_grid(rows)
+            context = query_layout.unpad(self.attend(
+                query_layout, layout, *(part for grid in grids for part in self.split_heads(grid))))
+        return context
 
     def attend_packed(self, query_layout, layout, *products):
         """The products of query, key and value, some side by side → contexts [M, heads·d] by a
         faster way than one grid after the other; None if there is none here."""
         if self.attention_function is not sdpa_attention:
             return None
-        if len(products) == 1 and self.training and by_hand(self.dropout, products[0]):
-            return packed_cpu_attention(*products, layout, self.num_heads, self.dropout)
+        dropout = self.dropout if self.training else 0.0
+        if len(products) == 1 and by_hand(dropout, *products, layout):
+            return packed_cpu_attention(*products, layout, self.num_heads, dropout)
         parts = [part for rows in products
                  for part in rows.split(self.num_heads * self.head_size, dim=1)]
-        return packed_attention(*parts, self.num_heads, query_layout, layout,
-                                self.dropout if self.training else 0.0)
+        return packed_attention(*parts, self.num_heads, query_layout, layout, dropout)
 
     def attend(self, query_layout, layout, query, key, value):
         """query [B, heads, Tq, d], key and value [B, heads, Tk, d] → contexts [B, Tq, heads·d]"""

@@ -1,5 +1,5 @@
-"""Attention in training on a CPU, where torch's fused kernel has no dropout: the equation of
-eager_attention and its gradient by hand, in fp32, in few passes over the scores and few copies.
+"""Attention on a CPU, where torch's fused kernel has no dropout and is slow in short sequences: the
+equation of eager_attention and its gradient by hand, in fp32, in few passes and few copies.
 
     S = QKᵀ/√d + bias    P = softmax(S)    D = P·mask/(1 - p)    O = DV
     dV = Dᵀ dO    dD = dO Vᵀ    dP = dD·mask/(1 - p)    dS = P·(dP - Σ P·dP)    dQ = dS K/√d"""
@@ -18,7 +18,9 @@ def attend(query, key, value, bias, p, out=None):
     else:
         torch.add(bias, scores, alpha=scale, out=scores)
     probabilities = torch.softmax(scores, dim=-1)
-    mask = keep_mask(scores.shape, p, scores.dtype) if p else torch.ones_like(scores)
+    if not p:
+        return torch.bmm(probabilities, value, out=out), (query, key, value, probabilities, None)
+    mask = keep_mask(scores.shape, p, scores.dtype)
     torch.mul(probabilities, mask, out=scores)
     context = torch.bmm(scores, value, out=out).mul_(1 / (1 - p))
     return context, (query, key, value, probabilities, mask)
@@ -27,9 +29,11 @@ def attend(query, key, value, bias, p, out=None):
 def attend_backward(gradient, saved, p, out=(None, None, None)):
     """The gradient of the contexts [n, Tq, d] → those of query, key and value, in `out`"""
     query, key, value, probabilities, mask = saved
-    gradient = gradient * (1 / (1 - p))
-    of_value = torch.bmm((probabilities * mask).mT, gradient, out=out[2])
-    of_scores = torch.bmm(gradient, value.mT).mul_(mask)
+    dropped = probabilities if mask is None else probabilities * mask
+    gradient = gradient * (1 / (1 - p)) if p else gradient
+    of_value = torch.bmm(dropped.mT, gradient, out=out[2])
+    of_scores = torch.bmm(gradient, value.mT)
+    of_scores = of_scores if mask is None else of_scores.mul_(mask)
     of_scores = torch._softmax_backward_data(of_scores, probabilities, -1, torch.float32)
     of_scores.mul_(query.size(-1) ** -0.5)
     return (torch.bmm(of_scores, key, out=out[0]), torch.bmm(of_scores.mT, query, out=out[1]),

@@ -61,7 +61,8 @@ class Layout:
     offsets [batch + 1]    int32, the first row of each sequence, then N; None in a DenseLayout
     min_rows               the fewest rows of a sequence, 0 only in a selection
     adapters, adapter_rows [(LoRA adapter or None, its sequences or rows), …]; or None
-    products               {modules: a function that computes them together}, for one pass"""
+    products               {modules: a function that computes them together}, for one pass
+    memory                 the KeptMemory of that pass, or None"""
 
     def __init__(self, mask, rows=None, positions=None):
         check_shape("attention_mask", mask, "batch, tokens")
@@ -69,7 +70,7 @@ class Layout:
             raise UserError(f"the batch is empty: attention_mask is {list(mask.shape)}")
         self.batch, self.tokens = mask.shape
         self.mask, self.rows = mask.bool(), rows
-        self.adapters, self.adapter_rows, self.products = None, None, {}
+        self.adapters, self.adapter_rows, self.products, self.memory = None, None, {}, None
         self.biases, self.blocks = {}, {}                    # of attention, made for all layers
         self.flat_index, own_positions = self._cells()
         self.positions = own_positions if positions is None else positions
@@ -96,6 +97,12 @@ class Layout:
 
     def __len__(self):
         return len(self.flat_index)
+
+    def mean_length(self):
+        """The mean length of the rows' sequences, in cells of the grids of attention."""
+        grids = self.length_buckets or [self]
+        return (sum(grid.batch * grid.tokens ** 2 for grid in grids)
+                / sum(grid.batch * grid.tokens for grid in grids))
 
     @property
     def sequence(self):
@@ -236,10 +243,10 @@ class Layout:
         other.adapters, other.adapter_rows = adapters, self._count_rows(adapters)
         return other
 
-    def with_products(self, products):
-        """→ this layout with those of bert.linear.products_for, for one pass"""
+    def with_products(self, products, memory):
+        """→ this layout for one pass, with bert.linear.products_for's products, in this memory"""
         other = copy(self)
-        other.products = products
+        other.products, other.memory = products, memory
         return other
 
     def _count_rows(self, adapters):

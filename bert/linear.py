@@ -24,7 +24,8 @@ class PackedLinear(nn.Linear):
         """rows [N, in] → [N, out]"""
         if layout is not None and (self,) in layout.products:
             return layout.products[(self,)](rows, layout)
-        return product(rows, self.weight, self.bias)
+        memory = None if layout is None else layout.memory
+        return product(rows, self.weight, self.bias, memory)
 
     @staticmethod
     def joins(group, layout, dtype):
@@ -34,38 +35,43 @@ class PackedLinear(nn.Linear):
             for module in group)
 
     @staticmethod
-    def products(groups, layout, dtype):
+    def products(groups, layout, dtype, memory):
         """→ for each group the product of its matrices in `dtype`"""
         joined = join_together([[module.weight for module in group] for group in groups]
-                               + [[module.bias for module in group] for group in groups], dtype)
+                               + [[module.bias for module in group] for group in groups], dtype,
+                               memory)
         return [partial(plain_product, *pair)
                 for pair in zip(joined[:len(groups)], joined[len(groups):])]
 
 
-class RoundedProduct(torch.autograd.Function):
-    """rows·Wᵀ + b in bfloat16 on a CPU, with zero rows up to a multiple of ROUNDED_TO. There torch
-    compiles a kernel for each new number of rows, which takes longer than the product; batches of
-    any N need few kernels like this. The rows are copied anyway, to change their type."""
+class Product(torch.autograd.Function):
+    """rows·Wᵀ + b on a CPU, with the gradient of W in a KeptMemory; in bfloat16 of rounded rows."""
 
     @staticmethod
-    def forward(ctx, rows, weight, bias):
+    def forward(ctx, rows, weight, bias, memory):
         rounded = round_up(rows, weight.dtype)
         ctx.save_for_backward(rounded, weight)
-        ctx.dtype = rows.dtype
+        ctx.dtype, ctx.memory = rows.dtype, memory
         return F.linear(rounded, weight, bias)[:len(rows)]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         rows, weight = ctx.saved_tensors
         rounded = round_up(gradient, weight.dtype)
-        of_rows, of_weight, of_bias = ctx.needs_input_grad
+        of_rows, of_weight, of_bias, _ = ctx.needs_input_grad
+        kept = of_weight and ctx.memory is not None and not torch.is_grad_enabled()
+        out = ctx.memory.empty(weight.shape, weight.dtype, weight.device) if kept else None
         return ((rounded @ weight)[:len(gradient)].to(ctx.dtype) if of_rows else None,
-                rounded.T @ rows if of_weight else None, gradient.sum(dim=0) if of_bias else None)
+                torch.mm(rounded.T, rows, out=out) if of_weight else None,
+                gradient.sum(dim=0) if of_bias else None, None)
 
 
 def round_up(rows, dtype):
-    """[N, …] → a copy in dtype with zeros below, N rounded up to a multiple of ROUNDED_TO"""
+    """[N, …] → in bfloat16 a copy in which zeros round N up to a multiple of ROUNDED_TO: there
+    torch compiles a kernel for each new number of rows, which takes longer than the product, and
+    rows are copied anyway. In other types the rows."""
+    if dtype != torch.bfloat16:
+        return rows
     copy = rows.new_empty(len(rows) + -len(rows) % ROUNDED_TO, rows.size(1), dtype=dtype)
     copy[:len(rows)] = rows
     copy[len(rows):] = 0
@@ -77,15 +83,19 @@ def needs_rounding(weight):
     return weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and not is_traced()
 
 
-def product(rows, weight, bias):
+def product(rows, weight, bias, memory=None):
     """rows [N, in] → rows·Wᵀ + b, [N, out]"""
-    if needs_rounding(weight):
-        return RoundedProduct.apply(rows, weight, bias)
+    trains = memory is not None and weight.requires_grad and torch.is_grad_enabled()
+    if needs_rounding(weight) or (
+            trains and weight.dtype == torch.float32 and not is_traced()
+            and not torch.is_autocast_enabled("cpu")
+            and memory.keeps(weight.shape, weight.dtype, weight.device)):
+        return Product.apply(rows, weight, bias, memory)
     return F.linear(rows, weight, bias)
 
 
 def plain_product(weight, bias, rows, layout):
-    return product(rows, weight, bias)
+    return product(rows, weight, bias, layout.memory)
 
 
 def one_product(modules, rows, layout):
@@ -97,7 +107,7 @@ def one_product(modules, rows, layout):
     if all(map(is_plain, modules)) and (torch.is_grad_enabled() or torch.compiler.is_compiling()
                                         or len(rows) > rows.size(1)):
         return product(rows, torch.cat([module.weight for module in modules]),
-                       torch.cat([module.bias for module in modules]))
+                       torch.cat([module.bias for module in modules]), layout.memory)
     return torch.cat([module(rows, layout) for module in modules], dim=1)
 
 
@@ -114,12 +124,13 @@ class JoinAndCast(torch.autograd.Function):
     All copies are one operation on a GPU, and so are the gradients' copies back."""
 
     @staticmethod
-    def forward(ctx, dtype, sizes, *tensors):
+    def forward(ctx, dtype, memory, sizes, *tensors):
         """`sizes`: for each group the lengths of its members."""
-        ctx.sizes, ctx.dtype, rest = sizes, tensors[0].dtype, iter(tensors)
+        ctx.sizes, ctx.memory, rest = sizes, memory, iter(tensors)
+        ctx.dtype = tensors[0].dtype
         first = [[next(rest) for _ in lengths][0] for lengths in sizes]
-        joined = [tensor.new_empty(sum(lengths), *tensor.shape[1:], dtype=dtype)
-                  for tensor, lengths in zip(first, sizes)]
+        joined = [memory.empty((sum(lengths), *tensor.shape[1:]), dtype or tensor.dtype,
+                               tensor.device) for tensor, lengths in zip(first, sizes)]
         parts = [part for whole, lengths in zip(joined, sizes) for part in whole.split(lengths)]
         torch._foreach_copy_(parts, tensors)
         return tuple(joined)
@@ -129,27 +140,27 @@ class JoinAndCast(torch.autograd.Function):
         parts = [part for whole, lengths in zip(gradients, ctx.sizes)
                  for part in (whole.split(lengths) if whole is not None else [None] * len(lengths))]
         present = [part for part in parts if part is not None]
-        copies = [torch.empty_like(part, dtype=ctx.dtype) for part in present]
+        copies = [ctx.memory.empty(part.shape, ctx.dtype, part.device) for part in present]
         if copies:
             torch._foreach_copy_(copies, present)
         copies = iter(copies)
-        return None, None, *(None if part is None else next(copies) for part in parts)
+        return None, None, None, *(None if part is None else next(copies) for part in parts)
 
 
-def join_together(groups, dtype=None):
+def join_together(groups, dtype, memory):
     """groups of tensors → for each group one tensor, its members one below the other, in `dtype`
     (None: their own)"""
-    return JoinAndCast.apply(dtype, [[len(tensor) for tensor in group] for group in groups],
+    return JoinAndCast.apply(dtype, memory, [[len(tensor) for tensor in group] for group in groups],
                              *(tensor for group in groups for tensor in group))
 
 
-def products_for(layers, layout, dtype):
+def products_for(layers, layout, dtype, memory):
     """layers: [(BertLayer, whether it computes few rows only), …] → {modules that read the same
     rows: a function of (rows [N, in], layout) that returns their outputs side by side}, made anew
-    for each pass, with matrices in `dtype` (None: their own).
+    for each pass, with matrices in `dtype` (None: their own), in a KeptMemory.
 
     Types of modules contribute: type.joins(modules, layout, dtype) tells whether
-    type.products(groups of such modules, layout, dtype) has a product for each of these groups."""
+    type.products(groups, layout, dtype, memory) has a product for each of these groups of them."""
     chosen = {}                                              # {type: its groups}
     for layer, few_rows in layers:
         attention, covered = layer.attention, set()
@@ -162,4 +173,4 @@ def products_for(layers, layout, dtype):
                 chosen.setdefault(kind, []).append(group)
                 covered.update(part for module in group for part in module.modules())
     return {group: product for kind, groups in chosen.items()
-            for group, product in zip(groups, kind.products(groups, layout, dtype))}
+            for group, product in zip(groups, kind.products(groups, layout, dtype, memory))}

@@ -21,6 +21,7 @@ from bert.embedding import WordEmbedding
 from bert.errors import UserError, check_known
 from bert.inputs import check_head_mask, input_layout, unpad_ids
 from bert.linear import PackedLinear, products_for
+from bert.memory import KeptMemory
 
 
 class PackedLayerNorm(nn.LayerNorm):
@@ -64,16 +65,16 @@ class BertLayer(nn.Module):
         self.output_norm = PackedLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden, layout, head_mask=None, output_rows=None, keys_values=None):
+    def forward(self, hidden, layout, head_mask=None, output_rows=None):
         """hidden [N, H] → [N, H], or [M, H] if `output_rows` selects M rows of `layout`."""
-        hidden = self.attention_block(hidden, layout, head_mask, output_rows, keys_values)
+        hidden = self.attention_block(hidden, layout, head_mask, output_rows)
         layout = layout if output_rows is None else output_rows
         return self.add_and_norm(hidden, self.ffn(hidden, layout), layout)
 
-    def attention_block(self, hidden, layout, head_mask=None, output_rows=None, keys_values=None):
+    def attention_block(self, hidden, layout, head_mask=None, output_rows=None):
         """Attention, residual, LayerNorm: [N, H] → [N, H] or [M, H]. The arguments are those of
         SelfAttention.forward."""
-        attended = self.attention(hidden, layout, head_mask, output_rows, keys_values)
+        attended = self.attention(hidden, layout, head_mask, output_rows)
         if output_rows is not None:
             hidden, layout = hidden.index_select(0, output_rows.rows), output_rows
         return self.attention_norm(hidden + self.dropout(attended), layout)
@@ -98,7 +99,7 @@ class Bert(nn.Module):
 
     def __init__(self, config, attention="sdpa"):
         super().__init__()
-        self.config, self.edits = config, []
+        self.config, self.edits, self.memory = config, [], KeptMemory()
         self.word_embeddings = WordEmbedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
@@ -133,8 +134,9 @@ class Bert(nn.Module):
         """→ hidden [N, H], layout.  input_ids, attention_mask (1 keeps a token; or a Layout) and
         token_type_ids are [B, T]; inputs_embeds [B, T, H] replaces input_ids."""
         layout = input_layout(self.config, input_ids, attention_mask, inputs_embeds, dense)
-        words = (layout.unpad(inputs_embeds) if input_ids is None else self.word_embeddings(
-            unpad_ids("input_ids", input_ids, layout, self.config.vocab_size)))          # [N, H]
+        words = (layout.unpad(inputs_embeds) if input_ids is None else              # [N, H]
+                 self.word_embeddings(unpad_ids("input_ids", input_ids, layout,
+                                                self.config.vocab_size), self.memory))
         types = (torch.zeros_like(layout.flat_index) if token_type_ids is None else
                  unpad_ids("token_type_ids", token_type_ids, layout, self.config.type_vocab_size))
         positions = self.position_embeddings(layout.positions)                           # [N, H]
@@ -160,18 +162,21 @@ class Bert(nn.Module):
         return hidden
 
     def with_products(self, layout, output_rows, start):
-        """→ layout and output_rows with products for one pass: of weights in autocast's precision,
-        if it is on, and of several adapters in one batch, except in inference on a CPU"""
+        """→ layout and output_rows with the memory and the products of one pass: of weights in
+        autocast's precision, if it is on, and of several adapters in one batch, except in inference
+        on a CPU"""
         device, few = layout.flat_index.device.type, output_rows is not None
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         several = len(layout.adapter_rows or ()) > 1 and (
             device != "cpu" or torch.is_grad_enabled())
-        if (dtype or several) and not is_traced():
+        if is_traced():
+            return layout, output_rows
+        products = {}
+        if dtype or several:
             layers = [(layer, few and layer is self.layers[-1]) for layer in self.layers[start:]]
-            products = products_for(layers, layout, dtype)
-            layout, output_rows = (part and part.with_products(products)
-                                   for part in (layout, output_rows))
-        return layout, output_rows
+            products = products_for(layers, layout, dtype, self.memory)
+        return [None if part is None else part.with_products(products, self.memory)
+                for part in (layout, output_rows)]
 
     def walk(self, output_rows=None, start=0):
         """Yield (number, layer, `output_rows` for the last layer, else None) from layer `start` on.

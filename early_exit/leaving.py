@@ -1,9 +1,9 @@
 """Run a model with exits: examples leave the batch layer by layer, so that the rest is smaller.
 
-An exit reads [CLS] alone. Where examples leave, a layer first computes keys and values of all rows
-and everything else for [CLS]; the other rows are computed for those that stay. An example that
-leaves after layer m then costs what a model cut after layer m costs, whose last layer computes
-[CLS] alone too. Where few left in the batch before, all rows at once take less time.
+An exit reads [CLS] alone. Where examples leave, a layer is first computed for [CLS] alone, and then
+for all rows of those that stay. An example that leaves after layer m costs what a model cut after
+layer m costs, whose last layer computes [CLS] alone too. Where few left in the batch before, all
+rows at once take less time.
 
 A MultitaskModel calls its attribute `early_exit` in place of its own pass. `model.encoder(task)`
 has `exits`, an nn.ModuleDict {task: Exits}; tasks without exits use the whole model.
@@ -57,10 +57,9 @@ class EarlyExit:
                 break
             cls_first = self.shares.get((task, number), 0.0) > CLS_FIRST
             if cls_first:
-                keys_values = layer.attention.keys_values(hidden, layout)
-                first = layer(hidden, layout, output_rows=cls_rows, keys_values=keys_values)
+                first = layer(hidden, layout, output_rows=cls_rows)
             else:
-                hidden, keys_values = layer(hidden, layout), None
+                hidden = layer(hidden, layout)
                 first = hidden.index_select(0, cls_rows.rows)
             logits, log_probs, answer = next_exit(exits, number, first, logits, log_probs)
             leaving = answer.amax(dim=1).exp() > self.threshold              # [S]
@@ -73,12 +72,11 @@ class EarlyExit:
                     break
                 kept = layout.keep(torch.cat([stay + n * len(staying)
                                               for n in range(exits.segments)]))
-                hidden, keys_values = (rows if rows is None else rows.index_select(0, kept.rows)
-                                       for rows in (hidden, keys_values))
+                hidden = hidden.index_select(0, kept.rows)
                 layout, staying, cls_rows = kept, staying[stay], kept.cls_rows()
                 logits, log_probs = logits[stay], log_probs[:, stay]
             if cls_first:
-                hidden = layer(hidden, layout, keys_values=keys_values)
+                hidden = layer(hidden, layout)
         return outputs
 
 

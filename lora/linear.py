@@ -45,7 +45,7 @@ class LoRALinear(AdapterLayer):
 
     @staticmethod
     @torch.no_grad()
-    def products(groups, layout, dtype):
+    def products(groups, layout, dtype, memory):
         """→ for each group of modules its function of (rows, layout)"""
         adapters = [[own_adapters(module, layout) for module in group] for group in groups]
         loras = [[lora for own in modules for lora in own.values()] for modules in adapters]
@@ -55,7 +55,7 @@ class LoRALinear(AdapterLayer):
             [[*(base_of(module).weight for module in group), *(lora.A for lora in each)]
              for group, each in zip(groups, loras)]
             + [[*(base_of(module).bias for module in group), zeros[:width]]
-               for group, width in zip(groups, widths)], dtype)
+               for group, width in zip(groups, widths)], dtype, memory)
         ups = side_by_side([[lora.B for lora in each] for each in loras], dtype)
         scales = cache(partial(row_scales, zeros))
         return [partial(adapted_product, *parts, scales)

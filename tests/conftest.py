@@ -52,9 +52,10 @@ def real_glue():
 
 
 @pytest.fixture(autouse=True)
-def length_buckets_in_small_batches(monkeypatch):
-    """Tests' batches are small; they are to attend in length buckets as large ones do."""
+def small_batches_and_matrices_as_large_ones(monkeypatch):
+    """Tests' batches and models are small; they are to take the ways of large ones."""
     monkeypatch.setattr("bert.layout.BUCKET_PAIRS", 200)
+    monkeypatch.setattr("bert.memory.KEPT_FROM", 0)
 
 
 @pytest.fixture(scope="session")

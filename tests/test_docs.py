@@ -223,6 +223,9 @@ def test_the_product_is_as_small_as_readme_says():
     sizes = {str(file.relative_to(ROOT)): lines_of(file) for file in product_files()}
     largest = promised(r"no file over\s+(\d+)")
     assert sum(sizes.values()) <= promised(r"at most\s+([\d,]+)\s+lines of Python")
+    for folder, most in {"bert/": promised(r"encoder has\s+([\d,]+)"),
+                         "course/": promised(r"course kit\s+([\d,]+)")}.items():
+        assert sum(n for file, n in sizes.items() if file.startswith(folder)) <= most, folder
     assert not {file: lines for file, lines in sizes.items() if lines > largest}
 
 

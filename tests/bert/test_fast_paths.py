@@ -1,22 +1,20 @@
 """Each fast path equals the plain one beside it: dropout, attention on a CPU, the gradient of word
 embeddings, joined and cast weights, and grids."""
 
-import copy
 import math
-import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-import bert.cpu_attention
-from bert import Bert, BertConfig, Layout
+import bert.attention
+from bert import Bert, BertConfig, Layout, single_query
 from bert.attention import eager_attention
 from bert.cpu_attention import cpu_attention
 from bert.dropout import Dropout, dropout, keep_mask
-from bert.embedding import WordEmbedding
 from bert.linear import PackedLinear, one_product, product, products_for
+from pruning.removal import remove_heads
 
 LENGTHS = [20, 60, 3, 41, 58, 19, 2]
 
@@ -155,62 +153,88 @@ def test_a_transform_of_torch_takes_the_plain_way():
     assert torch.func.grad(loss)(state)["layers.0.attention.query.weight"].isfinite().all()
 
 
-# ---- the gradient of word embeddings
+# ---- one query a sequence
 
-def step(table, ids, optimizer=None):
-    table.weight.grad = None
-    table(ids).square().sum().backward()
-    return table.weight.grad
-
-
-def test_the_gradient_of_word_embeddings_is_torchs_in_the_same_memory():
-    table, plain = WordEmbedding(50, 8), nn.Embedding(50, 8)
-    plain.load_state_dict(table.state_dict())
-    places = set()
-    for seed in range(5):
-        ids = torch.randint(50, (30,), generator=torch.Generator().manual_seed(seed))
-        close(step(table, ids), step(plain, ids))
-        places.add(table.weight.grad.data_ptr())
-        table.weight.grad += 1                               # as an L2 penalty changes all rows
-    assert len(places) == 1
-
-
-def test_gradients_of_several_tasks_take_turns_in_the_same_memory():
-    table, ids, places = WordEmbedding(50, 8), torch.tensor([1, 2]), []
-    for _ in range(3):
-        held = [step(table, ids) for _ in range(3)]          # as gradient surgery holds them
-        places.append({gradient.data_ptr() for gradient in held})
-        assert len(places[-1]) == 3 and all(torch.equal(held[0], one) for one in held)
-        del held
-    assert places[0] == places[1] == places[2]
-    many = [step(table, ids) for _ in range(9)]
-    assert len({gradient.data_ptr() for gradient in many}) == 9
-    step(table, ids)
-    assert len(table.memory.storages) <= 5
+@pytest.mark.parametrize("what", ["plain", "no padding", "head mask", "pruned heads", "holes"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_cls_attends_without_keys_and_values_to_the_same_outputs_and_gradients(
+        what, precision, monkeypatch):
+    model = small(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    if what == "pruned heads":
+        remove_heads(model, {1: [0, 2]})
+    mask, results = ragged([9, 9] if what == "no padding" else LENGTHS), []
+    if what == "holes":
+        mask[0, :3] = mask[3, 5:9] = 0
+    ids, heads = torch.randint(50, mask.shape), torch.rand(2, 4) if what == "head mask" else None
+    fits, used = single_query.fits, []
+    for take in (lambda *more: used.append(fits(*more)) or used[-1], lambda *_: False):
+        monkeypatch.setattr(single_query, "fits", take)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            hidden, layout = model.train().embed(ids, mask)
+            out = model.encode(hidden, layout, heads, layout.cls_rows())
+        out.pow(3).sum().backward()
+        results.append([out, *(p.grad for n, p in model.named_parameters() if "pooler" not in n)])
+    assert used == [True]
+    error = 1e-5 if precision == "fp32" else 0.05
+    for found, expected in zip(*results):
+        torch.testing.assert_close(found, expected, rtol=error,
+                                   atol=error * max(1e-1, expected.abs().max().item()))
 
 
-def test_a_gradient_that_is_still_used_is_left_alone():
-    table, ids = WordEmbedding(50, 8), torch.tensor([1, 2, 2])
-    for held in (lambda g: g, lambda g: g.view(-1), lambda g: g[3:].detach(), lambda g: g.numpy()):
-        kept = held(step(table, ids))
-        before = copy.deepcopy(kept)
-        step(table, torch.tensor([4, 5]))
-        assert (before == kept).all()
-    table.weight.grad = None
-    for _ in range(2):                                       # two passes before one step
-        table(ids).square().sum().backward()
-    close(table.weight.grad, 2 * step(table, ids).clone())
+def test_dropout_of_the_single_query_keeps_the_mean():
+    model, mask = small(attention_probs_dropout_prob=0.4, hidden_dropout_prob=0.0), ragged([9, 5])
+    hidden, layout = model.eval().embed(torch.randint(50, mask.shape), mask)
+    attention, rows = model.layers[1].attention, layout.cls_rows()
+    query = attention.query(hidden.index_select(0, rows.rows))
+    expected = single_query.attend(attention, query, hidden, layout)
+    model.train()
+    draws = torch.stack([single_query.attend(attention, query, hidden, layout)
+                         for _ in range(2000)])
+    assert draws.std(dim=0).min() > 0
+    assert ((draws.mean(dim=0) - expected).abs() < 5 * draws.std(dim=0) / 2000 ** 0.5).all()
 
 
-def test_word_embeddings_are_copied_and_saved_without_their_memory():
-    table = WordEmbedding(50, 8)
-    step(table, torch.tensor([1]))
-    for other in (copy.deepcopy(table), pickle.loads(pickle.dumps(table))):
-        assert not other.memory.storages and torch.equal(other.weight, table.weight)
-    assert list(table.state_dict()) == ["weight"]
-    table.requires_grad_(False)
-    assert not table(torch.tensor([1])).requires_grad
-    assert table(torch.tensor([[1, 2]])).shape == (1, 2, 8)
+@pytest.mark.parametrize("change", ["hook", "two queries", "all rows", "double", "other class"])
+def test_keys_and_values_are_computed_where_something_reads_them(change):
+    model, mask = small(), ragged()
+    layout, attention = Layout(mask), model.layers[1].attention
+    rows = layout.cls_rows()
+    assert single_query.fits(attention, rows)
+    if change == "hook":
+        attention.value.register_forward_hook(lambda *_: None)
+    elif change == "two queries":
+        rows = layout.select(layout.mask & (layout.mask.cumsum(dim=1) <= 2))
+    elif change == "all rows":
+        rows = layout
+    elif change == "double":
+        model.double()
+    else:
+        attention.key = nn.Linear(32, 32)
+    assert not single_query.fits(attention, rows)
+
+
+# ---- attention of short sequences in inference
+
+@pytest.mark.parametrize("tokens, calls", [(48, 2), (49, 0)])
+def test_short_sequences_attend_by_hand_without_dropout(tokens, calls, monkeypatch):
+    model, mask, called = small().eval(), torch.ones(3, tokens), []
+    ids, results = torch.randint(50, mask.shape), []
+    packed = bert.attention.packed_cpu_attention
+    monkeypatch.setattr(bert.attention, "packed_cpu_attention",
+                        lambda *more: called.append(1) or packed(*more))
+    with torch.no_grad():
+        inference = model(ids, mask)[0]
+    assert len(called) == calls
+    for short in (bert.attention.SHORT, 0):
+        monkeypatch.setattr(bert.attention, "SHORT", short)
+        model.zero_grad()
+        out = model(ids, mask)[0]
+        out.pow(3).sum().backward()
+        results.append([out, *(p.grad for n, p in model.named_parameters() if "pooler" not in n)])
+    assert torch.equal(inference, results[0][0]) and len(called) == 2 * calls
+    for found, expected in zip(*results):
+        close(found, expected, atol=1e-6 * max(1, expected.abs().max().item()))
 
 
 # ---- products

@@ -11,6 +11,7 @@ import laser
 import lora
 from bert import Bert, BertConfig, Layout, UserError
 from bert.linear import products_for
+from bert.memory import KeptMemory
 from lora import LoRALinear
 from pruning import remove_heads
 
@@ -43,7 +44,8 @@ def joined(bert, adapters, few_rows=False):
     """→ the names of the modules of each product of several adapters"""
     names = {module: name for name, module in bert.named_modules()}
     layout = Layout(MASK).with_adapters(adapters)
-    products = products_for([(layer, few_rows) for layer in bert.layers], layout, None)
+    layers = [(layer, few_rows) for layer in bert.layers]
+    products = products_for(layers, layout, None, KeptMemory())
     return [[names[module] for module in group] for group in products]
 
 
