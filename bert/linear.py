@@ -67,10 +67,9 @@ class Product(torch.autograd.Function):
 
 
 def round_up(rows, dtype):
-    """[N, …] → in bfloat16 a copy in which zeros round N up to a multiple of ROUNDED_TO: there
-    torch compiles a kernel for each new number of rows, which takes longer than the product, and
-    rows are copied anyway. In other types the rows."""
-    if dtype != torch.bfloat16:
+    """[N, …] → in bfloat16 a copy in which zeros round N up to a multiple of ROUNDED_TO, because
+    torch compiles a kernel for each new N, which takes longer than the product; else the rows"""
+    if dtype != torch.bfloat16 or (rows.dtype == dtype and len(rows) % ROUNDED_TO == 0):
         return rows
     copy = rows.new_empty(len(rows) + -len(rows) % ROUNDED_TO, rows.size(1), dtype=dtype)
     copy[:len(rows)] = rows
@@ -86,10 +85,9 @@ def needs_rounding(weight):
 def product(rows, weight, bias, memory=None):
     """rows [N, in] → rows·Wᵀ + b, [N, out]"""
     trains = memory is not None and weight.requires_grad and torch.is_grad_enabled()
+    plain = weight.dtype == torch.float32 and not (is_traced() or torch.is_autocast_enabled("cpu"))
     if needs_rounding(weight) or (
-            trains and weight.dtype == torch.float32 and not is_traced()
-            and not torch.is_autocast_enabled("cpu")
-            and memory.keeps(weight.shape, weight.dtype, weight.device)):
+            trains and plain and memory.keeps(weight.shape, weight.dtype, weight.device)):
         return Product.apply(rows, weight, bias, memory)
     return F.linear(rows, weight, bias)
 

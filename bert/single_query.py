@@ -16,7 +16,7 @@ def fits(attention, query_layout):
     and values come from plain matrices."""
     key, value = attention.key, attention.value
     return (not is_traced() and query_layout.tokens == 1 and query_layout.no_padding
-            and is_plain(key) and is_plain(value)
+            and is_plain(key) and is_plain(value)            # no adapter, no hook
             and key.weight.device.type == "cpu" and key.weight.dtype == torch.float32)
 
 

@@ -44,11 +44,11 @@ TOP_K = (1/16, 1/8, 3/16, 1/4, 5/16, 3/8, 1/2, 5/8, 3/4, 1)  # of the experts, i
 def add_relu_flags(parser):
     add_run_flags(parser, "run", "--data", "--device", "--precision", "--overwrite")
     parser.add_argument("--out", required=True, metavar="RELU", help="the new run")
-    parser.add_argument("--sparsity", default="relu-l1:2e-3:warm-up", metavar="PENALTY",
+    parser.add_argument("--sparsity", default="relu-l1:3e-2:linear", metavar="PENALTY",
                         help="penalty:weight[:schedule], or none (default: %(default)s)")
-    parser.add_argument("--distill", type=float, default=1.0, metavar="WEIGHT",
-                        help="of the distance to RUN's hidden states (default: 1; 0: none)")
-    parser.add_argument("--epochs", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--distill", type=float, default=100.0, metavar="WEIGHT",
+                        help="of the distance to RUN's hidden states (default: 100; 0: none)")
+    parser.add_argument("--epochs", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--lr", type=float, help="default: RUN's")
     parser.add_argument("--seed", type=int, help="default: RUN's")
 

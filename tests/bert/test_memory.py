@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from threading import Thread
 
 import pytest
 import torch
@@ -111,6 +112,32 @@ def test_small_tensors_and_those_of_a_gpu_take_new_memory(monkeypatch):
     assert not kept.blocks
     place = kept.empty((100, 10), torch.float32, CPU).data_ptr()
     assert kept.empty((100, 10), torch.float32, CPU).data_ptr() == place
+
+
+def test_threads_never_share_a_block():
+    kept, wrong = KeptMemory(), []
+
+    def work(number):
+        for _ in range(300):
+            mine = kept.empty((50, 4), torch.float32, CPU).fill_(number)
+            if not (mine.clone() == number).all():
+                wrong.append(number)
+
+    threads = [Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_shapes_that_are_no_longer_used_are_forgotten():
+    kept = KeptMemory()
+    for rows in range(1, 40):
+        kept.empty((rows, 4), torch.float32, CPU)
+        kept.empty((1000, 4), torch.float32, CPU)
+    assert len(kept.blocks) == memory.SHAPES and ((1000, 4), torch.float32) in kept.blocks
+    assert ((38, 4), torch.float32) in kept.blocks and ((5, 4), torch.float32) not in kept.blocks
 
 
 def test_a_product_in_kept_memory_is_differentiated_twice():
