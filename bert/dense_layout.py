@@ -13,10 +13,7 @@ class DenseLayout(Layout):
     def _cells(self):
         cells, positions = (torch.arange(count, device=self.mask.device)
                             for count in (self.mask.numel(), self.tokens))
-        return cells, positions.repeat(self.batch)
-
-    def _offsets(self):
-        return None, 0                                       # padding has rows too
+        return cells, positions.repeat(self.batch), None, 0  # offsets: padding has rows too
 
     @property
     def key_mask(self):

@@ -72,28 +72,26 @@ class Layout:
         self.mask, self.rows = mask.bool(), rows
         self.adapters, self.adapter_rows, self.products, self.memory = None, None, {}, None
         self.biases, self.blocks = {}, {}                    # of attention, made for all layers
-        self.flat_index, own_positions = self._cells()
+        self.flat_index, own_positions, self.offsets, self.min_rows = self._cells()
         self.positions = own_positions if positions is None else positions
         self.no_padding = self.flat_index.size(0) == mask.numel()
-        self.offsets, self.min_rows = self._offsets()
         self.cells = self._cell_rows()
         self.length_buckets, self.bucket_cells = [], None
         if rows is None:
             self._make_length_buckets()
 
     def _cells(self):
-        """→ flat_index [N], positions [N], counted on the CPU"""
+        """→ flat_index [N], positions [N], offsets [batch + 1] and min_rows, which are counted on
+        the CPU; bert/packed_attention.py reads the last two on a GPU."""
         mask = self.mask.cpu()                               # the one wait, if this is a GPU's
-        empty = (~mask.any(dim=1)).nonzero() if self.rows is None else ()
+        counts = mask.sum(dim=1)
+        empty = (counts == 0).nonzero() if self.rows is None else ()
         if len(empty):
             raise UserError(f"attention_mask hides every token of sequence {empty[0].item()}")
         cells = mask.flatten().nonzero().squeeze(1)
-        return to_device([cells, cells % self.tokens], self.mask.device)
-
-    def _offsets(self):
-        """→ offsets [batch + 1], min_rows; bert/packed_attention.py reads them on a GPU"""
-        counts = self.mask.sum(dim=1)                        # [batch]
-        return F.pad(counts.cumsum(0), (1, 0)).int(), int(counts.min())
+        offsets = F.pad(counts.cumsum(0), (1, 0)).int()
+        return *to_device([cells, cells % self.tokens, offsets], self.mask.device), int(
+            counts.min())
 
     def __len__(self):
         return len(self.flat_index)

@@ -67,7 +67,8 @@ def test_watching_changes_no_output_and_leaves_no_trace(tiny):
         during = bert(**batch)
     count = len(seen)
     after = bert(**batch)
-    assert torch.equal(before[0], during[0]) and torch.equal(before[0], after[0])
+    torch.testing.assert_close(during[0], before[0], atol=1e-5, rtol=0)      # of another kernel
+    assert torch.equal(before[0], after[0])
     assert len(seen) == count
     assert [layer.attention.attention_function for layer in bert.layers] == functions
 
