@@ -252,7 +252,7 @@ def test_merge_and_detach_leave_a_plain_bert(adapted, tmp_path):
     lora.merge(adapted, "a")
     lora.detach(adapted)
     adapted.save_pretrained(tmp_path)
-    close(states(Bert.from_pretrained(tmp_path)), expected)
+    close(states(Bert.from_pretrained(tmp_path)), expected, atol=3e-5)       # sums of another order
 
 
 def test_detached_saves_the_pretrained_modules_only(adapted, tmp_path):

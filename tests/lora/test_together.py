@@ -218,7 +218,7 @@ def test_a_merged_adapter_is_refused_beside_another_and_serves_alone(bert):
     three_and_one(bert)
     expected, _ = run(bert, [("a", 3), ("a", 3)])
     lora.merge(bert, "a")
-    close(run(bert, [("a", 3), ("a", 3)])[0], expected)
+    close(run(bert, [("a", 3), ("a", 3)])[0], expected, atol=3e-5)           # sums of another order
     with pytest.raises(UserError, match="unmerge first"):
         run(bert, MIXED)
 
