@@ -82,10 +82,12 @@ def of(rows, norms, rule):
 
 
 def averages(results, experts):
-    """The rows of the curve, each the mean over the seeds."""
-    curves = [result["curves"][experts] for result in results]
-    return [dict(rows[0], **{key: mean(row[key] for row in rows) for key in
-                             ("ffn", "model", "ms", "mean")}) for rows in zip(*curves)]
+    """The rows of the curve that all seeds have, each the mean over the seeds."""
+    curves = [{(row["norms"], row["rule"], row["tau"]): row for row in result["curves"][experts]}
+              for result in results]
+    shared = [key for key in curves[0] if all(key in curve for curve in curves)]
+    return [curves[0][key] | {what: mean(curve[key][what] for curve in curves)
+                              for what in ("ffn", "model", "ms", "mean")} for key in shared]
 
 
 def cheapest(rows, goal):
@@ -99,16 +101,18 @@ def report(results, args):
     groups = {}
     for name, result in results.items():
         groups.setdefault(re.sub(r"-\d+$", "", name), []).append(result)
-    header = ["task", "seeds", "experts", "GELU", "ReLU, all experts", "τ", "score", "FFN", "model"]
+    header = ["task", "seeds", "experts", "GELU", "ReLU, all experts", "rule, τ", "score", "FFN",
+              "model"]
     first = [header]
     second = [["task", "experts", "FFN", "max", "cumulative", "top-k", "oracle, max", "random"]]
     for task, group in groups.items():
         gelu, relu = (mean(result[name] for result in group) for name in ("gelu", "relu"))
         for experts in args.experts:
             rows = averages(group, experts)
-            best = cheapest(of(rows, "router", "max"), gelu - POINT)
+            best = cheapest(of(rows, "router", "max") + of(rows, "router", "cumulative"),
+                            gelu - POINT)
             chosen = ["–"] * 4 if best is None else [
-                f"{best['tau']:g}", f"{best['mean']:.3f}", f"{best['ffn']:.1%}",
+                f"{best['rule']}, {best['tau']:g}", f"{best['mean']:.3f}", f"{best['ffn']:.1%}",
                 f"{best['model']:.1%}"]
             first.append([task, str(len(group)), str(experts), f"{gelu:.3f}", f"{relu:.3f}",
                           *chosen])
