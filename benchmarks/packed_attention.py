@@ -1,11 +1,12 @@
-"""Attention on packed rows beside attention on the padded grid, on a GPU; and why nested tensors
-do not do it.
+"""Attention on packed rows beside attention on the padded grid, on a GPU; why nested tensors do not
+do it; and from which length on torch's kernel is the faster one on a CPU.
 
     python benchmarks/packed_attention.py
 
-Prints milliseconds of one attention, forward and with backward, by precision and share of padding
-(12 heads of 64, as in bert-base). Without a GPU it prints only what Python takes to make the three
-nested tensors of one attention, which costs the same on any device.
+Prints what Python takes to make the three nested tensors of one attention, which costs the same on
+any device; milliseconds of six layers' attention in inference on a CPU, by hand and by the kernel
+(12 heads of 32, as in MiniLM); and on a GPU milliseconds of one attention, forward and with
+backward, by precision and share of padding (12 heads of 64, as in bert-base).
 """
 
 import sys
@@ -17,6 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import bert.attention  # noqa: E402
 from bert import BertConfig, Layout  # noqa: E402
 from bert.attention import SelfAttention  # noqa: E402
 from common.tables import rows_table  # noqa: E402
@@ -91,8 +93,33 @@ def compare(dtype, shortest, device="cuda"):
     return row
 
 
+@torch.inference_mode()
+def short_sequences(tokens, precision):
+    """→ a row of a CPU's table: about 1,000 rows of sequences of `tokens`, one a token shorter.
+    Multiples of 16 are left out: few real lengths are, and with them the kernel is faster."""
+    lengths = torch.tensor([tokens - 1] + [tokens] * (1000 // tokens))
+    layout = Layout(torch.arange(tokens) < lengths[:, None])
+    attention = SelfAttention(BertConfig(hidden_size=384), 0).eval()
+    rows, row = torch.randn(len(layout), 3 * 384).to(precision), {"tokens": tokens}
+
+    def layers():
+        layout.blocks = {}                                   # made once a batch
+        for _ in range(6):
+            attend(attention, rows, layout)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        for name, short in (("by hand", tokens), ("kernel", 0)):
+            bert.attention.SHORT = short
+            row[name] = milliseconds(layers)
+    row["kernel / by hand"] = f"{row['kernel'] / row['by hand']:.2f}"
+    return {"precision": str(precision).removeprefix("torch."), **row}
+
+
 def main():
     print(f"torch {torch.__version__}; three nested tensors, made and read: {host_cost():.2f} ms")
+    print(rows_table([short_sequences(tokens, precision)
+                      for precision in (torch.float32, torch.bfloat16)
+                      for tokens in (13, 22, 31, 39, 45, 51, 61, 93)]))
     if not torch.cuda.is_available():
         return print("no GPU here: the kernels are not measured")
     print(f"{torch.cuda.get_device_name()}, {BATCH} sequences of at most {TOKENS} tokens, ms\n")

@@ -165,13 +165,12 @@ class Bert(nn.Module):
         """→ layout and output_rows with the memory and the products of one pass: of weights in
         autocast's precision, if it is on, and of several adapters in one batch, except in inference
         on a CPU"""
-        device, few = layout.flat_index.device.type, output_rows is not None
+        if is_traced():
+            return layout, output_rows
+        device, few, products = layout.flat_index.device.type, output_rows is not None, {}
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         several = len(layout.adapter_rows or ()) > 1 and (
             device != "cpu" or torch.is_grad_enabled())
-        if is_traced():
-            return layout, output_rows
-        products = {}
         if dtype or several:
             layers = [(layer, few and layer is self.layers[-1]) for layer in self.layers[start:]]
             products = products_for(layers, layout, dtype, self.memory)

@@ -2,8 +2,9 @@
 
 An exit reads [CLS] alone. Where examples leave, a layer is first computed for [CLS] alone, and then
 for all rows of those that stay. An example that leaves after layer m costs what a model cut after
-layer m costs, whose last layer computes [CLS] alone too. Where few left in the batch before, all
-rows at once take less time.
+layer m costs, whose last layer computes [CLS] alone too. (Where bert/single_query.py does not fit,
+on a GPU say, keys and values of those that stay are computed twice.) Where few left in the batch
+before, all rows at once take less time.
 
 A MultitaskModel calls its attribute `early_exit` in place of its own pass. `model.encoder(task)`
 has `exits`, an nn.ModuleDict {task: Exits}; tasks without exits use the whole model.

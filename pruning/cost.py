@@ -28,7 +28,8 @@ def multiply_adds(bert, lengths, output_rows=None, adapter=None):
 
 def layer_cost(bert, number, lengths, queries, adapter=None):
     """Multiply-adds of one layer for each sequence, of the shape of `lengths`: so many of its rows
-    as `queries` says are computed, from keys and values of all."""
+    as `queries` says are computed, from keys and values of all (which bert/single_query.py on a CPU
+    does without)."""
     attention, ffn = bert.layers[number].attention, bert.layers[number].ffn
     per_query = [attention.query, attention.output]
     per_query += [ffn] if hasattr(ffn, "multiply_adds") else [

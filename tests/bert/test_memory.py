@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 from threading import Thread
 
 import pytest
@@ -115,7 +116,8 @@ def test_small_tensors_and_those_of_a_gpu_take_new_memory(monkeypatch):
 
 
 def test_threads_never_share_a_block():
-    kept, wrong = KeptMemory(), []
+    """Fails without the lock, where threads change as often as here."""
+    kept, wrong, interval = KeptMemory(), [], sys.getswitchinterval()
 
     def work(number):
         for _ in range(300):
@@ -124,10 +126,14 @@ def test_threads_never_share_a_block():
                 wrong.append(number)
 
     threads = [Thread(target=work, args=(n,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
     assert not wrong
 
 
