@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass, field, fields
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 
 from bert.errors import UserError, check_known
@@ -15,6 +16,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
 }
+IN_PLACE = {F.gelu: torch.ops.aten.gelu_, F.relu: F.relu_}     # those that overwrite their argument
 FIXED = {"model_type": "bert", "position_embedding_type": "absolute",    # the only values supported
          "is_decoder": False, "add_cross_attention": False}
 

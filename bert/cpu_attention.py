@@ -8,6 +8,8 @@ import torch
 
 from bert.dropout import keep_mask, rounded
 
+REGISTER = 16                                    # numbers of 32 bits in a register of AVX-512
+
 
 def attend(query, key, value, bias, p, out=None):
     """query [n, Tq, d], key and value [n, Tk, d], n = batch · heads, bias [n, 1, Tk] or None, p the
@@ -17,13 +19,20 @@ def attend(query, key, value, bias, p, out=None):
         scores.mul_(scale)
     else:
         torch.add(bias, scores, alpha=scale, out=scores)
-    probabilities = torch.softmax(scores, dim=-1)
+    probabilities = softmax(scores)
     if not p:
         return torch.bmm(probabilities, value, out=out), (query, key, value, probabilities, None)
     mask = keep_mask(scores.shape, p, scores.dtype)
     torch.mul(probabilities, mask, out=scores)
     context = torch.bmm(scores, value, out=out).mul_(1 / (1 - p))
     return context, (query, key, value, probabilities, mask)
+
+
+def softmax(scores):
+    """[n, Tq, Tk] → the softmax over Tk. torch's is slow over less than a register of numbers."""
+    if scores.size(-1) >= REGISTER:
+        return torch.softmax(scores, dim=-1)
+    return torch.softmax(scores.mT.contiguous(), dim=1).mT.contiguous()
 
 
 def attend_backward(gradient, saved, p, out=(None, None, None)):
@@ -101,8 +110,19 @@ class Blocks:
             before += len(sources[-1])
         queries = torch.cat(sources)
         self.sources = torch.cat([queries, queries + heads, queries + 2 * heads])
-        self.cells, self.count = cells.flatten(), before
+        self.cells, self.count, self.buffer = cells.flatten(), before, None
         self.of_parts = (cells[:, None] + before * torch.arange(3)[:, None]).flatten()
+
+    def parts(self, rows, trains):
+        """rows [N·3·heads, d] → [3·count, d] in fp32; without gradients in memory that each layer
+        uses again"""
+        if trains:
+            return rows.index_select(0, self.sources).float()
+        if self.buffer is None:
+            self.buffer = rows.new_empty(len(self.sources), rows.size(1), dtype=torch.float32)
+        if rows.dtype == torch.float32:
+            return torch.index_select(rows, 0, self.sources, out=self.buffer)
+        return self.buffer.copy_(rows.index_select(0, self.sources))
 
     def split(self, matrix):
         """[cells, d] → for each block [batch·heads, tokens, d]"""
@@ -118,7 +138,7 @@ class PackedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, blocks, p):
         heads_of = rows.reshape(len(rows) * 3 * blocks.heads, -1)
-        parts = heads_of.index_select(0, blocks.sources).float().chunk(3)
+        parts = blocks.parts(heads_of, any(ctx.needs_input_grad)).chunk(3)
         contexts = torch.empty_like(parts[0])
         saved = [attend(*block, bias, p, out)[1] for *block, bias, out in zip(
             *map(blocks.split, parts), blocks.biases, blocks.split(contexts))]

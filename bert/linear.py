@@ -1,6 +1,7 @@
 """W·x + b on packed rows: one matrix, or several that read the same rows, in one product; and the
 products of one pass, whose matrices are joined, and cast in mixed precision, all together."""
 
+import math
 from functools import partial
 
 import torch
@@ -9,6 +10,8 @@ from torch import nn
 
 from bert.dropout import is_traced
 
+FUSED = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if getattr(
+    torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)() else None
 ROUNDED_TO = 32                    # the rows of products in bfloat16 on a CPU: RoundedProduct
 
 
@@ -29,8 +32,8 @@ class PackedLinear(nn.Linear):
 
     @staticmethod
     def joins(group, layout, dtype):
-        """Whether `products` has a product of these modules: of plain ones, in mixed precision."""
-        return dtype is not None and all(
+        """Whether `products` has a product of these modules: of plain ones, several or cast."""
+        return (dtype is not None or len(group) > 1) and all(
             is_plain(module) and module.weight.numel() and module.weight.dtype == torch.float32
             for module in group)
 
@@ -49,10 +52,10 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows, weight, bias, memory):
-        rounded = round_up(rows, weight.dtype)
+        rounded = round_up(rows, weight.dtype, extend=not any(ctx.needs_input_grad))
         ctx.save_for_backward(rounded, weight)
         ctx.dtype, ctx.memory = rows.dtype, memory
-        return F.linear(rounded, weight, bias)[:len(rows)]
+        return with_bias(rounded, weight, bias)[:len(rows)]
 
     @staticmethod
     def backward(ctx, gradient):
@@ -66,12 +69,24 @@ class Product(torch.autograd.Function):
                 gradient.sum(dim=0) if of_bias else None, None)
 
 
-def round_up(rows, dtype):
+def with_bias(rows, weight, bias):
+    """F.linear, which in bfloat16 on a CPU adds the bias in a pass of its own; oneDNN's does not"""
+    if FUSED is None or weight.dtype != torch.bfloat16:
+        return F.linear(rows, weight, bias)
+    return FUSED(rows, weight, bias, "none", [], "")
+
+
+def round_up(rows, dtype, extend=False):
     """[N, …] → in bfloat16 a copy in which zeros round N up to a multiple of ROUNDED_TO, because
-    torch compiles a kernel for each new N, which takes longer than the product; else the rows"""
+    torch compiles a kernel for each new N, which takes longer than the product; else the rows.
+    `extend`: rows that begin a longer matrix are not copied; what follows them is any number."""
     if dtype != torch.bfloat16 or (rows.dtype == dtype and len(rows) % ROUNDED_TO == 0):
         return rows
-    copy = rows.new_empty(len(rows) + -len(rows) % ROUNDED_TO, rows.size(1), dtype=dtype)
+    shape = len(rows) + -len(rows) % ROUNDED_TO, rows.size(1)
+    if (extend and rows.dtype == dtype and rows.is_contiguous() and rows.storage_offset() == 0
+            and rows.untyped_storage().nbytes() >= math.prod(shape) * dtype.itemsize):
+        return rows.as_strided(shape, rows.stride())
+    copy = rows.new_empty(shape, dtype=dtype)
     copy[:len(rows)] = rows
     copy[len(rows):] = 0
     return copy
@@ -89,6 +104,11 @@ def product(rows, weight, bias, memory=None):
     if needs_rounding(weight) or (
             trains and plain and memory.keeps(weight.shape, weight.dtype, weight.device)):
         return Product.apply(rows, weight, bias, memory)
+    shape = len(rows) + -len(rows) % 256, len(weight)        # one block for like numbers of rows
+    if plain and not torch.is_grad_enabled() and memory is not None and memory.keeps(
+            shape, weight.dtype, weight.device):
+        out = memory.empty(shape, weight.dtype, weight.device)[:len(rows)]
+        return torch.addmm(bias, rows, weight.T, out=out)
     return F.linear(rows, weight, bias)
 
 

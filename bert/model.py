@@ -7,6 +7,7 @@ Read bert/layout.py and bert/attention.py first. Hidden states are one matrix [N
 padding. Left out: decoders, relative positions, gradient checkpointing.
 """
 
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -15,12 +16,12 @@ from torch.utils._pytree import _register_namedtuple
 
 from bert.attention import ATTENTIONS, SelfAttention
 from bert.checkpoint import load_bert, save_bert
-from bert.config import ACTIVATIONS
+from bert.config import ACTIVATIONS, IN_PLACE
 from bert.dropout import Dropout, is_traced
 from bert.embedding import WordEmbedding
 from bert.errors import UserError, check_known
 from bert.inputs import check_head_mask, input_layout, unpad_ids
-from bert.linear import PackedLinear, products_for
+from bert.linear import PackedLinear, is_plain, products_for
 from bert.memory import KeptMemory
 
 
@@ -47,7 +48,10 @@ class FeedForward(nn.Module):
 
     def activate(self, hidden, layout):
         """GELU(W₁x + b₁): [N, H] → [N, intermediate]"""
-        return self.activation(self.fc_in(hidden, layout))
+        rows = self.fc_in(hidden, layout)
+        if torch.is_grad_enabled() or not is_plain(self.fc_in):      # a hook may keep these rows
+            return self.activation(rows)
+        return IN_PLACE.get(self.activation, self.activation)(rows)
 
     def project(self, activations, layout):
         """W₂·activations + b₂: [N, intermediate] → [N, H]"""
@@ -100,6 +104,7 @@ class Bert(nn.Module):
     def __init__(self, config, attention="sdpa"):
         super().__init__()
         self.config, self.edits, self.memory = config, [], KeptMemory()
+        self.prepared = None                                 # {}: see fixed_weights
         self.word_embeddings = WordEmbedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
@@ -167,15 +172,28 @@ class Bert(nn.Module):
         on a CPU"""
         if is_traced():
             return layout, output_rows
-        device, few, products = layout.flat_index.device.type, output_rows is not None, {}
+        device, few, adapters = (layout.flat_index.device.type, output_rows is not None,
+                                 len(layout.adapter_rows or ()))
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        several = len(layout.adapter_rows or ()) > 1 and (
-            device != "cpu" or torch.is_grad_enabled())
-        if dtype or several:
+        several = adapters > 1 and (device != "cpu" or torch.is_grad_enabled())
+        shared = {} if self.prepared is None or adapters > 1 or torch.is_grad_enabled() else (
+            self.prepared)
+        if (dtype or several or shared is self.prepared) and (dtype, few, start) not in shared:
             layers = [(layer, few and layer is self.layers[-1]) for layer in self.layers[start:]]
-            products = products_for(layers, layout, dtype, self.memory)
+            shared[dtype, few, start] = products_for(layers, layout, dtype, self.memory)
+        products = shared.get((dtype, few, start), {})
         return [None if part is None else part.with_products(products, self.memory)
                 for part in (layout, output_rows)]
+
+    @contextmanager
+    def fixed_weights(self):
+        """A context in which no weight changes: passes without gradients share what the first
+        prepares of the weights, matrices joined, and cast in mixed precision."""
+        self.prepared = {}
+        try:
+            yield
+        finally:
+            self.prepared = None
 
     def walk(self, output_rows=None, start=0):
         """Yield (number, layer, `output_rows` for the last layer, else None) from layer `start` on.

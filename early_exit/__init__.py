@@ -1,7 +1,7 @@
 """Stop early: exits between the layers, and the depth at which an encoder is cut.
 
 Zero Time Waste (Wołczyk et al. 2021, arXiv 2106.05409): on a frozen, fine-tuned encoder a
-classifier after every layer reads [CLS] and the classifier before it; a learned mean of all
+classifier after every layer reads its states and the classifier before; a learned mean of all
 classifiers so far answers as soon as it is confident.
 
     q_m ∝ exp(1/m Σ_{j≤m} exp(w_mj) log p_j + b_m)      leave at the first m of max q_m > θ
@@ -18,5 +18,5 @@ Left out: exits for regressions, exits that are trained together with the encode
 """
 
 from early_exit.exits import ENSEMBLES, Exits, as_outputs, log_probabilities
-from early_exit.leaving import EarlyExit, cls_states, exit_layers
+from early_exit.leaving import EarlyExit, layer_states, exit_layers
 from early_exit.netcut import DepthHeads, netcut_loss

@@ -35,6 +35,9 @@ def add_train_flags(parser):
     parser.add_argument("--method", default="ztw", choices=METHODS,
                         help="ztw (default): cascade and geometric ensemble; sdn: neither; cascade "
                              "or ensemble: one of the two; ztw-arithmetic: a mean of probabilities")
+    parser.add_argument("--reads", default="mean", choices=("mean", "cls"),
+                        help="mean (default): an exit reads [CLS] and the mean of all tokens; cls: "
+                             "[CLS] alone, as in the paper")
     parser.add_argument("--tasks", help="only these of the run's tasks (default: all that are "
                                         "classifications)")
     parser.add_argument("--examples", type=int, default=10000, metavar="N",
@@ -68,7 +71,7 @@ def tasks_with_exits(model, text):
 def train(args):
     """Train exits after the layers of a saved run, whose encoder and heads stay as they are.
 
-    The encoder runs once over the training examples; [CLS] after every layer is kept in
+    The encoder runs once over the training examples; what exits read after every layer is kept in
     RUN/early_exit, so that a stopped command, or one with another --method, goes on from there.
     The classifiers are trained on 80 % of the examples, the ensembles on the rest."""
     check_number("--examples", args.examples, 0)
@@ -77,7 +80,7 @@ def train(args):
         raise UserError(f"--examples is {args.examples}; exits need 10 or more (0: all)")
 
     def edit(session):
-        model, cascade, ensemble = session.model, *METHODS[args.method]
+        model, mean, (cascade, ensemble) = session.model, args.reads == "mean", METHODS[args.method]
         tasks = tasks_with_exits(model, args.tasks)
         for bert in model.encoders.values():
             drop(bert)
@@ -90,8 +93,9 @@ def train(args):
             print(f"{task}: exits after {states.size(1)} layers, from {len(split):,} examples",
                   flush=True)
             exits[task] = train_exits(states, split.labels, TASKS[task].outputs,
-                                      segments_of(model, task), cascade, ensemble, seed=args.seed)
-        attach(model, exits, cascade=cascade, ensemble=ensemble)
+                                      segments_of(model, task), cascade, ensemble, mean,
+                                      seed=args.seed)
+        attach(model, exits, cascade=cascade, ensemble=ensemble, mean=mean)
 
     folder, scores = RunSession(args).derive(args.out, args.overwrite, edit)
     print(f"{score_table(scores)}\n\nrun: {folder}\n"

@@ -12,22 +12,16 @@ def exit_costs(model, task, lengths):
     bert, exits, adapter = model.encoder(task), task_exits(model, task), model.adapters.get(task)
     ones, pooled_rows = torch.ones_like(lengths), None if model.poolings[task].all_rows else True
     pooler = matrix_cost(bert.pooler) * len(lengths) if model.pooling_name == "pooler" else 0
-    plain, below, found = 0, 0, []
+    plain, found = 0, []
 
     def cost(number, queries):
         return layer_cost(bert, number, lengths, queries, adapter).sum(dim=0)
 
     for number, _, rows in bert.walk(pooled_rows):
-        whole, cls = cost(number, lengths), cost(number, ones)
-        if number == len(exits):
-            last = whole if rows is None else cls
-            found.append(below + last + pooler + exits.multiply_adds(number - 1))
-            plain = plain + last + pooler
-        else:
-            found.append(below + cls + exits.multiply_adds(number))
-            below = below + whole + cls - cost(number, torch.zeros_like(lengths))
-            plain = plain + whole
-    return torch.stack(found), plain
+        plain = plain + cost(number, lengths if rows is None else ones)
+        found.append(plain + exits.multiply_adds(min(number, len(exits) - 1)))
+    found[-1] = found[-1] + pooler
+    return torch.stack(found), plain + pooler
 
 
 def cost_of(early_exit, model):

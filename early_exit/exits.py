@@ -1,14 +1,17 @@
 """The classifiers after the layers (Wołczyk et al. 2021, section 3). Exit m = 0, 1, … stands after
 layer m; after the last layer stands the task's own head, which is no exit.
 
-    logits_m = W_m [h_m ; LN(sg(logits_{m-1}))] + b_m         h_m: [CLS] after layer m
+    logits_m = W_m [h_m ; LN(sg(logits_{m-1}))] + b_m         h_m: states after layer m
     log q_m  = ensemble of log p_0 … log p_m                  p_m = softmax(logits_m)
+
+h_m is [CLS] and the mean of all tokens, side by side: [CLS] of the lower layers knows little of
+its text yet. With `mean` False it is [CLS] alone, as in the paper.
 
 sg stops the gradient: an exit does not change the exits before it. Without the cascade
 (logits_m = W_m h_m + b_m) and without the ensemble (q_m = p_m) the exits are those of shallow-deep
 networks, SDN (Kaya et al. 2019, arXiv 1810.07052).
 
-Shapes: B examples, M exits, W the size of h_m (H, or 2·H for a pair encoded separately), C classes.
+Shapes: B examples, M exits, W = 2·H, or 4·H for a pair encoded separately, C classes.
 """
 
 import torch
@@ -42,11 +45,12 @@ class Exits(nn.Module):
     sequences of `width` H. `classifiers` and `norms` are trained first, then, on other examples,
     `weights` and `biases` of the ensemble."""
 
-    def __init__(self, count, width, outputs, segments=1, cascade=True, ensemble="geometric"):
+    def __init__(self, count, width, outputs, segments=1, cascade=True, ensemble="geometric",
+                 mean=True):
         super().__init__()
-        self.cascade, self.ensemble, self.segments = cascade, ensemble, segments
+        self.cascade, self.ensemble, self.segments, self.mean = cascade, ensemble, segments, mean
         self.outputs, self.classes = outputs, max(outputs, 2)            # of the head; of the exits
-        classes, width = self.classes, segments * width
+        classes, width = self.classes, segments * width * (1 + mean)
         self.classifiers = nn.ModuleList(
             nn.Linear(width + (classes if cascade and m else 0), classes) for m in range(count))
         self.norms = nn.ModuleList(nn.LayerNorm(classes) for _ in range(count if cascade else 0))
@@ -59,6 +63,7 @@ class Exits(nn.Module):
         """Let exits read h_m with mean 0 and variance about 1 over the examples of `states` [n, M,
         W]. [CLS] of the lower layers is nearly the same vector for every text: without this a
         classifier learns little in a few epochs. It stays a linear function of h_m."""
+        states = self.chosen(states)
         variance = states.var(dim=0, correction=0)                           # [M, W]
         floor = 0.01 * variance.mean(dim=1, keepdim=True) + 1e-12            # of dead features
         self.means.copy_(states.mean(dim=0))
@@ -67,9 +72,14 @@ class Exits(nn.Module):
     def __len__(self):
         return len(self.classifiers)
 
-    def logits(self, m, vectors, previous=None):
-        """vectors [B, W] after layer m, the logits [B, C] of the exit before → logits [B, C]"""
-        vectors = (vectors - self.means[m]) * self.scales[m]
+    def chosen(self, states):
+        """[…, W] → the same, or [CLS] of each sequence alone"""
+        return states if self.mean else states.unflatten(-1, (self.segments, 2, -1))[
+            ..., 0, :].flatten(-2)
+
+    def logits(self, m, states, previous=None):
+        """states [B, W] after layer m, the logits [B, C] of the exit before → logits [B, C]"""
+        vectors = (self.chosen(states) - self.means[m]) * self.scales[m]
         if self.cascade and m:
             vectors = torch.cat([vectors, self.norms[m](previous.detach())], dim=1)
         return self.classifiers[m](vectors)

@@ -1,4 +1,4 @@
-"""[CLS] states of a run's examples after every layer: the frozen encoder runs once, and what it
+"""What exits read of a run's examples after every layer: the frozen encoder runs once, and what it
 gave is kept in a file, from which all kinds of exits are trained."""
 
 import math
@@ -10,7 +10,7 @@ from bert.checkpoint import check_names_and_shapes
 from bert.files import read_metadata, read_tensors, write_tensors
 from common.cli import StopSignal, UserStop
 from common.log import progress_bar
-from early_exit.leaving import cls_states
+from early_exit.leaving import layer_states
 from multitask.data import Split
 from multitask.evaluation import TOKENS, check_outputs, model_fingerprint
 from multitask.tasks import TASKS
@@ -35,8 +35,8 @@ def collect(session, task, split, path=None, title="states"):
     """→ states [n, M, W], outputs [n, outputs] of a split's examples. `path`: the file that keeps
     them; what it has of the same model and rows is not computed again. Ctrl-C saves it."""
     model, segments = session.model.eval(), segments_of(session.model, task)
-    width = segments * model.encoder(task).config.hidden_size
-    mark = path and model_fingerprint(model, {task: split}, session.precision)
+    width = segments * 2 * model.encoder(task).config.hidden_size        # read_states
+    mark = path and f"[CLS], mean {model_fingerprint(model, {task: split}, session.precision)}"
     states = torch.full((len(split), len(model.encoder(task).layers) - 1, width), math.nan)
     outputs = torch.full((len(split), TASKS[task].outputs), math.nan)
     if path is not None and path.is_file() and read_metadata(path).get("fingerprint") == mark:
@@ -54,7 +54,7 @@ def collect(session, task, split, path=None, title="states"):
                                             done=len(split) - sum(map(len, todo))) as bar:
         for indices in todo:
             with session.autocast():
-                found = cls_states(model, task, split.batch(indices).to(session.device), segments)
+                found = layer_states(model, task, split.batch(indices).to(session.device), segments)
             check_outputs(found[1], task, [split.ids[i] for i in indices])
             states[indices], outputs[indices] = (tensor.cpu() for tensor in found)
             bar.update(len(indices))

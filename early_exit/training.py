@@ -1,4 +1,4 @@
-"""Train the exits of one task on cached [CLS] states: the encoder is frozen, so it runs once.
+"""Train the exits of one task on cached states: the encoder is frozen, so it runs once.
 
 First the classifiers, by the mean of their cross-entropies; then the ensembles, by the mean of
 theirs, on examples that the classifiers were not trained on (on their own they are too confident).
@@ -38,12 +38,13 @@ def minimize(parameters, loss, n, epochs, lr, weight_decay=0.0, seed=0):
         optimizer.step()
 
 
-def train_exits(states, labels, outputs, segments=1, cascade=True, ensemble="geometric",
+def train_exits(states, labels, outputs, segments=1, cascade=True, ensemble="geometric", mean=True,
                 held_out=0.2, seed=0):
     """states [n, M, W] and labels [n] of training examples → Exits. The last `held_out` fraction
     of the examples, which are in random order, fits the ensembles."""
     torch.manual_seed(seed)
-    exits = Exits(states.size(1), states.size(2) // segments, outputs, segments, cascade, ensemble)
+    exits = Exits(states.size(1), states.size(2) // segments // 2, outputs, segments, cascade,
+                  ensemble, mean)
     first = len(states) - max(1, round(held_out * len(states)))
     exits.standardize(states[:first])
     minimize(exits.exit_parameters(),

@@ -60,12 +60,13 @@ def run_split(model, task, split, device, autocast, bar=None):
     hold sequences of like length, so that attention's grid has little padding."""
     model.eval()
     outputs = torch.empty(len(split), TASKS[task].outputs)
-    for indices in split.by_length(TOKENS):
-        with autocast():
-            outputs[indices] = model(task, split.batch(indices).to(device)).cpu()
-        check_outputs(outputs[indices], task, [split.ids[i] for i in indices])
-        if bar is not None:
-            bar.update(len(indices))
+    with model.encoder(task).fixed_weights():
+        for indices in split.by_length(TOKENS):
+            with autocast():
+                outputs[indices] = model(task, split.batch(indices).to(device)).cpu()
+            check_outputs(outputs[indices], task, [split.ids[i] for i in indices])
+            if bar is not None:
+                bar.update(len(indices))
     return outputs
 
 

@@ -24,7 +24,7 @@ from bert.r_softmax import configure
 from common.finite import FiniteCheck
 from common.log import Log
 from common.tables import text_table
-from early_exit import DepthHeads, Exits, cls_states, netcut_loss
+from early_exit import DepthHeads, Exits, layer_states, netcut_loss
 from early_exit.training import mean_cross_entropy
 from laser import apply, parse
 from multitask import methods
@@ -248,7 +248,7 @@ def test_exits_are_trained_without_waiting(checkpoint, pooling, cascade, ensembl
         for bf16 in (False, True):
             with Operations() as step:
                 with autocast(bf16)():
-                    states, _ = cls_states(model, "sst", batch, 1)
+                    states, _ = layer_states(model, "sst", batch, 1)
                 exits.standardize(states)
                 mean_cross_entropy(exits(states.clone()), batch.labels)
             assert (step.to_gpu, step.to_cpu) == (0, 0)

@@ -11,9 +11,9 @@ from torch import nn
 import bert.attention
 from bert import Bert, BertConfig, Layout, single_query
 from bert.attention import eager_attention
-from bert.cpu_attention import cpu_attention
+from bert.cpu_attention import cpu_attention, softmax
 from bert.dropout import Dropout, dropout, keep_mask
-from bert.linear import PackedLinear, one_product, product, products_for
+from bert.linear import PackedLinear, one_product, product, products_for, round_up
 from pruning.removal import remove_heads
 
 LENGTHS = [20, 60, 3, 41, 58, 19, 2]
@@ -98,6 +98,13 @@ def test_attention_on_a_cpu_is_the_equation_with_its_gradients(queries, masked, 
         results.append([context, *torch.autograd.grad(context, (query, key, value), gradient)])
     for found, expected in zip(*results):
         close(found, expected)
+
+
+@pytest.mark.parametrize("keys", [1, 15, 16, 40])
+def test_the_softmax_of_few_numbers_is_torchs(keys):
+    scores = 30 * torch.randn(6, 5, keys)
+    close(softmax(scores), torch.softmax(scores, dim=-1))
+    assert softmax(scores).is_contiguous()
 
 
 def test_attention_on_a_cpu_is_the_same_under_autocast():
@@ -286,6 +293,57 @@ def test_a_product_in_bf16_is_torchs_for_any_number_of_rows(count, dtype):
     for found, expected in zip(*results):
         assert found.dtype == expected.dtype
         torch.testing.assert_close(found, expected, atol=0.06, rtol=0.02)
+
+
+def test_rows_that_begin_a_longer_matrix_are_not_copied_without_gradients():
+    long, short = torch.randn(64, 24).bfloat16(), torch.randn(40, 24).bfloat16()
+    assert round_up(long[:40], torch.bfloat16, extend=True).data_ptr() == long.data_ptr()
+    for rows, extend in ((long[:40], False), (short, True), (long[8:40], True),
+                         (long[:40].float(), True), (long[:40, :20], True)):
+        copy = round_up(rows, torch.bfloat16, extend)
+        assert copy.data_ptr() != rows.data_ptr() or len(rows) == 32
+        assert torch.equal(copy[:len(rows)], rows.bfloat16()) and not copy[len(rows):].any()
+
+
+@pytest.mark.parametrize("hook", [False, True])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+def test_an_activation_overwrites_only_what_nobody_reads(activation, hook):
+    model, mask, kept = small(hidden_act=activation).eval(), ragged(), []
+    ffn, rows = model.layers[0].ffn, torch.randn(int(mask.sum()), 32)
+    if hook:
+        ffn.fc_in.register_forward_hook(lambda module, arguments, output: kept.append(output))
+    expected = ffn.activation(F.linear(rows, ffn.fc_in.weight, ffn.fc_in.bias))
+    with torch.no_grad():
+        found = ffn.activate(rows, Layout(mask))
+    assert torch.equal(found, expected) and torch.equal(ffn.activate(rows, Layout(mask)), expected)
+    for rows_kept in kept:
+        close(ffn.activation(rows_kept), expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_are_prepared_once_while_they_are_fixed(precision, monkeypatch):
+    model, mask, calls = small().eval(), ragged(), []
+    ids = torch.randint(50, mask.shape)
+    monkeypatch.setattr("bert.model.products_for",
+                        lambda *a: calls.append(1) or products_for(*a))
+
+    def passes(count):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"), torch.no_grad():
+            return [model(ids, mask).last_hidden_state for _ in range(count)]
+
+    before = passes(2)
+    alone = len(calls)
+    with model.fixed_weights():
+        within = passes(3)
+    assert (alone, len(calls) - alone) == (2 if precision == "bf16" else 0, 1)
+    assert all(torch.equal(out, before[0]) for out in (*before, *within))
+    with torch.no_grad():
+        model.layers[0].attention.query.weight += 1
+    assert not torch.equal(passes(1)[0], before[0])          # outside it they may change
+    with model.fixed_weights():                              # and with gradients they do
+        loss = model.train()(ids, mask).last_hidden_state.square().sum()
+        loss.backward()
+        assert model.layers[0].attention.query.weight.grad is not None and not model.prepared
 
 
 def small(**changes):

@@ -13,7 +13,7 @@ from early_exit.training import train_exits
 
 def some_exits(outputs=3, **how):
     torch.manual_seed(1)
-    exits = Exits(4, 8, outputs, **how)
+    exits = Exits(4, 4, outputs, **how)
     for parameter in (*exits.weights, exits.biases):
         torch.nn.init.normal_(parameter)
     return exits
@@ -75,7 +75,7 @@ def test_plain_exits_do_not_depend_on_each_other():
 
 
 def test_exits_read_vectors_of_mean_0_and_variance_about_1():
-    exits, x = Exits(4, 8, 3), 5 + states(200)
+    exits, x = Exits(4, 4, 3), 5 + states(200)
     x[:, :, 0] = 7.0                                         # a dead feature
     x[:, 3] = 2.0                                            # a dead layer
     exits.standardize(x)
@@ -94,11 +94,22 @@ def test_an_ensemble_starts_as_about_the_mean():
 
 
 def test_the_cost_of_exits_is_their_matrices_and_their_mixing():
-    plain, cascade = (Exits(4, 8, 3, cascade=c, ensemble="none") for c in (False, True))
+    plain, cascade = (Exits(4, 4, 3, cascade=c, ensemble="none") for c in (False, True))
     assert [plain.multiply_adds(m) for m in range(3)] == [24, 48, 72]
     assert [cascade.multiply_adds(m) for m in range(3)] == [24, 24 + 33, 24 + 2 * 33]
-    mixed = Exits(4, 8, 1, segments=2, cascade=False)        # of 1, 1 + 2, 1 + 2 + 3 exits
+    mixed = Exits(4, 4, 1, segments=2, cascade=False)        # of 1, 1 + 2, 1 + 2 + 3 exits
     assert [mixed.multiply_adds(m) for m in range(3)] == [32 + 2, 64 + 3 * 2, 96 + 6 * 2]
+
+
+def test_without_the_mean_an_exit_reads_cls_alone():
+    exits, x = Exits(4, 2, 3, segments=2, mean=False).requires_grad_(False), states(20)
+    exits.standardize(x)                 # [CLS], mean, of two sequences: 2 numbers each
+    assert exits.means.tolist() == x[:, :, [0, 1, 4, 5]].mean(dim=0).tolist()
+    before = exits(x)
+    x[:, :, [2, 3, 6, 7]] += 1
+    assert torch.equal(exits(x), before)
+    x[:, :, 5] += 1
+    assert not torch.allclose(exits(x), before)
 
 
 def test_one_output_is_two_classes():
@@ -123,8 +134,8 @@ def test_an_example_leaves_at_the_first_confident_exit():
 
 
 def separable(n=400):
-    """[CLS] that differs little from text to text: labels are learned only if it is
-    standardized."""
+    """States that differ little from text to text: labels are learned only if they
+    are standardized."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, 4, 8, generator=generator)
     return 0.05 + 1e-3 * x, (x[:, :, 0].sum(dim=1) > 0).float()

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from bert import Bert, Tokenizer
+from early_exit import leaving
 from early_exit.exits import Exits, as_outputs, log_probabilities
-from early_exit.leaving import EarlyExit, answers, cls_states, exit_layers
+from early_exit.leaving import EarlyExit, answers, layer_states, exit_layers
 from multitask.course import Example
 from multitask.data import tokenize
 from multitask.methods import settings_class
@@ -30,24 +31,24 @@ def with_exits(checkpoint, task, **settings):
     examples = [Example(str(n), pair, 0.0) for n, pair in enumerate(texts)]
     split = tokenize(examples, Tokenizer.from_pretrained(checkpoint), settings.pairs)
     batch = split.batch(range(len(TEXTS)))
-    exits.standardize(cls_states(model, task, batch, segments)[0])
+    exits.standardize(layer_states(model, task, batch, segments)[0])
     return model, exits, batch, segments
 
 
-@pytest.mark.parametrize("cls_first", [False, True])
+@pytest.mark.parametrize("pays", [0, 0.5, 9])                # removed at once, sometimes, never
 @pytest.mark.parametrize("task, settings", [("sst", {}), ("para", {"pairs": "separate"}),
                                             ("sst", {"pooling": "mean"})])
-def test_examples_leave_as_if_nobody_had_left_before(deep_checkpoint, task, settings, cls_first):
+def test_examples_leave_as_if_nobody_had_left_before(deep_checkpoint, task, settings, pays, monkeypatch):
+    monkeypatch.setattr(leaving, "PAYS", pays)
     model, exits, batch, segments = with_exits(deep_checkpoint, task, **settings)
-    states, outputs = cls_states(model, task, batch, segments)
+    states, outputs = layer_states(model, task, batch, segments)
     log_q, final = exits(states), log_probabilities(outputs)
-    assert states.shape == (8, 3, segments * 32)
+    assert states.shape == (8, 3, segments * 64)
     confidences = log_q.amax(dim=2).exp().flatten().sort().values
     thresholds, seen = ((confidences[1:] + confidences[:-1]) / 2).tolist()[::8], set()
     for threshold in (*thresholds, 0.0, 1.0):
         layers = exit_layers(log_q, threshold)
         model.early_exit = early_exit = EarlyExit(threshold)
-        early_exit.shares = dict.fromkeys(((task, m) for m in range(3)), float(cls_first))
         with torch.inference_mode():
             found = model(task, batch)
         (lengths, left), = early_exit.left[task]
@@ -57,24 +58,5 @@ def test_examples_leave_as_if_nobody_had_left_before(deep_checkpoint, task, sett
         left_early = layers < 3
         torch.testing.assert_close(found[left_early], expected[left_early], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(found[~left_early], outputs[~left_early], atol=1e-4, rtol=1e-4)
-        for m in range(min(3, int(layers.max()) + 1)):       # of those that came so far
-            share = (layers == m).sum() / (layers >= m).sum()
-            assert early_exit.shares[task, m] == pytest.approx(float(share))
         seen |= set(layers.tolist())
     assert seen == {0, 1, 2, 3}
-
-
-@pytest.mark.parametrize("share, calls", [(None, 1), (0.15, 1), (0.16, 2)])
-def test_cls_is_computed_first_where_more_than_15_percent_left_the_batch_before(
-        share, calls, deep_checkpoint, monkeypatch):
-    model, _, batch, _ = with_exits(deep_checkpoint, "sst")
-    called, layer = [], type(model.bert.layers[1])
-    forward = layer.forward
-    monkeypatch.setattr(layer, "forward", lambda self, *more, **options: (
-        called.append(self), forward(self, *more, **options))[1])
-    model.early_exit = EarlyExit(1.0)
-    if share:
-        model.early_exit.shares["sst", 1] = share
-    with torch.inference_mode():
-        model("sst", batch)
-    assert called.count(model.bert.layers[1]) == calls       # for [CLS], and for all who stay
