@@ -18,5 +18,5 @@ Left out: exits for regressions, exits that are trained together with the encode
 """
 
 from early_exit.exits import ENSEMBLES, Exits, as_outputs, log_probabilities
-from early_exit.leaving import EarlyExit, layer_states, exit_layers
+from early_exit.leaving import EarlyExit, exit_layers, layer_states
 from early_exit.netcut import DepthHeads, netcut_loss

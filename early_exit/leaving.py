@@ -26,6 +26,10 @@ class EarlyExit:
     def __init__(self, threshold):
         self.threshold, self.left = threshold, {}
 
+    def batch_tokens(self, model, task, tokens):
+        """The tokens of a batch: twice as many where examples leave, so that it stays large."""
+        return tokens * (1 + (self.threshold < 1 and task_exits(model, task) is not None))
+
     def __call__(self, model, task, batch, inputs_embeds=None):
         """→ the task's outputs [B, outputs]: those of its head, or log q of an exit"""
         exits = task_exits(model, task)

@@ -60,8 +60,10 @@ def run_split(model, task, split, device, autocast, bar=None):
     hold sequences of like length, so that attention's grid has little padding."""
     model.eval()
     outputs = torch.empty(len(split), TASKS[task].outputs)
+    tokens = TOKENS if model.early_exit is None else (
+        model.early_exit.batch_tokens(model, task, TOKENS))
     with model.encoder(task).fixed_weights():
-        for indices in split.by_length(TOKENS):
+        for indices in split.by_length(tokens):
             with autocast():
                 outputs[indices] = model(task, split.batch(indices).to(device)).cpu()
             check_outputs(outputs[indices], task, [split.ids[i] for i in indices])

@@ -17,7 +17,7 @@ import train_multitask
 from bert import Bert
 from early_exit import states as states_module
 from early_exit.cost import cost_of, exit_costs
-from early_exit.leaving import EarlyExit, answers, layer_states, exit_layers, task_exits
+from early_exit.leaving import EarlyExit, answers, exit_layers, layer_states, task_exits
 from early_exit.states import segments_of
 from multitask import runs
 from multitask.evaluation import run_split

@@ -7,7 +7,7 @@ from torch import nn
 from bert import Bert, Tokenizer
 from early_exit import leaving
 from early_exit.exits import Exits, as_outputs, log_probabilities
-from early_exit.leaving import EarlyExit, answers, layer_states, exit_layers
+from early_exit.leaving import EarlyExit, answers, exit_layers, layer_states
 from multitask.course import Example
 from multitask.data import tokenize
 from multitask.methods import settings_class
@@ -38,7 +38,8 @@ def with_exits(checkpoint, task, **settings):
 @pytest.mark.parametrize("pays", [0, 0.5, 9])                # removed at once, sometimes, never
 @pytest.mark.parametrize("task, settings", [("sst", {}), ("para", {"pairs": "separate"}),
                                             ("sst", {"pooling": "mean"})])
-def test_examples_leave_as_if_nobody_had_left_before(deep_checkpoint, task, settings, pays, monkeypatch):
+def test_examples_leave_as_if_nobody_had_left_before(deep_checkpoint, task, settings, pays,
+                                                     monkeypatch):
     monkeypatch.setattr(leaving, "PAYS", pays)
     model, exits, batch, segments = with_exits(deep_checkpoint, task, **settings)
     states, outputs = layer_states(model, task, batch, segments)
@@ -60,3 +61,9 @@ def test_examples_leave_as_if_nobody_had_left_before(deep_checkpoint, task, sett
         torch.testing.assert_close(found[~left_early], outputs[~left_early], atol=1e-4, rtol=1e-4)
         seen |= set(layers.tolist())
     assert seen == {0, 1, 2, 3}
+
+
+def test_batches_that_examples_leave_begin_twice_as_large(deep_checkpoint):
+    model, *_ = with_exits(deep_checkpoint, "sst")
+    assert [EarlyExit(threshold).batch_tokens(model, task, 100)
+            for threshold, task in ((0.9, "sst"), (1.0, "sst"), (0.9, "sts"))] == [200, 100, 100]
