@@ -10,9 +10,9 @@ from torch import nn
 
 from bert.dropout import is_traced
 
-FUSED = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if getattr(
+FUSED = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if getattr(     # oneDNN's, if any
     torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)() else None
-ROUNDED_TO = 32                    # the rows of products in bfloat16 on a CPU: RoundedProduct
+ROUNDED_TO = 32                    # the rows of products in bfloat16 on a CPU: round_up
 
 
 class PackedLinear(nn.Linear):
@@ -55,7 +55,10 @@ class Product(torch.autograd.Function):
         rounded = round_up(rows, weight.dtype, extend=not any(ctx.needs_input_grad))
         ctx.save_for_backward(rounded, weight)
         ctx.dtype, ctx.memory = rows.dtype, memory
-        return with_bias(rounded, weight, bias)[:len(rows)]
+        fused = FUSED is not None and weight.dtype == torch.bfloat16     # no pass for the bias
+        out = (FUSED(rounded, weight, bias, "none", [], "") if fused else
+               F.linear(rounded, weight, bias))
+        return out[:len(rows)]
 
     @staticmethod
     def backward(ctx, gradient):
@@ -67,13 +70,6 @@ class Product(torch.autograd.Function):
         return ((rounded @ weight)[:len(gradient)].to(ctx.dtype) if of_rows else None,
                 torch.mm(rounded.T, rows, out=out) if of_weight else None,
                 gradient.sum(dim=0) if of_bias else None, None)
-
-
-def with_bias(rows, weight, bias):
-    """F.linear, which in bfloat16 on a CPU adds the bias in a pass of its own; oneDNN's does not"""
-    if FUSED is None or weight.dtype != torch.bfloat16:
-        return F.linear(rows, weight, bias)
-    return FUSED(rows, weight, bias, "none", [], "")
 
 
 def round_up(rows, dtype, extend=False):
@@ -104,9 +100,8 @@ def product(rows, weight, bias, memory=None):
     if needs_rounding(weight) or (
             trains and plain and memory.keeps(weight.shape, weight.dtype, weight.device)):
         return Product.apply(rows, weight, bias, memory)
-    shape = len(rows) + -len(rows) % 256, len(weight)        # one block for like numbers of rows
-    if plain and not torch.is_grad_enabled() and memory is not None and memory.keeps(
-            shape, weight.dtype, weight.device):
+    if plain and not torch.is_grad_enabled() and memory is not None and not rows.is_cuda:
+        shape = len(rows) + -len(rows) % 256, len(weight)    # one block for like numbers of rows
         out = memory.empty(shape, weight.dtype, weight.device)[:len(rows)]
         return torch.addmm(bias, rows, weight.T, out=out)
     return F.linear(rows, weight, bias)

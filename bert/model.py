@@ -172,16 +172,16 @@ class Bert(nn.Module):
         on a CPU"""
         if is_traced():
             return layout, output_rows
-        device, few, adapters = (layout.flat_index.device.type, output_rows is not None,
-                                 len(layout.adapter_rows or ()))
+        device, few, trains = (layout.flat_index.device.type, output_rows is not None,
+                               torch.is_grad_enabled())
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        several = adapters > 1 and (device != "cpu" or torch.is_grad_enabled())
-        shared = {} if self.prepared is None or adapters > 1 or torch.is_grad_enabled() else (
-            self.prepared)
-        if (dtype or several or shared is self.prepared) and (dtype, few, start) not in shared:
+        several, kind = len(layout.adapter_rows or ()) > 1, (dtype, few, start)
+        kept = {} if self.prepared is None or several or trains else self.prepared
+        if kind not in kept and (dtype or several and (trains or device != "cpu")
+                                 or kept is self.prepared):
             layers = [(layer, few and layer is self.layers[-1]) for layer in self.layers[start:]]
-            shared[dtype, few, start] = products_for(layers, layout, dtype, self.memory)
-        products = shared.get((dtype, few, start), {})
+            kept[kind] = products_for(layers, layout, dtype, self.memory)
+        products = kept.get(kind, {})
         return [None if part is None else part.with_products(products, self.memory)
                 for part in (layout, output_rows)]
 
