@@ -42,6 +42,8 @@ from multitask.settings import Settings  # noqa: E402
 from multitask.tasks import TASKS  # noqa: E402
 
 HALVINGS = 10
+KINDS = {method: ("--method", method) for method in METHODS} | {         # each one's flags
+    "ztw-cls": ("--method", "ztw", "--reads", "cls")}
 SAME = ("data", "tasks", "limit", "strict_rows", "pairs", "pooling", "head", "head_dropout",
         "batch_size", "head_lr", "precision", "optimizer", "warmup", "weight_decay", "clip")
 
@@ -76,7 +78,7 @@ def exits_run(run, method, out):
     """The run with exits of this method, unless it is there → its folder."""
     folder = out / f"{run.name}-{method}"
     if not is_complete(folder):
-        command("-m", "early_exit", "train", run.resolve(), "--method", method, "--out",
+        command("-m", "early_exit", "train", run.resolve(), *KINDS[method], "--out",
                 folder.resolve(), "--overwrite")
     return folder
 
@@ -166,7 +168,7 @@ def tables(out, runs, betas):
     """→ what was measured so far, as Markdown"""
     exits = [["", "", *(f"{budget:.0%}" for budget in curve.BUDGETS), "mean", "whole model",
               "cost at a loss ≤ 0.01", "score there", "runs"]]
-    for method in METHODS:
+    for method in KINDS:
         for name, found in averaged(out, runs, method).items():
             numbers = [mean(column) for column in zip(*(f["budgets"] for f in found))]
             exits.append([name, f"`{method}`", *(f"{n:.3f}" for n in (*numbers, mean(numbers))),
@@ -201,7 +203,7 @@ def main():
     check(args.runs)
     args.out.mkdir(parents=True, exist_ok=True)
     for run in args.runs:
-        for method in METHODS if "exits" in args.parts else ():
+        for method in KINDS if "exits" in args.parts else ():
             measure_exits(run, method, args.out)
         if "speed" in args.parts:
             measure_speed(run, args.out)

@@ -5,6 +5,7 @@ has `exits`, an nn.ModuleDict {task: Exits}; tasks without exits use the whole m
 """
 
 import torch
+import torch.nn.functional as F
 
 from early_exit.exits import as_outputs
 
@@ -27,8 +28,9 @@ class EarlyExit:
         self.threshold, self.left = threshold, {}
 
     def batch_tokens(self, model, task, tokens):
-        """The tokens of a batch: twice as many where examples leave, so that it stays large."""
-        return tokens * (1 + (self.threshold < 1 and task_exits(model, task) is not None))
+        """The tokens of a batch: half as many again where examples leave, as it becomes smaller."""
+        leaves = self.threshold < 1 and task_exits(model, task) is not None
+        return tokens * 3 // 2 if leaves else tokens
 
     def __call__(self, model, task, batch, inputs_embeds=None):
         """→ the task's outputs [B, outputs]: those of its head, or log q of an exit"""
@@ -51,10 +53,7 @@ class EarlyExit:
         outputs = hidden.new_zeros(len(left), exits.outputs, dtype=torch.float32)
         logits, log_probs = None, hidden.new_zeros(0, len(left), exits.classes)     # [m, S, C]
         for number, layer, rows in bert.walk(pooled_rows):
-            if rows is None:
-                hidden = layer(hidden, layout)
-            else:                                            # the last layer, for [CLS] alone
-                hidden = layer(hidden, layout, output_rows=cls_rows)
+            hidden = layer(hidden, layout, output_rows=None if rows is None else cls_rows)
             waiting = left[staying] == len(exits)                                # [S]
             if number == len(exits):                         # the last layer has the task's head
                 answer = model.apply_head(task, model.pool(task, hidden, layout)).float()
@@ -82,8 +81,9 @@ class EarlyExit:
 def read_states(hidden, layout, segments):
     """hidden [N, H] after a layer → [B, segments·2·H] in fp32: [CLS], and the mean of all tokens,
     of each sequence of an example, side by side"""
-    hidden = hidden.float()
-    mean = layout.pad(hidden).sum(dim=1) / layout.mask.sum(dim=1, keepdim=True)
+    hidden, offsets = hidden.float(), layout.offsets[:-1]    # of each sequence's first row
+    rows = torch.arange(len(hidden), dtype=offsets.dtype, device=offsets.device)
+    mean = F.embedding_bag(rows, hidden, offsets, mode="mean")
     first = hidden.index_select(0, layout.first_rows())
     return torch.cat(torch.cat([first, mean], dim=1).chunk(segments), dim=1)
 
