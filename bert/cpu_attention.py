@@ -92,7 +92,8 @@ class Blocks:
     sources [3·count]       for the blocks of query, then key, then value: each cell's row of the
                             matrix [N·3·heads, d]; padding has any row of its sequence
     cells [N·heads]         the other way: each row's cell of one part
-    of_parts [N·3·heads]    and of all three"""
+    of_parts [N·3·heads]    and of all three
+    buffer [3·count, d]     what `parts` returns without gradients"""
 
     def __init__(self, layout, heads):
         grids, self.heads = layout.length_buckets or [layout], heads
