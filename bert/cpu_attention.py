@@ -119,7 +119,7 @@ class Blocks:
         uses again"""
         if trains:
             return rows.index_select(0, self.sources).float()
-        if self.buffer is None:
+        if self.buffer is None or self.buffer.is_inference() != torch.is_inference_mode_enabled():
             self.buffer = rows.new_empty(len(self.sources), rows.size(1), dtype=torch.float32)
         if rows.dtype == torch.float32:
             return torch.index_select(rows, 0, self.sources, out=self.buffer)

@@ -176,9 +176,10 @@ class Bert(nn.Module):
                                torch.is_grad_enabled())
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         several, kind = len(layout.adapter_rows or ()) > 1, (dtype, few, start)
-        kept = {} if self.prepared is None or several or trains else self.prepared
-        if kind not in kept and (dtype or several and (trains or device != "cpu")
-                                 or kept is self.prepared):
+        kept = None if several or trains else self.prepared
+        wanted = dtype or kept is not None or several and (trains or device != "cpu")
+        kept = {} if kept is None else kept
+        if wanted and kind not in kept:
             layers = [(layer, few and layer is self.layers[-1]) for layer in self.layers[start:]]
             kept[kind] = products_for(layers, layout, dtype, self.memory)
         products = kept.get(kind, {})

@@ -100,6 +100,16 @@ def test_attention_on_a_cpu_is_the_equation_with_its_gradients(queries, masked, 
         close(found, expected)
 
 
+def test_a_layout_serves_passes_in_and_out_of_inference_mode():
+    model, layout, results = small().eval(), Layout(ragged()), []
+    hidden = torch.randn(len(layout), 32)
+    for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode, torch.enable_grad):
+        with mode():
+            results.append(model.encode(hidden, layout).detach().clone())
+    for found in results:
+        close(found, results[0])
+
+
 @pytest.mark.parametrize("keys", [1, 15, 16, 40])
 def test_the_softmax_of_few_numbers_is_torchs(keys):
     scores = 30 * torch.randn(6, 5, keys)
