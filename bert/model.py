@@ -182,8 +182,7 @@ class Bert(nn.Module):
         if wanted and kind not in kept:
             layers = [(layer, few and layer is self.layers[-1]) for layer in self.layers[start:]]
             kept[kind] = products_for(layers, layout, dtype, self.memory)
-        products = kept.get(kind, {})
-        return [None if part is None else part.with_products(products, self.memory)
+        return [None if part is None else part.with_products(kept.get(kind, {}), self.memory)
                 for part in (layout, output_rows)]
 
     @contextmanager
