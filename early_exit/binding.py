@@ -15,7 +15,7 @@ from early_exit.leaving import EarlyExit, task_exits
 
 FILE = "exits.safetensors"                                   # in a run's folder
 EDIT = {"tasks": dict[str, tuple[int, range(1, 100), range(1, 3)]],      # in run.json
-        "cascade": bool, "mean": bool, "ensemble": {ensemble for _, ensemble in METHODS.values()}}
+        "cascade": bool, "mean?": bool, "ensemble": {ensemble for _, ensemble in METHODS.values()}}
 
 
 def prepare(model, tokenizer, settings, device, edits=()):
@@ -50,7 +50,7 @@ def restore(bert, edit, folder):
                             f"an encoder of {len(bert.layers)} layers; train them again")
     bert.exits = nn.ModuleDict({
         task: Exits(count, bert.config.hidden_size, outputs, segments, edit["cascade"],
-                    edit["ensemble"], edit["mean"])
+                    edit["ensemble"], edit.get("mean", False))
         for task, (count, outputs, segments) in edit["tasks"].items()}).requires_grad_(False)
     found = read_tensors(folder / FILE)
     check_names_and_shapes(folder / FILE, bert.exits.state_dict(), found)

@@ -241,6 +241,20 @@ def test_exits_are_trained_again_in_place_of_the_old(with_exits, script, tmp_pat
         (False, "none", ["para"])]
 
 
+def test_exits_that_read_cls_alone_need_no_word_of_the_mean(trained, script, tmp_path):
+    out, scores = tmp_path / "o", []
+    assert script(command.main, "train", trained(*KINDS["plain"]), "--out", out, "--reads",
+                  "cls")[0] == 0
+    for _ in range(2):
+        code, text, errors = script(evaluate.main, out, "--exit", "0.4", "--json")
+        assert code == 0, errors
+        scores.append([*json.loads(text)["cost"].items()][:2])       # multiply-adds, who left where
+        record = json.loads((out / "run.json").read_text())
+        assert record["edits"][0].pop("mean", False) is False            # as before there was one
+        (out / "run.json").write_text(json.dumps(record))
+    assert scores[0] == scores[1]
+
+
 def test_states_are_computed_once_and_a_stopped_pass_goes_on(trained, script, tmp_path,
                                                              monkeypatch):
     run, batches = trained("--tasks", "sst", "--seed", "7"), []
