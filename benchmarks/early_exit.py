@@ -91,6 +91,7 @@ def measure_exits(run, method, out):
     session = RunSession(Namespace(run=exits_run(run, method, out), device="auto"))
     (task,) = session.model.heads
     measured, found = curve.Measured(session, task), []
+    everything = torch.arange(len(measured.split))
     for seed in range(HALVINGS):
         half = curve.halves(len(measured.split), seed)
         at_loss = curve.at_loss(measured, curve.LOSS, *half)
@@ -100,7 +101,8 @@ def measure_exits(run, method, out):
     *budgets, cost, change = torch.tensor(found).mean(dim=0).tolist()
     write_json(path, {"budgets": budgets, "mean": sum(budgets) / len(budgets), "cost": cost,
                       "change": change,
-                      "whole": measured.full_score(torch.arange(len(measured.split)))})
+                      "exits": [measured.score(log_q, everything) for log_q in measured.log_q],
+                      "whole": measured.full_score(everything)})
 
 
 def measure_speed(run, out):
@@ -167,14 +169,16 @@ def mean(values):
 def tables(out, runs, betas):
     """→ what was measured so far, as Markdown"""
     exits = [["", "", *(f"{budget:.0%}" for budget in curve.BUDGETS), "mean", "whole model",
-              "cost at a loss ≤ 0.01", "score there", "runs"]]
+              "cost at a loss ≤ 0.01", "score there", "each exit alone", "runs"]]
     for method in KINDS:
         for name, found in averaged(out, runs, method).items():
             numbers = [mean(column) for column in zip(*(f["budgets"] for f in found))]
             exits.append([name, f"`{method}`", *(f"{n:.3f}" for n in (*numbers, mean(numbers))),
                           f"{mean([f['whole'] for f in found]):.3f}",
                           f"{mean([f['cost'] for f in found]):.0%}",
-                          f"{mean([f['change'] for f in found]):+.3f}", str(len(found))])
+                          f"{mean([f['change'] for f in found]):+.3f}",
+                          " ".join(f"{mean(column):.3f}" for column in
+                                   zip(*(f.get("exits", []) for f in found))), str(len(found))])
     speed = [["", "threshold", "multiply-adds", "score", "time, share of the whole model's"]]
     for name, found in averaged(out, runs, "speed").items():
         for rows in zip(*(f["rows"] for f in found)):

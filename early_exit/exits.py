@@ -73,7 +73,7 @@ class Exits(nn.Module):
         return len(self.classifiers)
 
     def chosen(self, states):
-        """[…, W] → the same, or [CLS] of each sequence alone"""
+        """states […, W] → the same; without `mean` [CLS] of each sequence alone, […, W/2]"""
         return states if self.mean else states.unflatten(-1, (self.segments, 2, -1))[
             ..., 0, :].flatten(-2)
 
