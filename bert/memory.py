@@ -9,7 +9,7 @@ from threading import Lock
 
 import torch
 
-KEPT_FROM = 4 * 2 ** 20                  # bytes; the C library itself keeps smaller blocks
+KEPT_FROM = 2 ** 20                      # bytes; the C library itself keeps smaller blocks
 MOST, SHAPES = 128, 16                   # blocks of each shape; shapes
 use_count = getattr(torch._C, "_storage_Use_Count", None)
 
