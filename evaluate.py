@@ -46,6 +46,7 @@ def score(args, session):
     own = not args.adapter and not args.limit and folder.resolve() == trained_on.resolve()
     flags = {"laser": args.laser, "early_exit": args.exit, "experts": args.tau}
     changed = next((name for name, flag in flags.items() if flag is not None), "")
+    inside = Path(changed, "predictions") if own else None
     if args.json:
         print(json.dumps(scores | ({"cost": found} if found else {}), indent=2))
     else:
@@ -57,20 +58,20 @@ def score(args, session):
               else "these files hold no labels, so no scores")
         for line in cost_lines(found):
             print(line)
-    to = save_predictions(args, own and changed, splits, predictions)
+    to = save_predictions(args, inside, splits, predictions)
     if not args.json:
         print(f"predictions: {to}" if to else "another adapter, other data or not all rows: "
               "predictions go only to a --predictions FOLDER")
 
 
-def save_predictions(args, place, splits, predictions):
-    """Write prediction files to --predictions, or to the run (place: "" or the folder in it that is
-    the model's; False: only --predictions) → the folder. UserError if it cannot be written."""
+def save_predictions(args, inside, splits, predictions):
+    """Write prediction files to --predictions, or else to the path `inside` the run (None: model,
+    data or rows are not the run's) → the folder, if any. UserError if it cannot be written."""
     try:
         if args.predictions:
             write_predictions(args.predictions, splits, predictions)
-        elif place is not False:
-            with claim(below(args.run, place, "predictions")) as folder:
+        elif inside is not None:
+            with claim(below(args.run, inside)) as folder:
                 write_predictions(folder, splits, predictions)
             return folder
     except UserError as error:
@@ -108,10 +109,10 @@ def cost_lines(found):
 
 
 def answer(args, session):
-    """Judge one text, or a pair of texts, by every task that fits, and print {task: {"label", …}}.
+    """Judge one text, or a pair of texts, by each task that fits, and print {task: {"label", …}}.
     Beside the answer stands the score that the saved model reaches on the task's dev set."""
     texts, model = (args.text,) if args.pair is None else (args.text, args.pair), session.model
-    tasks = tasks_that_judge(model, texts)
+    tasks = tasks_that_judge(chosen_tasks(model, args.tasks), texts)
     split = tokenize([Example("--text", texts, None)], session.tokenizer, model.pairs)
     answers = {task: describe_prediction(task, run_split(
         model, task, split, session.device, session.autocast)[0]) for task in tasks}
@@ -168,6 +169,9 @@ def parse(arguments):
         raise UserError(f"--{min(idle)} has no effect here: " + (
             "--compare reads the scores that the runs have" if args.compare else
             "it is the folder of --compare's files; see --predictions and --report"))
+    if args.text is not None and not args.report and (
+            idle := {"data", "limit", "split", "predictions"} & set(given)):
+        raise UserError(f"--{min(idle)} has no effect here: --text is judged instead of files")
     if args.pair is not None and args.text is None:
         raise UserError("--pair needs the --text that it is compared with")
     if args.report and (args.split == "test" or args.json or args.predictions or args.compare):

@@ -33,7 +33,6 @@ from multitask.pictures import draw_training
 from multitask.preparation import STATE, prepare
 from multitask.recipes import RECIPES
 from multitask.report import final_report, score_line
-from multitask.settings import SHARED
 
 STATE_FILE = Path("last", "state.pt")                        # in the run: the state to resume from
 SAMPLE = Path(__file__).resolve().parent / "data"            # the default of --data
@@ -205,7 +204,7 @@ def parse(arguments):
 
 def new_settings(given, recipe):
     """The settings of a recipe ("": of none) and the flags beside it. A flag that would have no
-    effect is an error; what the recipe sets without effect is left out."""
+    effect is an error (--bert beside --from: a note); what the recipe sets in vain is left out."""
     class_ = methods.settings_class()
     if recipe:
         check_known(recipe, RECIPES, "recipe", where="--recipe")
@@ -248,7 +247,7 @@ def resume(folder, given, recipe):
     record, settings, unknown = runs.read_settings(folder)
     if record["complete"]:
         return print(f"{folder} is complete: nothing is left to do\n{final_report(folder, record)}")
-    if record.get("best_step") == {SHARED: 0}:               # RunSession.derive began it
+    if not runs.is_trained(record):
         raise UserError(f"{folder} was never trained: the command that made it of "
                         f"{settings.from_run} was stopped; call that again, with --overwrite")
     if unknown:

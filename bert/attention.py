@@ -41,7 +41,7 @@ def sdpa_attention(query, key, value, key_mask=None, dropout=0.0, layouts=None):
     CPU that kernel has no dropout."""
     if layouts is not None:                   # computed once a batch, and not in each layer
         key_mask = layouts[1].key_bias(query.dtype)
-    if by_hand(dropout, query):
+    if by_hand(dropout, query) and (key_mask is None or not key_mask.requires_grad):
         return cpu_attention(query, key, value, key_mask, dropout)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask, dropout_p=dropout)
 

@@ -19,8 +19,6 @@ ACTIVATIONS = {
 IN_PLACE = {F.gelu: torch.ops.aten.gelu_, F.relu: F.relu_}     # those that overwrite their argument
 FIXED = {"model_type": "bert", "position_embedding_type": "absolute",    # the only values supported
          "is_decoder": False, "add_cross_attention": False}
-
-
 OVERHEAD = 2 ** 16                                        # bytes of a layer's Python objects
 
 

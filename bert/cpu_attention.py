@@ -66,19 +66,24 @@ class GridAttention(torch.autograd.Function):
             return *attend_backward(gradient, ctx.saved_tensors, ctx.p), None, None
 
 
-def cpu_attention(query, key, value, key_bias, dropout):
-    """sdpa_attention, but `key_bias`, which is added to the scores, is 0, or the least number at
-    keys to ignore; or None."""
-    heads = query.size(1)
+def cpu_attention(query, key, value, mask, dropout):
+    """sdpa_attention; `mask` as for of_heads."""
+    batch_and_heads = query.shape[:2]
     with torch.autocast("cpu", enabled=False):
         parts = (part.flatten(0, 1).float() for part in (query, key, value))
-        return GridAttention.apply(*parts, of_heads(key_bias, heads), rounded(dropout)).unflatten(
-            0, (-1, heads))
+        context = GridAttention.apply(*parts, of_heads(mask, *batch_and_heads), rounded(dropout))
+        return context.unflatten(0, batch_and_heads)
 
 
-def of_heads(key_bias, heads):
-    """[batch, 1, 1, tokens] → [batch·heads, 1, tokens]; None → None"""
-    return None if key_bias is None else key_bias.expand(-1, heads, -1, -1).flatten(0, 1).float()
+def of_heads(mask, batch, heads):
+    """A mask that broadcasts to [batch, heads, Tq, Tk], False at keys to ignore, or a number to add
+    to the scores → what is added to the scores, [batch·heads, Tq or 1, Tk]. None → None"""
+    if mask is None:
+        return None
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(
+            ~mask, torch.finfo(torch.float32).min)
+    return mask.expand(batch, heads, -1, -1).flatten(0, 1).float()
 
 
 # ------------------------------------------------------------- all length buckets of packed rows
@@ -92,13 +97,12 @@ class Blocks:
     sources [3·count]       for the blocks of query, then key, then value: each cell's row of the
                             matrix [N·3·heads, d]; padding has any row of its sequence
     cells [N·heads]         the other way: each row's cell of one part
-    of_parts [N·3·heads]    and of all three
-    buffer [3·count, d]     what `parts` returns without gradients"""
+    of_parts [N·3·heads]    and of all three"""
 
     def __init__(self, layout, heads):
         grids, self.heads = layout.length_buckets or [layout], heads
         self.shapes = [(grid.batch, grid.tokens) for grid in grids]
-        self.biases = [of_heads(grid.key_bias(torch.float32), heads) for grid in grids]
+        self.biases = [of_heads(grid.key_bias(torch.float32), grid.batch, heads) for grid in grids]
         head, sources, self.cells, before = torch.arange(heads), [], None, 0
         cells = torch.empty(len(layout), heads, dtype=torch.int64)
         for grid in grids:
@@ -111,19 +115,17 @@ class Blocks:
             before += len(sources[-1])
         queries = torch.cat(sources)
         self.sources = torch.cat([queries, queries + heads, queries + 2 * heads])
-        self.cells, self.count, self.buffer = cells.flatten(), before, None
+        self.cells, self.count = cells.flatten(), before
         self.of_parts = (cells[:, None] + before * torch.arange(3)[:, None]).flatten()
 
-    def parts(self, rows, trains):
-        """rows [N·3·heads, d] → [3·count, d] in fp32; without gradients in memory that each layer
-        uses again"""
-        if trains:
+    def parts(self, rows, memory):
+        """rows [N·3·heads, d] → [3·count, d] in fp32, in this KeptMemory, if one is given"""
+        if memory is None:
             return rows.index_select(0, self.sources).float()
-        if self.buffer is None or self.buffer.is_inference() != torch.is_inference_mode_enabled():
-            self.buffer = rows.new_empty(len(self.sources), rows.size(1), dtype=torch.float32)
+        out = memory.empty((len(self.sources), rows.size(1)), torch.float32, rows.device)
         if rows.dtype == torch.float32:
-            return torch.index_select(rows, 0, self.sources, out=self.buffer)
-        return self.buffer.copy_(rows.index_select(0, self.sources))
+            return torch.index_select(rows, 0, self.sources, out=out)
+        return out.copy_(rows.index_select(0, self.sources))
 
     def split(self, matrix):
         """[cells, d] → for each block [batch·heads, tokens, d]"""
@@ -137,9 +139,9 @@ class PackedAttention(torch.autograd.Function):
     `attend` on each block, with one copy into all blocks and one out of them."""
 
     @staticmethod
-    def forward(ctx, rows, blocks, p):
+    def forward(ctx, rows, blocks, p, memory):
         heads_of = rows.reshape(len(rows) * 3 * blocks.heads, -1)
-        parts = blocks.parts(heads_of, any(ctx.needs_input_grad)).chunk(3)
+        parts = blocks.parts(heads_of, None if any(ctx.needs_input_grad) else memory).chunk(3)
         contexts = torch.empty_like(parts[0])
         saved = [attend(*block, bias, p, out)[1] for *block, bias, out in zip(
             *map(blocks.split, parts), blocks.biases, blocks.split(contexts))]
@@ -158,7 +160,7 @@ class PackedAttention(torch.autograd.Function):
             for of_context, *out in zip(blocks.split(of_contexts), *map(blocks.split, found)):
                 attend_backward(of_context, [next(saved) for _ in range(5)], ctx.p, out)
         rows = found.flatten(0, 1).index_select(0, blocks.of_parts)
-        return rows.view(len(gradient), -1).to(ctx.dtype), None, None
+        return rows.view(len(gradient), -1).to(ctx.dtype), None, None, None
 
 
 def packed_cpu_attention(rows, layout, heads, dropout):
@@ -166,4 +168,4 @@ def packed_cpu_attention(rows, layout, heads, dropout):
     if heads not in layout.blocks:                           # once a batch for all layers
         layout.blocks[heads] = Blocks(layout, heads)
     with torch.autocast("cpu", enabled=False):
-        return PackedAttention.apply(rows, layout.blocks[heads], rounded(dropout))
+        return PackedAttention.apply(rows, layout.blocks[heads], rounded(dropout), layout.memory)

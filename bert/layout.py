@@ -262,10 +262,6 @@ class Layout:
         return {name: value for name, value in vars(self).items()
                 if isinstance(value, torch.Tensor)}
 
-    def _map(self, function):
-        """→ this layout with function(tensor) in each tensor's place, for tests"""
-        return self.with_tensors({name: function(t) for name, t in self.tensors().items()})
-
     def with_tensors(self, tensors):
         """→ this layout with these tensors {attribute: tensor}, which may be on a GPU."""
         other = copy(self)

@@ -2,13 +2,14 @@
 products of one pass, whose matrices are joined, and cast in mixed precision, all together."""
 
 import math
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from bert.dropout import is_traced
+from bert.errors import UserError
 
 FUSED = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if getattr(     # oneDNN's, if any
     torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)() else None
@@ -43,7 +44,7 @@ class PackedLinear(nn.Linear):
         joined = join_together([[module.weight for module in group] for group in groups]
                                + [[module.bias for module in group] for group in groups], dtype,
                                memory)
-        return [partial(plain_product, *pair)
+        return [lambda rows, layout, pair=pair: product(rows, *pair, layout.memory)
                 for pair in zip(joined[:len(groups)], joined[len(groups):])]
 
 
@@ -54,15 +55,18 @@ class Product(torch.autograd.Function):
     def forward(ctx, rows, weight, bias, memory):
         rounded = round_up(rows, weight.dtype, extend=not any(ctx.needs_input_grad))
         ctx.save_for_backward(rounded, weight)
-        ctx.dtype, ctx.memory = rows.dtype, memory
-        fused = FUSED is not None and weight.dtype == torch.bfloat16     # no pass for the bias
-        out = (FUSED(rounded, weight, bias, "none", [], "") if fused else
+        ctx.dtype, ctx.memory, ctx.copied = rows.dtype, memory, rounded is not rows
+        fused = FUSED is not None and weight.dtype == torch.bfloat16 and weight.numel()
+        out = (FUSED(rounded, weight, bias, "none", [], "") if fused else       # with the bias
                F.linear(rounded, weight, bias))
         return out[:len(rows)]
 
     @staticmethod
     def backward(ctx, gradient):
         rows, weight = ctx.saved_tensors
+        if ctx.copied and torch.is_grad_enabled():
+            raise UserError("a second derivative (create_graph) through products in bfloat16 is "
+                            "not computed on a CPU; use float32, without autocast")
         rounded = round_up(gradient, weight.dtype)
         of_rows, of_weight, of_bias, _ = ctx.needs_input_grad
         kept = of_weight and ctx.memory is not None and not torch.is_grad_enabled()
@@ -101,21 +105,16 @@ def product(rows, weight, bias, memory=None):
             trains and plain and memory.keeps(weight.shape, weight.dtype, weight.device)):
         return Product.apply(rows, weight, bias, memory)
     if plain and not torch.is_grad_enabled() and memory is not None and not rows.is_cuda:
-        shape = len(rows) + -len(rows) % 256, len(weight)    # one block for like numbers of rows
-        out = memory.empty(shape, weight.dtype, weight.device)[:len(rows)]
+        out = memory.empty((len(rows), len(weight)), weight.dtype, weight.device)
         return torch.addmm(bias, rows, weight.T, out=out)
     return F.linear(rows, weight, bias)
-
-
-def plain_product(weight, bias, rows, layout):
-    return product(rows, weight, bias, layout.memory)
 
 
 def one_product(modules, rows, layout):
     """rows [N, in] → the modules' outputs side by side, [N, sum of out]: as one product, where the
     layout has one, or where all are plain matrices and joining their weights costs less than
     joining their outputs."""
-    if modules in layout.products:
+    if modules in layout.products and all(is_plain(module, type(module)) for module in modules):
         return layout.products[modules](rows, layout)
     if all(map(is_plain, modules)) and (torch.is_grad_enabled() or torch.compiler.is_compiling()
                                         or len(rows) > rows.size(1)):
@@ -129,7 +128,7 @@ def is_plain(module, kind=PackedLinear):
     default no adapter."""
     return type(module) is kind and not (
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-        or module._backward_pre_hooks or "forward" in vars(module))
+        or module._backward_pre_hooks or "forward" in vars(module) or _has_any_global_hook())
 
 
 class JoinAndCast(torch.autograd.Function):
@@ -153,8 +152,10 @@ class JoinAndCast(torch.autograd.Function):
         parts = [part for whole, lengths in zip(gradients, ctx.sizes)
                  for part in (whole.split(lengths) if whole is not None else [None] * len(lengths))]
         present = [part for part in parts if part is not None]
-        copies = [ctx.memory.empty(part.shape, ctx.dtype, part.device) for part in present]
-        if copies:
+        twice = torch.is_grad_enabled()                      # for a second derivative
+        copies = [part.to(ctx.dtype) if twice else
+                  ctx.memory.empty(part.shape, ctx.dtype, part.device) for part in present]
+        if copies and not twice:
             torch._foreach_copy_(copies, present)
         copies = iter(copies)
         return None, None, None, *(None if part is None else next(copies) for part in parts)

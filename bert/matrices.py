@@ -4,8 +4,8 @@
     get_linear(bert, 3, "fc_in")                  # the PackedLinear with that matrix
 """
 
-from bert.attention import PackedLinear
 from bert.errors import UserError, check_known
+from bert.linear import PackedLinear
 
 MATRICES = {                                                 # name → module of a BertLayer
     "fc_in": "ffn.fc_in",                                    # Hugging Face: intermediate.dense

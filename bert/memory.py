@@ -10,7 +10,7 @@ from threading import Lock
 import torch
 
 KEPT_FROM = 2 ** 20                      # bytes; the C library itself keeps smaller blocks
-MOST, SHAPES = 128, 16                   # blocks of each shape; shapes
+MOST, AGE = 128, 5000                    # blocks of a size; tensors until an unused size is dropped
 use_count = getattr(torch._C, "_storage_Use_Count", None)
 
 
@@ -18,7 +18,8 @@ class KeptMemory:
     """Blocks of memory on the CPU, each for a new tensor once no other uses it. A copy has none."""
 
     def __init__(self):
-        self.blocks, self.lock = {}, Lock()      # {(shape, dtype): [storage, …]}, oldest use first
+        self.blocks, self.lock = {}, Lock()      # {bytes: [storage, …]}, oldest use first
+        self.count, self.used = 0, {}            # tensors made so far; then, for each size
 
     def __reduce__(self):
         return KeptMemory, ()
@@ -30,16 +31,29 @@ class KeptMemory:
 
     def empty(self, shape, dtype, device):
         """→ a tensor whose numbers are not set"""
-        if not self.keeps(shape, dtype, device):
-            return torch.empty(shape, dtype=dtype, device=device)
+        if not self.keeps(shape, dtype, device) or type(torch.empty(0)) is not torch.Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)        # the last: a fake one
+        size = block_size(math.prod(shape) * dtype.itemsize)
         with self.lock:                              # of threads that share an encoder
-            blocks = self.blocks[shape, dtype] = self.blocks.pop((shape, dtype), [])
-            for block in blocks:
-                if use_count(block._cdata) == 1:
-                    return torch.empty(0, dtype=dtype).set_(block, 0, shape)
-            tensor = torch.empty(shape, dtype=dtype)
-            if len(blocks) < MOST:
-                blocks.append(tensor.untyped_storage())
-            if len(self.blocks) > SHAPES:
-                del self.blocks[next(iter(self.blocks))]
-            return tensor
+            blocks = self.blocks[size] = self.blocks.pop(size, [])
+            self.count += 1
+            self.used[size] = self.count
+            oldest = next(iter(self.blocks))
+            if self.count - self.used[oldest] > AGE:
+                del self.blocks[oldest]
+            block = next((block for block in blocks if is_free(block)), None)
+            if block is None:
+                block = torch.UntypedStorage(size)
+                blocks[:] = [*blocks, block][:MOST]
+            return torch.empty(0, dtype=dtype).set_(block, 0, shape)
+
+
+def block_size(count):
+    """→ the bytes of a block for so many: up to a quarter more, so that few sizes serve many."""
+    unit = 2 ** max(0, count.bit_length() - 3)
+    return count + -count % unit
+
+
+def is_free(block):
+    """Whether neither a tensor nor another process uses this storage."""
+    return use_count(block._cdata) == 1 and not block.is_shared()

@@ -126,7 +126,10 @@ class Bert(nn.Module):
             nn.init.zeros_(module.bias)
 
     from_pretrained = classmethod(load_bert)                 # Bert.from_pretrained(name)
-    save_pretrained = save_bert                              # bert.save_pretrained(folder)
+
+    def save_pretrained(self, folder):
+        """Write config.json and model.safetensors, which transformers opens too (save_bert)."""
+        save_bert(self, folder)
 
     def use_attention(self, name):
         check_known(name, ATTENTIONS, "attention")
@@ -168,32 +171,38 @@ class Bert(nn.Module):
 
     def with_products(self, layout, output_rows, start):
         """→ layout and output_rows with the memory and the products of one pass: of weights in
-        autocast's precision, if it is on, and of several adapters in one batch, except in inference
-        on a CPU"""
+        autocast's precision, if it is on; of several adapters in one batch, except in inference on
+        a CPU; and of fixed_weights, whose passes share them."""
         if is_traced():
             return layout, output_rows
-        device, few, trains = (layout.flat_index.device.type, output_rows is not None,
-                               torch.is_grad_enabled())
+        device, trains = layout.flat_index.device.type, torch.is_grad_enabled()
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        several, kind = len(layout.adapter_rows or ()) > 1, (dtype, few, start)
-        kept = None if several or trains else self.prepared
-        wanted = dtype or kept is not None or several and (trains or device != "cpu")
-        kept = {} if kept is None else kept
-        if wanted and kind not in kept:
-            layers = [(layer, few and layer is self.layers[-1]) for layer in self.layers[start:]]
-            kept[kind] = products_for(layers, layout, dtype, self.memory)
-        return [None if part is None else part.with_products(kept.get(kind, {}), self.memory)
+        several, products = len(layout.adapter_rows or ()) > 1, {}
+        shares = self.prepared is not None and not several and not trains
+        if shares or dtype or several and (trains or device != "cpu"):
+            made = self.prepared if shares else {}
+            kind = dtype, output_rows is not None, start
+            if kind not in made:
+                layers = [(layer, rows is not None) for _, layer, rows in
+                          self.walk(output_rows, start)]
+                made[kind] = products_for(layers, layout, dtype, self.memory)
+            products = made[kind]
+        return [None if part is None else part.with_products(products, self.memory)
                 for part in (layout, output_rows)]
 
     @contextmanager
     def fixed_weights(self):
         """A context in which no weight changes: passes without gradients share what the first
         prepares of the weights, matrices joined, and cast in mixed precision."""
-        self.prepared = {}
+        before = self.prepared
+        self.prepared = {} if before is None else before
         try:
             yield
         finally:
-            self.prepared = None
+            self.prepared = before
+
+    def __getstate__(self):                                  # a copy's weights may change
+        return {**vars(self), "prepared": None}
 
     def walk(self, output_rows=None, start=0):
         """Yield (number, layer, `output_rows` for the last layer, else None) from layer `start` on.

@@ -1,1 +1,1 @@
-"""What every script shares. Of bert, only errors and files are imported here."""
+"""What every script shares. Of bert, only errors, files, json_files and terminal are imported."""

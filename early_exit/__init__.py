@@ -4,7 +4,7 @@ Zero Time Waste (Wołczyk et al. 2021, arXiv 2106.05409): on a frozen, fine-tune
 classifier after every layer reads its states and the classifier before; a learned mean of all
 classifiers so far answers as soon as it is confident.
 
-    q_m ∝ exp(1/m Σ_{j≤m} exp(w_mj) log p_j + b_m)      leave at the first m of max q_m > θ
+    q_m ∝ exp(1/(m+1) Σ_{j=0…m} exp(w_mj) log p_j + b_m)      leave at the first m of max q_m > θ
 
     model.early_exit = EarlyExit(threshold=0.9)       # `model.encoder(task).exits` are Exits
     outputs = model(task, batch)

@@ -42,7 +42,8 @@ def add_train_flags(parser):
                                         "classifications)")
     parser.add_argument("--examples", type=int, default=10000, metavar="N",
                         help="random training examples of each task (default: 10000; 0: all)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, metavar="N",
+                        help="of the training; the examples are the same for each (default: 0)")
 
 
 def check_number(flag, number, least=0):

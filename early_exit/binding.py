@@ -19,9 +19,9 @@ EDIT = {"tasks": dict[str, tuple[int, range(1, 100), range(1, 3)]],      # in ru
 
 
 def prepare(model, tokenizer, settings, device, edits=()):
-    """Drop the exits of the source run: they fit its encoder, not the one that is trained now."""
-    print("the run's exits are dropped, because training changes the encoder that they read; train "
-          "them again: python -m early_exit train")
+    """Drop the exits of the source run: they fit its encoder, which training may change."""
+    print("the run's exits are not carried into a run that is trained; train exits of that: "
+          "python -m early_exit train")
     for bert in model.encoders.values():
         drop(bert)
 

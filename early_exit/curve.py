@@ -74,8 +74,8 @@ def halves(n, seed=0):
 
 
 def at_budget(measured, budget, choosing, reporting):
-    """→ Point on `reporting`, at the highest threshold whose cost on `choosing` is within
-    `budget`"""
+    """→ Point on `reporting`, at the highest threshold whose cost on `choosing` is within `budget`;
+    where none is, at 0, at which all examples leave at the first exit"""
     points = [measured.point(threshold, choosing) for threshold in THRESHOLDS]
     within = [point.threshold for point in points if point.cost <= budget]
     return measured.point(max(within, default=0.0), reporting)

@@ -20,7 +20,7 @@ from torch import nn
 
 
 def geometric(log_probs, weights, bias):
-    """1/m Σ_j (exp(w_j) log p_j) + b: log_probs [m, B, C], weights [m], bias [C] → [B, C]."""
+    """1/n Σ_j (exp(w_j) log p_j) + b: log_probs [n, B, C], weights [n], bias [C] → [B, C]."""
     return (weights.exp()[:, None, None] * log_probs).mean(dim=0) + bias
 
 

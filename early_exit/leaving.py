@@ -48,7 +48,7 @@ class EarlyExit:
         bert, pooled_rows = model.encoder(task), model.pooled_rows(task, batch)
         hidden, layout = bert.embed(None if inputs_embeds is not None else batch.input_ids,
                                     batch.layout, batch.token_type_ids, inputs_embeds)
-        layout, cls_rows = bert.with_products(layout, batch.cls_rows, 0)
+        layout, cls_rows = bert.with_products(layout, pooled_rows, 0)
         staying = torch.arange(len(left), device=left.device)    # numbers of the examples, [S]
         outputs = hidden.new_zeros(len(left), exits.outputs, dtype=torch.float32)
         logits, log_probs = None, hidden.new_zeros(0, len(left), exits.classes)     # [m, S, C]

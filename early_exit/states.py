@@ -36,10 +36,11 @@ def collect(session, task, split, path=None, title="states"):
     them; what it has of the same model and rows is not computed again. Ctrl-C saves it."""
     model, segments = session.model.eval(), segments_of(session.model, task)
     width = segments * 2 * model.encoder(task).config.hidden_size        # read_states
-    mark = path and f"[CLS], mean {model_fingerprint(model, {task: split}, session.precision)}"
+    fingerprint = path and "[CLS], mean " + model_fingerprint(model, {task: split},
+                                                              session.precision)
     states = torch.full((len(split), len(model.encoder(task).layers) - 1, width), math.nan)
     outputs = torch.full((len(split), TASKS[task].outputs), math.nan)
-    if path is not None and path.is_file() and read_metadata(path).get("fingerprint") == mark:
+    if path and path.is_file() and read_metadata(path).get("fingerprint") == fingerprint:
         found = read_tensors(path)
         check_names_and_shapes(path, {"states": states, "outputs": outputs}, found, "its run")
         states, outputs = found["states"], found["outputs"]
@@ -48,7 +49,7 @@ def collect(session, task, split, path=None, title="states"):
 
     def save():
         if path is not None:
-            write_tensors(path, {"states": states, "outputs": outputs}, fingerprint=mark)
+            write_tensors(path, {"states": states, "outputs": outputs}, fingerprint=fingerprint)
 
     with StopSignal() as stop, progress_bar(title, len(split), "example", leave=False,
                                             done=len(split) - sum(map(len, todo))) as bar:

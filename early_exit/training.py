@@ -56,6 +56,6 @@ def train_exits(states, labels, outputs, segments=1, cascade=True, ensemble="geo
         rest = labels[first:]
         minimize([*exits.weights, exits.biases],
                  lambda i: mean_cross_entropy(exits.combine_all(log_probs[:, i]), rest[i]),
-                 len(rest), max(EPOCHS, -(-ENSEMBLE_STEPS * BATCH // len(rest))), ENSEMBLE_LR,
+                 len(rest), max(EPOCHS, -(-ENSEMBLE_STEPS // -(-len(rest) // BATCH))), ENSEMBLE_LR,
                  seed=seed)
     return exits.requires_grad_(False)

@@ -15,7 +15,7 @@ import torch
 from bert import UserError
 from bert.checkpoint import check_names_and_shapes
 from bert.files import read_tensors, write_tensors
-from bert.model import PackedLinear
+from bert.linear import PackedLinear
 from common.flags import setting
 from experts.layers import ExpertFeedForward, expert_layers, ffn_share, select_experts
 from experts.sparsity import PENALTIES, SCHEDULES, Recorder, Sparsity, distance, to_relu

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from torch import nn
 
 from bert import UserError
-from bert.attention import PackedLinear
 from bert.errors import check_known, plain_number
+from bert.linear import PackedLinear
 from bert.matrices import MATRICES, get_linear, module_name
 from laser.reduce import Decomposition, keep_largest, low_rank, rank_of
 

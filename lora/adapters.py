@@ -8,8 +8,8 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from bert.attention import PackedLinear
 from bert.errors import UserError, check_known
+from bert.linear import PackedLinear
 from bert.matrices import MATRICES, module_name
 from lora.kinds import make_adapter
 from lora.layers import AdaptedLayerNorm, AdapterLayer
@@ -92,6 +92,8 @@ def attach(bert, targets=("query", "value"), rank=8, adapters=("default",), alph
     Empty matrices get no adapter."""
     if isinstance(adapters, str) or isinstance(targets, str):
         raise UserError("adapters and targets are lists of names; write ('a',) for a single one")
+    if not adapters:
+        raise UserError("adapters is empty; name at least one")
     if not 0 <= dropout < 1:
         raise UserError(f"dropout is {dropout}; it must be 0 or more and below 1")
     ranks = rank if isinstance(rank, dict) else {

@@ -25,7 +25,11 @@ class AdaptedProduct(torch.autograd.Function):
         out, low = both.split([len(weight) - modules * width, modules * width], dim=1)
         low = torch.mul(by_module(low, width), scales,                       # [M, N, R]
                         out=both.new_empty(modules, len(rows), width))
-        by_module(out, size)[adapted].baddbmm_(low, up.mT)
+        own = by_module(out, size)[adapted]
+        if needs_rounding(weight):                           # oneDNN refuses these strides
+            own.copy_(torch.baddbmm(own, low, up.mT))
+        else:
+            own.baddbmm_(low, up.mT)
         ctx.save_for_backward(rows, scales, weight, up, low)
         ctx.adapted, ctx.dtype = adapted, parameters[0].dtype
         ctx.ranks = [len(a) for a in parameters[:len(parameters) // 2 // modules]]

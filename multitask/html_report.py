@@ -27,7 +27,7 @@ from multitask.evaluation import read_split, run_split
 from multitask.metrics import accuracy, summary
 from multitask.model import chosen_tasks
 from multitask.report import tasks_that_judge
-from multitask.runs import read_settings
+from multitask.runs import is_trained, read_settings
 from multitask.standard_errors import bootstrap, fingerprint_of
 from multitask.tasks import TASKS
 
@@ -149,7 +149,9 @@ def scores_section(answers):
 def run_section(folder):
     """The command that makes the run, what run.json says of it, and the pictures in its folder."""
     record, settings, _ = read_settings(folder)
-    rows = [["of the run", ""], ["command", f"python train_multitask.py {command(settings)}"],
+    made = (f"python train_multitask.py {command(settings)}" if is_trained(record) else
+            f"none of train_multitask.py: it was made of {settings.from_run}")
+    rows = [["of the run", ""], ["command", made],
             *([name, ", ".join(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}"
                                for key, value in record[name].items())]
               for name in ("parameters", "times", "versions")),
@@ -239,7 +241,8 @@ def write_report(args, session):
     model, texts = session.model, {}
     if args.text is not None:
         given = (args.text,) if args.pair is None else (args.text, args.pair)
-        texts = dict.fromkeys(tasks_that_judge(model, given), given)
+        tasks = tasks_that_judge(chosen_tasks(model, args.tasks), given)
+        texts = dict.fromkeys(tasks, given)
     answers = answer_all(args, session)
     body = [scores_section(answers), run_section(session.run)]
     for found in answers:

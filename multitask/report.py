@@ -1,6 +1,7 @@
 """What a person reads: a run's table of scores, its answer to a text, and runs side by side, beside
 what the papers printed: tables that say which differences are noise, and a picture."""
 
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from common.tables import markdown_table, text_table
 from multitask.metrics import main_scores
 from multitask.pictures import draw_comparison
 from multitask.recipes import RECIPES
-from multitask.runs import read_fields, read_scores, resume_command
+from multitask.runs import is_trained, read_fields, read_scores, resume_command
 from multitask.settings import SHARED, Settings
 from multitask.standard_errors import difference_table, latex_table, saved_bootstraps
 from multitask.tasks import TASKS
@@ -45,15 +46,15 @@ def final_report(folder, record):
             f"next: python evaluate.py {quoted(folder)} --split test")
 
 
-def tasks_that_judge(model, texts):
-    """The model's tasks that fit --text, or --text and --pair. UserError if one is empty, or if no
-    task fits."""
+def tasks_that_judge(names, texts):
+    """Those of the tasks `names` that fit --text, or --text and --pair. UserError if a text is
+    empty, or if no task fits."""
     if not all(text.strip() for text in texts):
         raise UserError("--text or --pair is empty; there is nothing to judge")
-    tasks = [task for task in model.heads if len(TASKS[task].columns) == len(texts)]
+    tasks = [task for task in names if len(TASKS[task].columns) == len(texts)]
     if not tasks:
         judged = "pairs of texts: add" if len(texts) == 1 else "single texts: leave out"
-        raise UserError(f"this run's tasks ({', '.join(model.heads)}) judge {judged} --pair")
+        raise UserError(f"these tasks ({', '.join(names)}) judge {judged} --pair")
     return tasks
 
 
@@ -70,9 +71,9 @@ def describe_prediction(task, outputs):
 
 
 def read_rows(folders):
-    """→ rows of runs that differ in nothing but their seed: name, `scores` {task or "overall":
-    score}, `bootstraps` (saved_bootstraps) and `minutes` of each run, parameters, `published`
-    {task: score}."""
+    """→ rows of trained runs that differ in nothing but their seed, and of each run that was made
+    of another: name, `scores` {task or "overall": score}, `bootstraps` (saved_bootstraps) and
+    `minutes` of each run, parameters, `published` {task: score}."""
     groups = {}
     for folder in map(Path, folders):
         record = read_fields(folder, ("settings", "recipe", "complete", "times", "parameters"))
@@ -81,14 +82,19 @@ def read_rows(folders):
         same = repr(sorted((name, value) for name, value in record["settings"].items()
                            if name not in ("seed", "out", "overwrite", "device")
                            and value != getattr(Settings, name, None)))
-        recipe = record["recipe"]
-        row = groups.setdefault((recipe, same), SimpleNamespace(
-            name=recipe or folder.name, scores=[], bootstraps=[], minutes=[],
+        recipe = record["recipe"] if is_trained(record) else ""
+        group = (recipe, same) if is_trained(record) else folder
+        row = groups.setdefault(group, SimpleNamespace(
+            name=recipe or folder.name, folder=folder, scores=[], bootstraps=[], minutes=[],
             parameters=record["parameters"],
             published=RECIPES[recipe].published if recipe in RECIPES else {}))
         row.scores.append(main_scores(read_scores(folder)))
         row.bootstraps.append(saved_bootstraps(folder, record["settings"]))
         row.minutes.append(record["times"]["train_seconds"] / 60)
+    names = Counter(row.name for row in groups.values())
+    for row in groups.values():
+        if names[row.name] > 1:
+            row.name = f"{row.name} ({row.folder})"
     return list(groups.values())
 
 

@@ -109,6 +109,12 @@ def new_record(settings, recipe, checksums, model):
     }
 
 
+def is_trained(record):
+    """Whether train_multitask.py makes the run; else a command makes it of another, `from_run`
+    (RunSession.derive)."""
+    return record.get("best_step") != {SHARED: 0}
+
+
 def checksums(folder, splits):
     """{file: the fingerprint of its bytes}: what a run has read of `splits` {task: split names}."""
     files = [TASKS[task].files[name] for task, names in splits.items() for name in names]

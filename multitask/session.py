@@ -63,8 +63,8 @@ class RunSession:
             scores, predictions = self.evaluate()
             settings = replace(self.settings, out=str(folder), **changes)
             self.model.requires_grad_(False)                     # nothing was trained
-            record = runs.new_record(settings, self.record["recipe"],
-                                     runs.checksums(settings.data, self.splits), self.model)
+            record = runs.new_record(settings, "", runs.checksums(settings.data, self.splits),
+                                     self.model)
             record |= {"best_step": {SHARED: 0}}
             record["times"]["train_seconds"] = 0.0
             runs.init_run_folder(folder, record)

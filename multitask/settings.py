@@ -103,6 +103,7 @@ class Settings:
         "lr": UNFROZEN,
         "layer_decay": UNFROZEN,
         "patience": ("more epochs than it waits for", lambda s: not 0 < s.epochs <= s.patience),
+        "epochs": ("no --steps", lambda s: not s.steps),
         "overwrite": ("--out", lambda s: s.out),
     }
 

@@ -125,7 +125,7 @@ def open_and_answer(folder):
     model, tokenizer, settings, _ = runs.open_run(folder)
     session = SimpleNamespace(model=model, tokenizer=tokenizer, device=torch.device("cpu"),
                               autocast=lambda: torch.autocast("cpu", enabled=False))
-    args = SimpleNamespace(text="the film is good", pair=None, run=folder, json=True)
+    args = SimpleNamespace(text="the film is good", pair=None, tasks=None, run=folder, json=True)
     with redirect_stdout(io.StringIO()) as said:
         evaluate.answer(args, session)
     assert "nan" not in said.getvalue().lower()

@@ -1,7 +1,10 @@
 """Each fast path equals the plain one beside it: dropout, attention on a CPU, the gradient of word
 embeddings, joined and cast weights, and grids."""
 
+import copy
 import math
+import pickle
+from threading import Thread
 
 import pytest
 import torch
@@ -9,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import bert.attention
-from bert import Bert, BertConfig, Layout, single_query
-from bert.attention import eager_attention
+from bert import Bert, BertConfig, Layout, UserError, single_query
+from bert.attention import eager_attention, sdpa_attention
 from bert.cpu_attention import cpu_attention, softmax
 from bert.dropout import Dropout, dropout, keep_mask
 from bert.linear import PackedLinear, one_product, product, products_for, round_up
@@ -77,15 +80,18 @@ def test_dropout_of_nothing_or_all(p, expected):
 # ---- attention by hand
 
 @pytest.mark.parametrize("queries", [9, 1])
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_on_a_cpu_is_the_equation_with_its_gradients(queries, masked, monkeypatch):
+@pytest.mark.parametrize("shape", [None, (3, 1, 1, 9), (1, 1, None, 9), (3, 4, None, 9), (None, 9)])
+@pytest.mark.parametrize("numbers", [False, True])
+def test_attention_on_a_cpu_is_the_equation_with_its_gradients(queries, shape, numbers,
+                                                               monkeypatch):
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(3, 4, tokens, 8, generator=generator, requires_grad=True)
                          for tokens in (queries, 9, 9))
     mask = keep_mask((12, queries, 9), 0.25, torch.float32)
     monkeypatch.setattr(bert.cpu_attention, "keep_mask", lambda *_: mask)
-    keys = torch.arange(9) < torch.tensor([9, 4, 1])[:, None, None, None] if masked else None
-    bias = None if keys is None else torch.zeros(keys.shape).masked_fill(
+    keys = None if shape is None else torch.rand(
+        [size or queries for size in shape], generator=generator) < 0.6
+    bias = keys if keys is None or not numbers else torch.zeros(keys.shape).masked_fill(
         ~keys, torch.finfo(torch.float32).min)
 
     def plain(scores, dim):
@@ -93,11 +99,18 @@ def test_attention_on_a_cpu_is_the_equation_with_its_gradients(queries, masked, 
 
     gradient = torch.randn(3, 4, queries, 8, generator=generator)
     results = []
-    for context in (cpu_attention(query, key, value, bias, 0.25),
+    for context in (sdpa_attention(query, key, value, bias, 0.25),
                     eager_attention(query, key, value, keys, probabilities=plain)):
         results.append([context, *torch.autograd.grad(context, (query, key, value), gradient)])
     for found, expected in zip(*results):
         close(found, expected)
+
+
+def test_a_bias_of_attention_learns_with_dropout_too():
+    query, key, value = torch.randn(3, 2, 4, 7, 8)
+    bias = torch.zeros(4, 7, 7, requires_grad=True)
+    sdpa_attention(query, key, value, bias, 0.1).square().sum().backward()
+    assert bias.grad.abs().sum() > 0
 
 
 def test_a_layout_serves_passes_in_and_out_of_inference_mode():
@@ -315,17 +328,22 @@ def test_rows_that_begin_a_longer_matrix_are_not_copied_without_gradients():
         assert torch.equal(copy[:len(rows)], rows.bfloat16()) and not copy[len(rows):].any()
 
 
-@pytest.mark.parametrize("hook", [False, True])
+@pytest.mark.parametrize("hook", [None, "own", "global"])
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
 def test_an_activation_overwrites_only_what_nobody_reads(activation, hook):
     model, mask, kept = small(hidden_act=activation).eval(), ragged(), []
     ffn, rows = model.layers[0].ffn, torch.randn(int(mask.sum()), 32)
-    if hook:
-        ffn.fc_in.register_forward_hook(lambda module, arguments, output: kept.append(output))
+    hooks = {"own": ffn.fc_in.register_forward_hook,
+             "global": torch.nn.modules.module.register_module_forward_hook}
+    handle = hooks[hook](lambda module, arguments, output: kept.append(output)
+                         if module is ffn.fc_in else None) if hook else None
     expected = ffn.activation(F.linear(rows, ffn.fc_in.weight, ffn.fc_in.bias))
     with torch.no_grad():
         found = ffn.activate(rows, Layout(mask))
     assert torch.equal(found, expected) and torch.equal(ffn.activate(rows, Layout(mask)), expected)
+    if handle:
+        handle.remove()
+    assert len(kept) == (2 if hook else 0)
     for rows_kept in kept:
         close(ffn.activation(rows_kept), expected)
 
@@ -354,6 +372,87 @@ def test_weights_are_prepared_once_while_they_are_fixed(precision, monkeypatch):
         loss = model.train()(ids, mask).last_hidden_state.square().sum()
         loss.backward()
         assert model.layers[0].attention.query.weight.grad is not None and not model.prepared
+
+
+def test_neither_a_copy_nor_a_new_hook_is_served_by_prepared_weights():
+    model, mask, called = small().eval(), ragged(), []
+    ids = torch.randint(50, mask.shape)
+    with torch.no_grad(), model.fixed_weights():
+        first = model(ids, mask).last_hidden_state
+        with model.fixed_weights():
+            model(ids, mask)
+        assert model.prepared                                # the inner context ended nothing
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            other.layers[0].attention.query.weight += 1
+            changed = other(ids, mask).last_hidden_state
+            close(changed, load_state(small().eval(), other)(ids, mask).last_hidden_state)
+        hook = model.layers[0].attention.query.register_forward_hook(lambda *_: called.append(1))
+        close(model(ids, mask).last_hidden_state, first)
+        hook.remove()
+    assert called == [1] and model.prepared is None
+
+
+def load_state(model, other):
+    model.load_state_dict(other.state_dict())
+    return model
+
+
+def test_threads_may_share_a_layout():
+    model, layout, wrong = small().eval(), Layout(ragged()), []
+    inputs = torch.randn(4, len(layout), 32)
+    with torch.no_grad():
+        expected = [model.encode(hidden, layout) for hidden in inputs]
+
+    def work(number):
+        with torch.no_grad():
+            for _ in range(30):
+                found = model.encode(inputs[number], layout)
+                wrong.extend([number] * (not torch.allclose(found, expected[number], atol=1e-5)))
+
+    threads = [Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_models_of_other_widths_may_share_a_layout(dtype):
+    layout = Layout(ragged())
+    with torch.no_grad():
+        for _ in range(2):
+            for width in (32, 64):
+                model = small(hidden_size=width).eval()
+                hidden = torch.randn(len(layout), width)
+                with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                    found = model.encode(hidden, layout)
+                    close(found, model.encode(hidden, Layout(ragged())))
+
+
+@pytest.mark.parametrize("gone", [{"pruned_heads": {0: [0, 1, 2, 3]}}, {"pruned_neurons": {0: 64}}])
+def test_a_layer_without_heads_or_neurons_computes_in_bf16(gone):
+    model, mask = small(**gone).eval(), ragged()
+    ids = torch.randint(50, mask.shape)
+    with torch.no_grad():
+        expected = model(ids, mask).last_hidden_state
+        found = model.bfloat16()(ids, mask).last_hidden_state
+    torch.testing.assert_close(found.float(), expected, atol=0.1, rtol=0.05)
+
+
+def test_second_derivatives_in_bf16_are_those_of_torch_or_an_error():
+    results, (r, w, b) = [], (torch.randn(32, *s).bfloat16() for s in ((4,), (4,), ()))
+    for function in (product, F.linear):
+        rows, weight = r.clone().requires_grad_(), w.clone().requires_grad_()
+        first, = torch.autograd.grad(function(rows, weight, b).float().pow(3).sum(), weight,
+                                     create_graph=True)
+        results.append(torch.autograd.grad(first.float().square().sum(), (rows, weight)))
+    for found, expected in zip(*results):
+        assert (found - expected).norm() < 0.02 * expected.norm()
+    rows = r[:5].clone().requires_grad_()                    # these are copied, which loses them
+    out = product(rows, w.requires_grad_(), b)
+    with pytest.raises(UserError, match="use float32"):
+        torch.autograd.grad(out.float().pow(3).sum(), w, create_graph=True)
 
 
 def small(**changes):

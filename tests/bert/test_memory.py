@@ -9,11 +9,12 @@ import pytest
 import torch
 from parity import SMALL, tiny_batch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bert import Bert, BertConfig, memory
 from bert.embedding import WordEmbedding
 from bert.linear import PackedLinear, product
-from bert.memory import KeptMemory
+from bert.memory import KeptMemory, block_size
 
 CPU = torch.device("cpu")
 
@@ -137,13 +138,47 @@ def test_threads_never_share_a_block():
     assert not wrong
 
 
-def test_shapes_that_are_no_longer_used_are_forgotten():
+def test_a_block_serves_tensors_of_similar_size_and_of_any_type():
     kept = KeptMemory()
-    for rows in range(1, 40):
-        kept.empty((rows, 4), torch.float32, CPU)
+    place = kept.empty((1000, 5), torch.float32, CPU).data_ptr()
+    for shape, dtype in (((980, 5), torch.float32), ((5, 1001), torch.float32),
+                         ((2000, 5), torch.bfloat16)):
+        tensor = kept.empty(shape, dtype, CPU)
+        assert (tensor.data_ptr(), tensor.shape, tensor.dtype) == (place, shape, dtype)
+        assert tensor.is_contiguous()
+        del tensor
+    for count in range(1, 5000):
+        assert count <= block_size(count) <= max(count + 1, 1.25 * count)
+    assert len({block_size(count) for count in range(2 ** 20, 2 ** 24, 4096)}) == 17
+
+
+def test_sizes_that_are_no_longer_used_are_forgotten(monkeypatch):
+    monkeypatch.setattr(memory, "AGE", 10)
+    kept = KeptMemory()
+    kept.empty((30, 4), torch.float32, CPU)
+    kept.empty((50, 4), torch.float32, CPU)
+    for _ in range(10):
         kept.empty((1000, 4), torch.float32, CPU)
-    assert len(kept.blocks) == memory.SHAPES and ((1000, 4), torch.float32) in kept.blocks
-    assert ((38, 4), torch.float32) in kept.blocks and ((5, 4), torch.float32) not in kept.blocks
+        assert block_size(800) in kept.blocks
+    for _ in range(2):
+        kept.empty((1000, 4), torch.float32, CPU)
+    assert list(kept.blocks) == [block_size(16000)]
+
+
+def test_memory_that_another_process_reads_is_not_used_again():
+    kept = KeptMemory()
+    tensor = kept.empty((1000, 4), torch.float32, CPU).share_memory_()       # as a queue does
+    place = tensor.data_ptr()
+    del tensor
+    assert kept.empty((1000, 4), torch.float32, CPU).data_ptr() != place
+
+
+def test_a_fake_pass_leaves_no_fake_memory():
+    kept = KeptMemory()
+    for _ in range(2):
+        with FakeTensorMode():
+            assert kept.empty((1000, 4), torch.float32, CPU).shape == (1000, 4)
+        assert type(kept.empty((1000, 4), torch.float32, CPU).zero_()) is torch.Tensor
 
 
 def test_a_product_in_kept_memory_is_differentiated_twice():

@@ -37,6 +37,11 @@ def nested_kernel(query, key, value, query_offsets, key_offsets, max_query, max_
     return context.transpose(1, 2).values()
 
 
+def mapped(layout, function):
+    """→ the layout with function(tensor) in each tensor's place"""
+    return layout.with_tensors({name: function(t) for name, t in layout.tensors().items()})
+
+
 def pretend_gpu(monkeypatch, capability):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -131,8 +136,8 @@ def test_random_lengths_attend_as_each_sequence_alone(seed):
 def test_offsets_are_of_the_rows_of_each_layout_and_travel_with_it():
     layout = Layout(random_mask(LENGTHS, 45, holes=True))
     kept = layout.keep(torch.tensor([3, 1]))
-    for one in (layout, layout.cls_rows(), kept, layout.select(layout.mask), *layout._map(
-            torch.Tensor.clone).length_buckets):
+    for one in (layout, layout.cls_rows(), kept, layout.select(layout.mask), *mapped(
+            layout, torch.Tensor.clone).length_buckets):
         assert one.offsets.dtype == torch.int32
         assert one.offsets.tolist() == [(one.sequence < n).sum() for n in range(one.batch + 1)]
         assert one.min_rows == one.offsets.diff().min() and one.offsets.diff().max() <= one.tokens
@@ -229,7 +234,7 @@ def fake_forward(dtype, lengths=LENGTHS):
         for module in bert.modules():
             for name, parameter in module._parameters.items():
                 module._parameters[name] = torch.nn.Parameter(fake(parameter), False)
-        layout, first = layout._map(fake), first._map(fake)
+        layout, first = mapped(layout, fake), mapped(first, fake)
         layout.length_buckets = []
         with Operations() as operations, NoWaiting():
             hidden, layout = bert.embed(fake(torch.zeros(7, 45, dtype=torch.long)), layout)

@@ -349,7 +349,7 @@ VAIN = {
     "layer_decay": ("--layer-decay", 0.5, "--freeze"),
     "zeros": ("--zeros", 0.2), "zeros_ramp": ("--zeros-ramp", 0.2, "--attention", "eager"),
     "zeros_gradient": ("--zeros-gradient", "detached"),
-    "patience": ("--patience", 3, "--epochs", 3),
+    "patience": ("--patience", 3, "--epochs", 3), "epochs": ("--epochs", 3, "--steps", 9),
     "overwrite": ("--overwrite",),
 }
 ACTS = {
@@ -359,6 +359,7 @@ ACTS = {
     "head_dropout": ("--head-dropout", 0.5, "--head", "sst=mlp"), "loss": ("--loss", "cosine"),
     "lr": ("--lr", 1e-3, "--encoders", "separate"),
     "layer_decay": ("--layer-decay", 0.5), "patience": ("--patience", 1, "--epochs", 3),
+    "epochs": ("--epochs", 3, "--steps", 0),
     "overwrite": ("--overwrite", "--out", "here"), **{
         name: (*VAIN[name][:2], "--attention", "r-softmax")
         for name in ("zeros", "zeros_ramp", "zeros_gradient")},

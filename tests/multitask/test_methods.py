@@ -13,6 +13,7 @@ import train_multitask
 from bert import Bert, UserError
 from common.flags import command
 from common.optimization import adamw, parameter_groups, warmup_then_decay
+from laser.__main__ import main as laser_main
 from lora import binding as adapters  # noqa: I001
 from multitask import runs
 from multitask.heads import ReLUCosine
@@ -372,6 +373,27 @@ def test_runs_are_compared_beside_the_papers(checkpoint, data, tmp_path, script)
     table = (tmp_path / "to" / "comparison.md").read_text().splitlines()
     assert len(table) == 4 and len({line.count("|") for line in table}) == 1
     assert (tmp_path / "to" / "comparison.png").stat().st_size > 5_000
+
+
+def test_runs_that_were_edited_differently_have_rows_of_their_own(checkpoint, data, tmp_path,
+                                                                   script):
+    """Each is named by what tells it apart, and none stands beside its recipe's figures but those
+    that were trained by it."""
+    for name, more in (("a", ()), ("b", ("--lr", "1e-4"))):
+        train(checkpoint, data, tmp_path / name, "--recipe", "mb-sst", "--steps", 2, *more)
+    for name, keep in (("l1", "0.1"), ("l2", "0.5")):
+        assert script(laser_main, "apply", tmp_path / "a", "--laser", f"0:fc_in:{keep}", "--out",
+                      tmp_path / name)[0] == 0
+    code, out, _ = script(evaluate_script.main, "--compare", *map(tmp_path.joinpath, (
+        "a", "b", "l1", "l2")), "--out", tmp_path / "to")
+    rows = [line.split() for line in out.splitlines()[1:5]]
+    assert code == 0 and [row[0] for row in rows] == ["mb-sst", "mb-sst", "l1", "l2"]
+    assert [row[1] for row in rows[:2]] == [f"({tmp_path / name})" for name in "ab"]
+    published = f"{RECIPES['mb-sst'].published['sts']:.3f}"
+    assert [row[-1] == published for row in rows] == [True, True, False, False]
+    page = tmp_path / "page.html"
+    assert script(evaluate_script.main, tmp_path / "l1", "--report", page)[0] == 0
+    assert "none of train_multitask.py: it was made of" in page.read_text()
 
 
 def test_comparing_what_is_no_run_is_a_sentence(tmp_path, script):

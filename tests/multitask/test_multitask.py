@@ -318,6 +318,18 @@ def test_one_text_or_pair_is_answered_in_words(run, script):
     assert out.startswith("sst: ") and "\ncfimdb: " in out
     code, out, _ = script(evaluate_script.main, run, "--text", "a cat", "--pair", "a dog", "--json")
     assert code == 0 and set(json.loads(out)) == {"para", "sts"}
+    code, out, _ = script(evaluate_script.main, run, "--text", "a film", "--tasks", "sst", "--json")
+    assert code == 0 and set(json.loads(out)) == {"sst"}
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("--tasks", "nonsense"), "nonsense"), (("--tasks", "sts"), "add --pair"),
+    (("--split", "test"), "--split has no effect"), (("--limit", 3), "--limit has no effect"),
+    (("--data", "nowhere"), "--data has no effect"),
+    (("--predictions", "to"), "--predictions has no effect")])
+def test_a_flag_that_one_text_cannot_heed_is_an_error(run, script, flags, words):
+    code, out, err = script(evaluate_script.main, run, "--text", "a film", *flags)
+    assert code == 2 and words in err and not out
 
 
 def test_a_new_run_starts_from_a_saved_one(run, script, data, tmp_path):

@@ -126,12 +126,13 @@ def test_run_killed_twice_resumes_to_the_same_bytes(train, resume, assert_same):
     assert_same()
 
 
+EIGHT = ("--epochs", 0, "--steps", 8)
 METHODS = {
-    "surgery": ("--surgery", "pcgrad-tensor", "--accumulate", 2, "--steps", 8),
-    "annealed": ("--sampling", "annealed", "--layer-decay", 0.5, "--l2", 1e-3, "--steps", 8),
+    "surgery": ("--surgery", "pcgrad-tensor", "--accumulate", 2, *EIGHT),
+    "annealed": ("--sampling", "annealed", "--layer-decay", 0.5, "--l2", 1e-3, *EIGHT),
     "separate": ("--encoders", "separate", "--patience", 1),
     "lora": ("--lora", 2, "--lora-norms", "--adapters", "shared", "--surgery", "pcgrad",
-             "--steps", 8),
+             *EIGHT),
 }
 
 
@@ -398,8 +399,9 @@ def test_of_two_that_start_together_one_alone_writes(command, flags, tmp_path, t
 
 
 def test_two_of_the_default_name_write_two_runs(command, flags, tmp_path):
-    done = command.together(*(command.request(["train_multitask.py", *flags, "--steps", 1,
-                                               "--seed", seed], cwd=tmp_path) for seed in (1, 2)))
+    done = command.together(*(
+        command.request(["train_multitask.py", *flags, *EIGHT, "--seed", seed], cwd=tmp_path)
+        for seed in (1, 2)))
     assert [code for code, *_ in done] == [0, 0], done
     found = [json.loads(path.read_text())["seed"] for path in tmp_path.glob("runs/*/run.json")]
     assert sorted(found) == [1, 2]
