@@ -29,7 +29,7 @@ from multitask.session import RunSession
 from multitask.tasks import TASKS
 from pretraining.model import MaskedLM, load_head, open_checkpoint
 
-NUMBERS = {                                                  # flag → default, least, most, help
+NUMBERS = {                                       # flag → default, minimum, maximum, help
     "limit": (200, 0, math.inf, "attack so many random examples of the dev set (0: all)"),
     "max_changed": (0.2, 0, 1, "share of the words that may change; at least one may"),
     "candidates": (50, 2, math.inf, "nearest words by embedding that may stand at a position"),
@@ -71,11 +71,11 @@ def parse(arguments):
     parser.add_argument("--out", metavar="FOLDER", help="of the results (default: RUN/attack)")
     parser.add_argument("--overwrite", action="store_true", help="begin anew")
     args = parser.parse_args(arguments)
-    for name, (_, least, most, _) in NUMBERS.items():
+    for name, (_, minimum, maximum, _) in NUMBERS.items():
         value = getattr(args, name)
-        if value is not None and not least <= value <= most:
-            limit = f" and {most:g} or less" if most < math.inf else ""
-            raise UserError(f"{flag(name)} is {value}; it must be {least} or more{limit}")
+        if value is not None and not minimum <= value <= maximum:
+            limit = f" and {maximum:g} or less" if maximum < math.inf else ""
+            raise UserError(f"{flag(name)} is {value}; it must be {minimum} or more{limit}")
     args.methods = list(METHODS) if args.method == "all" else args.method.split(",")
     for method in args.methods:
         check_known(method, METHODS, "method", where="--method")

@@ -136,8 +136,8 @@ class Attack:
                 "id": example.id, "label": int(example.label), "texts": list(example.texts),
                 "adversarial": texts[self.text], "changed": sum(w is not None for w in new),
                 "words": len(new), "tokens": self.place(n)[1],
-                "marked": [words.replace_words(original, self.spans[n], side, "[{}]")
-                           for side in (kept, new)],
+                "marked": [words.replace_words(original, self.spans[n], new_words, "[{}]")
+                           for new_words in (kept, new)],
                 "misled_as_ids": hard[at] < 0, "soft_margin": soft[at], "hard_margin": hard[at],
                 "forward": passes[at][0], "backward": passes[at][1]})
         for record, after in zip(found, self.predict(examples)):

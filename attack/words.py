@@ -34,12 +34,12 @@ def word_spans(tokenizer, text, usable, count):
     return found
 
 
-def replace_words(text, spans, words, mark="{}"):
+def replace_words(text, spans, words, template="{}"):
     """Replace the span (number, start, end) by the word beside it (None: leave it), from the right;
     all else stays to the letter."""
     for (_, start, end), word in reversed(list(zip(spans, words))):
         if word is not None:
-            text = text[:start] + mark.format(word) + text[end:]
+            text = text[:start] + template.format(word) + text[end:]
     return text
 
 

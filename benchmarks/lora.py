@@ -31,6 +31,7 @@ from benchmarks.side_by_side import (
     ratio,
 )
 from bert import Bert, Tokenizer
+from common.cli import Parser, run_script
 from multitask.evaluation import load_split
 from multitask.model import build_model
 from multitask.schedule import BatchSampler
@@ -97,6 +98,7 @@ def round_trip(bert, tokenizer, weights):
 
 
 def main():
+    Parser(description=__doc__).parse_args()
     if not {"PLAINBERT_WEIGHTS", "PLAINBERT_DATA"} <= set(os.environ):
         sys.exit("set PLAINBERT_WEIGHTS and PLAINBERT_DATA; README.md says to what")
     weights, data = os.environ["PLAINBERT_WEIGHTS"], Path(os.environ["PLAINBERT_DATA"]) / "cs224n"
@@ -128,4 +130,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

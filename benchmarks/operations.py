@@ -22,6 +22,7 @@ from fake_cuda import Operations, fake_gpu, move
 
 import lora
 from bert import Bert, BertConfig, Layout
+from common.cli import Parser, run_script
 from common.tables import text_table
 from multitask.data import Batch
 from multitask.methods import settings_class
@@ -58,6 +59,7 @@ def count(forward, model, batch, bf16):
 
 
 def main():
+    Parser(description=__doc__).parse_args()
     if not torch.backends.cuda.is_built():
         sys.exit("this torch is built without CUDA; use a build with it (no GPU is needed)")
     batch, adapted = example_batch(), Bert(BertConfig(**SHAPE))
@@ -77,4 +79,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import bert.attention  # noqa: E402
 from bert import BertConfig, Layout  # noqa: E402
 from bert.attention import SelfAttention  # noqa: E402
+from common.cli import Parser, run_script  # noqa: E402
 from common.tables import rows_table  # noqa: E402
 
 REPEATS, BATCH, TOKENS = 100, 32, 128
@@ -116,6 +117,7 @@ def short_sequences(tokens, precision):
 
 
 def main():
+    Parser(description=__doc__).parse_args()
     print(f"torch {torch.__version__}; three nested tensors, made and read: {host_cost():.2f} ms")
     print(rows_table([short_sequences(tokens, precision)
                       for precision in (torch.float32, torch.bfloat16)
@@ -128,4 +130,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from recipes import train_run  # noqa: E402
 
 from bert.files import fingerprint  # noqa: E402
+from common.cli import Parser, run_script  # noqa: E402
 from multitask.course import read_course_file  # noqa: E402
 from multitask.metrics import summary  # noqa: E402
 from multitask.tasks import TASKS  # noqa: E402
@@ -51,9 +52,12 @@ def scores_by_half(run, data):
 
 
 def main():
+    parser = Parser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=(*CANDIDATES, []), metavar="CANDIDATE",
+                        help=f"some of {', '.join(CANDIDATES)} (default: all)")
+    names = parser.parse_args().names or list(CANDIDATES)
     if not {"PLAINBERT_WEIGHTS", "PLAINBERT_DATA"} <= set(os.environ):
         sys.exit("set PLAINBERT_WEIGHTS and PLAINBERT_DATA; README.md says to what")
-    names = sys.argv[1:] or list(CANDIDATES)
     found = {}
     for name in names:
         run = Path("runs/search") / name
@@ -68,4 +72,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -22,6 +22,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 from bert import Bert, Layout, Tokenizer  # noqa: E402
+from common.cli import Parser, run_script  # noqa: E402
 from common.optimization import adamw, parameter_groups  # noqa: E402
 from multitask import pcgrad  # noqa: E402
 from multitask.data import Batch  # noqa: E402
@@ -111,11 +112,14 @@ def peak_of(bench, kind):
 
 
 def main():
+    parser = Parser(description=__doc__)
+    parser.add_argument("kind", nargs="?", choices=KINDS, help="only its peak memory")
+    kind = parser.parse_args().kind
     if not {"PLAINBERT_WEIGHTS", "PLAINBERT_DATA"} <= set(os.environ):
         sys.exit("set PLAINBERT_WEIGHTS and PLAINBERT_DATA; README.md says to what")
     bench = Bench()
-    if len(sys.argv) > 1:
-        return print(peak_of(bench, sys.argv[1]))
+    if kind:
+        return print(peak_of(bench, kind))
     times = {kind: [] for kind in KINDS}
     for number in range(STEPS + WARM):
         batches = bench.next_batches()
@@ -139,4 +143,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_multitask
 from bert import Bert, Tokenizer
 from bert.checkpoint import pretraining_heads
+from common.cli import Parser, run_script
 from common.tables import markdown_table
 from multitask.course import read_course_file
 from multitask.metrics import main_scores
@@ -93,8 +94,11 @@ def real_runs(folder):
 
 
 def main():
+    parser = Parser(description=__doc__)
+    parser.add_argument("--sample", action="store_true", help="the default run on data/")
+    sample = parser.parse_args().sample
     with tempfile.TemporaryDirectory() as folder:
-        if sys.argv[1:] == ["--sample"]:
+        if sample:
             return print(markdown_table(sample_runs(Path(folder))))
         print(markdown_table(real_runs(Path(folder))))
     print("masked tokens of the dev files: accuracy {:.3f}, of the commonest token {:.3f}".format(
@@ -102,4 +106,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

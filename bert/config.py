@@ -57,12 +57,12 @@ class BertConfig:
         self.pad_token_id = self.pad_token_id or 0           # null in some files
         for name, kind in ((f.name, f.type) for f in fields(self)):
             value = getattr(self, name)
-            least, most = 0 if name == "pad_token_id" else 1, 1.0 if "prob" in name else math.inf
-            if kind is int and not (type(value) is int and least <= value < 2 ** 40):
-                raise UserError(f"{name} is {value!r:.60}; it must be a whole number, {least} or "
+            minimum, bound = 0 if name == "pad_token_id" else 1, 1.0 if "prob" in name else math.inf
+            if kind is int and not (type(value) is int and minimum <= value < 2 ** 40):
+                raise UserError(f"{name} is {value!r:.60}; it must be a whole number, {minimum} or "
                                 f"more and below 2^40")
-            if kind is float and not (type(value) in (int, float) and 0 <= value < most):
-                raise UserError(f"{name} is {value!r}; it must be a number from 0 to below {most}")
+            if kind is float and not (type(value) in (int, float) and 0 <= value < bound):
+                raise UserError(f"{name} is {value!r}; it must be a number from 0 to below {bound}")
         self._check_size()
         if self.hidden_size % self.num_attention_heads:
             raise UserError(f"num_attention_heads {self.num_attention_heads} does not divide "

@@ -18,8 +18,8 @@ class UserError(ValueError):
 def one_line(message):
     """A message with control characters spelled out, and long words, and itself, cut in the
     middle."""
-    def cut(text, most):
-        return text if len(text) <= most else f"{text[:most // 2]} … {text[-most // 2:]}"
+    def cut(text, length):
+        return text if len(text) <= length else f"{text[:length // 2]} … {text[-length // 2:]}"
 
     words = re.sub(r"\S+", lambda word: cut(word[0], LONGEST_WORD), str(message))
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut(words, LONGEST_MESSAGE))
@@ -39,10 +39,10 @@ def did_you_mean(word, known):
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def some(names, most=5):
+def some(names, count=5):
     """["a", "b", …] → "a, b, c, d, e and 27 more"."""
-    text = ", ".join(map(str, names[:most]))
-    return f"{text} and {len(names) - most:,} more" if len(names) > most else text
+    text = ", ".join(map(str, names[:count]))
+    return f"{text} and {len(names) - count:,} more" if len(names) > count else text
 
 
 def check_known(name, known, what, where=""):

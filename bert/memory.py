@@ -45,7 +45,7 @@ class KeptMemory:
             if block is None:
                 block = torch.UntypedStorage(size)
                 blocks[:] = [*blocks, block][:MOST]
-            return torch.empty(0, dtype=dtype).set_(block, 0, shape)
+            return torch.empty(0, dtype=dtype, device="cpu").set_(block, 0, shape)
 
 
 def block_size(count):

@@ -32,8 +32,8 @@ def threshold(scores, zeros, count):
     scores [..., n] hold +inf where an entry is not valid; `count` [..., 1] is the number of valid
     ones in each row. The gradient flows to that score."""
     n = scores.size(-1)
-    most = n - 1 if isinstance(zeros, torch.Tensor) else min(math.floor(zeros * n + 5e-7), n - 1)
-    smallest = scores.topk(most + 1, largest=False).values   # the same for all rows, sorted
+    limit = n - 1 if isinstance(zeros, torch.Tensor) else min(math.floor(zeros * n + 5e-7), n - 1)
+    smallest = scores.topk(limit + 1, largest=False).values   # the same for all rows, sorted
     k = zero_count(zeros, count)                             # [..., 1]
     next_larger = smallest.gather(-1, k.expand(*smallest.shape[:-1], 1))
     return smallest.masked_fill(smallest >= next_larger, -math.inf).amax(dim=-1, keepdim=True)

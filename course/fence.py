@@ -43,9 +43,9 @@ def limit(memory, seconds, file_size):
     seconds += int(time.process_time()) + 1                  # those of the imports
     for name, value in (("AS", memory), ("CPU", seconds), ("FSIZE", file_size), ("CORE", 0),
                         ("NPROC", 0)):
-        most = value + (name == "CPU")                       # a second later the kernel kills
+        hard = value + (name == "CPU")                       # a second later the kernel kills
         try:
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, most))
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, hard))
         except (AttributeError, ValueError, OSError):
             pass                                             # this system has no such limit
 

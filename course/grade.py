@@ -143,9 +143,9 @@ def score(exercise, cases, found, printed=""):
     shares = {kind: sum(right) / len(right) if any(parts["forward"]) else 0.0
               for kind, right in parts.items()}
     total = sum(SHARES[kind] for kind in parts)
-    most = EXERCISES[exercise].points
-    return {"points": round(most * sum(SHARES[k] * s for k, s in shares.items()) / total, 2),
-            "max_points": most, "shares": shares, "feedback": first or "", "cases": rows,
+    max_points = EXERCISES[exercise].points
+    return {"points": round(max_points * sum(SHARES[k] * s for k, s in shares.items()) / total, 2),
+            "max_points": max_points, "shares": shares, "feedback": first or "", "cases": rows,
             "printed": printed}
 
 
@@ -164,10 +164,10 @@ def grade(student, seed=None, exercises=tuple(EXERCISES), seconds=20, jobs=2):
             for name, result in waiting.items():
                 records[name] = score(name, *result.result())
                 bar.update()
-    points, most = (sum(record[what] for record in records.values())
+    points, max_points = (sum(record[what] for record in records.values())
                     for what in ("points", "max_points"))
-    return {"seed": seed, "percent": round(100 * points / most, 2), "points": round(points, 2),
-            "max_points": most, "exercises": records}
+    return {"seed": seed, "percent": round(100 * points / max_points, 2),
+            "points": round(points, 2), "max_points": max_points, "exercises": records}
 
 
 def table(result):

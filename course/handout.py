@@ -30,8 +30,9 @@ def copy(paths, root, out):
 def copy_project(out, suffixes=SUFFIXES, shared=SHARED):
     """Copy the code, the sample data and the tiny checkpoint to `out`; no history, pages, tests or
     results."""
-    rooms = [path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name not in LEFT_OUT]
-    files = [path for room in (*rooms, ROOT / "data") for path in room.rglob("*")
+    packages = [path.parent for path in ROOT.glob("*/__init__.py")
+                if path.parent.name not in LEFT_OUT]
+    files = [path for package in (*packages, ROOT / "data") for path in package.rglob("*")
              if path.is_file() and path.suffix in suffixes]
     copy([*files, *(ROOT / name for name in (*FILES, *shared))], ROOT, out)
 

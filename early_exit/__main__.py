@@ -46,9 +46,9 @@ def add_train_flags(parser):
                         help="of the training; the examples are the same for each (default: 0)")
 
 
-def check_number(flag, number, least=0):
-    if not least <= number < 2 ** 32:
-        raise UserError(f"{flag} is {number}; it must be {least} or more, and below 2^32")
+def check_number(flag, number, minimum=0):
+    if not minimum <= number < 2 ** 32:
+        raise UserError(f"{flag} is {number}; it must be {minimum} or more, and below 2^32")
 
 
 def tasks_with_exits(model, text):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from bert import UserError
 from common.plots import draw_curves
 from common.tables import text_table
 from early_exit.cost import exit_costs
@@ -84,9 +85,9 @@ def at_budget(measured, budget, choosing, reporting):
 def at_loss(measured, loss, choosing, reporting):
     """→ Point on `reporting`, at the lowest threshold from which on no score on `choosing` is more
     than `loss` below the whole model's"""
-    least, chosen = measured.full_score(choosing) - loss, THRESHOLDS[-1]
+    required, chosen = measured.full_score(choosing) - loss, THRESHOLDS[-1]
     for threshold in reversed(THRESHOLDS):
-        if measured.point(threshold, choosing).score < least - 1e-9:
+        if measured.point(threshold, choosing).score < required - 1e-9:
             break
         chosen = threshold
     return measured.point(chosen, reporting)
@@ -118,6 +119,9 @@ def measure_task(session, task, repeats, seed):
     """→ rows of the curve on all of dev, rows {"what", …} of the chosen thresholds, both as
     dictionaries"""
     measured = Measured(session, task)
+    if len(measured.split) < 2:
+        raise UserError(f"{task}: one half of the dev examples chooses thresholds and the other is "
+                        f"scored, and there is only {len(measured.split)} example; raise --limit")
     choosing, reporting = halves(len(measured.split), seed)
     everything = torch.arange(len(measured.split))
     curve = [{"task": task, "threshold": point.threshold, "multiply_adds": point.cost,

@@ -99,10 +99,11 @@ def netcut(args):
 
 def depth_table(alpha):
     """The weights as text, and whether one head alone was chosen."""
-    most, depth = max(alpha), alpha.index(max(alpha)) + 1
+    largest, depth = max(alpha), alpha.index(max(alpha)) + 1
     rows = [{"layers": str(k), "α": a} for k, a in enumerate(alpha, 1)]
-    verdict = ("one head was chosen" if most > 0.99 else "several heads have weight"
-               + ("" if most > 0.5 else ", and none has half: train longer, or raise --depth-lr"))
+    verdict = ("one head was chosen" if largest > 0.99 else "several heads have weight"
+               + ("" if largest > 0.5 else
+                  ", and none has half: train longer, or raise --depth-lr"))
     return f"{rows_table(rows)}\n\n{depth} of {len(alpha)} layers stay; {verdict}"
 
 

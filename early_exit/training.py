@@ -54,8 +54,8 @@ def train_exits(states, labels, outputs, segments=1, cascade=True, ensemble="geo
         with torch.no_grad():
             log_probs = exits.all_logits(states[first:]).log_softmax(dim=2)  # [M, held out, C]
         rest = labels[first:]
+        epochs = max(EPOCHS, -(-ENSEMBLE_STEPS * BATCH // max(BATCH, len(rest))))
         minimize([*exits.weights, exits.biases],
                  lambda i: mean_cross_entropy(exits.combine_all(log_probs[:, i]), rest[i]),
-                 len(rest), max(EPOCHS, -(-ENSEMBLE_STEPS // -(-len(rest) // BATCH))), ENSEMBLE_LR,
-                 seed=seed)
+                 len(rest), epochs, ENSEMBLE_LR, seed=seed)
     return exits.requires_grad_(False)

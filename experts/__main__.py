@@ -110,9 +110,9 @@ def split_command(args):
     """Split every feed-forward network of a run into experts of similar neurons, and train routers
     that predict how much each expert adds. The new run's outputs are those of RUN, until --tau
     lets tokens skip experts."""
-    for flag, least in {"examples": 0, "width": 0, "epochs": 1, "seed": 0}.items():
-        if not least <= getattr(args, flag) < 2 ** 32:
-            raise UserError(f"--{flag} is {getattr(args, flag)}; it must be {least} or more, and "
+    for flag, minimum in {"examples": 0, "width": 0, "epochs": 1, "seed": 0}.items():
+        if not minimum <= getattr(args, flag) < 2 ** 32:
+            raise UserError(f"--{flag} is {getattr(args, flag)}; it must be {minimum} or more, and "
                             f"below 2^32")
     RunSession(args).derive_and_compare(args.out, args.overwrite, partial(insert, args))
     out = quoted(args.out)

@@ -16,7 +16,7 @@ from bert.matrices import MATRICES
 from common.flags import command, setting
 from common.tables import text_table
 from lora.adapters import count, detached
-from lora.files import base_fingerprint
+from lora.files import base_fingerprint, write_adapter
 from lora.kinds import KINDS
 from multitask.settings import SHARED
 
@@ -142,7 +142,7 @@ def save(model, tasks, folder):
     base, saved = base_fingerprint(model.bert), {}
     for name in dict.fromkeys(model.adapters[task] for task in tasks):
         served = [task for task, adapter in model.adapters.items() if adapter == name]
-        saved |= lora.save(model.bert, name, folder / "adapters" / name, base)
+        saved |= write_adapter(model.bert, name, folder / "adapters" / name, base)
         write_tensors(folder / "adapters" / name / HEADS, model.own_state(served))
     return saved
 

@@ -52,10 +52,14 @@ def base_fingerprint(bert):
     return files.fingerprint(*(part for item in sorted(weights.items()) for part in item))
 
 
-def save(bert, adapter, folder, base=None):
-    """Write one adapter → {path: bytes} of its weights. The most common rank and alpha are the
-    file's defaults, and patterns hold the others. base: the base_fingerprint, if the caller has
-    it."""
+def save(bert, adapter, folder):
+    """Write one adapter in peft's layout."""
+    write_adapter(bert, adapter, folder, base_fingerprint(bert))
+
+
+def write_adapter(bert, adapter, folder, base):
+    """The same, with the base_fingerprint `base` → {path: bytes} of the weights. The most common
+    rank and alpha are the file's defaults, and patterns hold the others."""
     adapters.check_attached(bert, adapter)
     matrices, norms, tensors = {}, [], {}
     for name, layer in adapters.adapter_layers(bert).items():
@@ -70,7 +74,7 @@ def save(bert, adapter, folder, base=None):
         for key, tensor in module.named_parameters():
             tensors[f"{PREFIX}{hf_name}.{stored.get(key, key)}"] = tensor
     path = Path(folder, WEIGHTS[0])
-    content = files.write_tensors(path, tensors, base=base or base_fingerprint(bert))
+    content = files.write_tensors(path, tensors, base=base)
     first = next(iter(matrices.values()))
     (rank, alpha), _ = Counter((m.rank, m.alpha) for m in matrices.values()).most_common(1)[0]
     kind = KINDS[first.kind]

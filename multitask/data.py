@@ -54,13 +54,13 @@ class Split:
     def by_length(self, tokens):
         """Lists of indices, longest first, each of at most `tokens` tokens or one long example."""
         lengths = [sum(len(ids[i]) for ids, _ in self.segments) for i in range(len(self))]
-        batches, room = [], 0
+        batches, tokens_left = [], 0
         for i in sorted(range(len(self)), key=lambda i: -lengths[i]):
-            if room < lengths[i]:
+            if tokens_left < lengths[i]:
                 batches.append([])
-                room = tokens
+                tokens_left = tokens
             batches[-1].append(i)
-            room -= lengths[i]
+            tokens_left -= lengths[i]
         return batches
 
 

@@ -39,10 +39,10 @@ def add_measure_flags(parser):
 
 
 def check_numbers(args):
-    for name, least in {"examples": 0, "seed": 0, "rounds": 1}.items():
-        number = getattr(args, name, least)
-        if not least <= number < 2 ** 32:
-            raise UserError(f"--{name} is {number}; it must be {least} or more, and below 2^32")
+    for name, minimum in {"examples": 0, "seed": 0, "rounds": 1}.items():
+        number = getattr(args, name, minimum)
+        if not minimum <= number < 2 ** 32:
+            raise UserError(f"--{name} is {number}; it must be {minimum} or more, and below 2^32")
 
 
 def sample(session, args):

@@ -23,6 +23,7 @@ from laser.reduce import rank_of
 from multitask.methods import settings_class
 from multitask.model import build_model
 from multitask.recipes import RECIPES
+from multitask.runs import FILES
 from multitask.tasks import TASKS
 from tools.quote_code import QUOTATION, pages, source_of
 
@@ -217,6 +218,13 @@ def product_files():
 
 def lines_of(file):
     return len(file.read_text(encoding="utf-8").splitlines())
+
+
+def test_the_page_of_runs_names_all_that_a_run_holds():
+    text = (ROOT / "docs" / "multitask.md").read_text(encoding="utf-8")
+    table = text[text.index("## A run is a folder"):text.index("One process writes a run.")]
+    names = {*FILES[""], *(f"{place.partition('/')[0]}/" for place in FILES if place)}
+    assert not [name for name in names if f"`{name}" not in table]
 
 
 def test_the_product_is_as_small_as_readme_says():

@@ -164,6 +164,9 @@ def test_curve_writes_tables_and_a_picture(with_exits, script, tmp_path, picture
     assert "budget 25%" in text and "loss up to 0.01" in text
     assert len((tmp_path / "curve.csv").read_text().splitlines()) == 1 + 2 * 101
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    code, _, errors = script(command.main, "curve", with_exits(*KINDS["plain"]), "--limit", 1,
+                             "--out", tmp_path / "one")
+    assert code == 2 and "only 1 example; raise --limit" in errors
 
 
 def test_training_further_drops_the_exits(with_exits, script, data, tmp_path):

@@ -280,6 +280,7 @@ def test_no_adapter_acts_beside_a_merged_one(adapted):
     (lambda bert: lora.adapters.train_only(bert, ["c"]), "there are a, b"),
     (lambda bert: lora.save(bert, "c", "nowhere"), "there are a, b"),
     (lambda bert: lora.attach(bert, adapters=("a",)), "there is an adapter 'a' already"),
+    (lambda bert: lora.attach(bert, adapters=()), "adapters is empty"),
     (lambda bert: lora.attach(bert, adapters=("x.y",)), "cannot be called 'x.y'"),
     (lambda bert: lora.attach(bert, adapters=("items",)), "cannot be called 'items'"),
     (lambda bert: lora.attach(bert, adapters="c"), "lists of names"),
