@@ -16,7 +16,15 @@ from bert import Bert, BertConfig, Layout, UserError, single_query
 from bert.attention import eager_attention, sdpa_attention
 from bert.cpu_attention import cpu_attention, softmax
 from bert.dropout import Dropout, dropout, keep_mask
-from bert.linear import PackedLinear, one_product, product, products_for, round_up
+from bert.linear import (
+    PackedLinear,
+    join_together,
+    one_product,
+    product,
+    products_for,
+    round_up,
+)
+from bert.memory import KeptMemory
 from pruning.removal import remove_heads
 
 LENGTHS = [20, 60, 3, 41, 58, 19, 2]
@@ -453,6 +461,17 @@ def test_second_derivatives_in_bf16_are_those_of_torch_or_an_error():
     out = product(rows, w.requires_grad_(), b)
     with pytest.raises(UserError, match="use float32"):
         torch.autograd.grad(out.float().pow(3).sum(), w, create_graph=True)
+
+
+def test_weights_that_were_cast_together_have_second_derivatives():
+    weights, results = [torch.randn(3, 4, requires_grad=True), torch.randn(2, 4)], []
+    for join in (lambda group: join_together([group], torch.bfloat16, KeptMemory())[0],
+                 lambda group: torch.cat(group).bfloat16()):
+        first, = torch.autograd.grad(join(weights).float().pow(3).sum(), weights[0],
+                                     create_graph=True)
+        results.append([first, *torch.autograd.grad(first.square().sum(), weights[0])])
+    for found, expected in zip(*results):
+        close(found, expected)
 
 
 def small(**changes):
