@@ -10,7 +10,8 @@ saved. Time is the processor's (user and system). Other programs on the machine 
 caches, memory and hyper-threads: so a matrix product is timed beside every step, and all times are
 divided by how much slower it is than at its fastest. `minutes` is an estimate: start + steps · mean
 step + epochs · evaluation of the whole dev sets. Memory is the most that the process has held.
---base takes a random encoder of bert-base's shape.
+--base takes a random encoder of bert-base's shape. The precision is train_multitask.py's default,
+--precision auto; --flags "--precision fp32" takes another.
 PLAINBERT_WEIGHTS and PLAINBERT_DATA: see README.md.
 """
 

@@ -35,16 +35,18 @@ class KeptMemory:
             return torch.empty(shape, dtype=dtype, device=device)        # the last: a fake one
         size = block_size(math.prod(shape) * dtype.itemsize)
         with self.lock:                              # of threads that share an encoder
-            blocks = self.blocks[size] = self.blocks.pop(size, [])
+            blocks = self.blocks[size] = [                   # another process may read the others
+                block for block in self.blocks.pop(size, []) if not block.is_shared()]
             self.count += 1
             self.used[size] = self.count
             oldest = next(iter(self.blocks))
             if self.count - self.used[oldest] > AGE:
                 del self.blocks[oldest]
-            block = next((block for block in blocks if is_free(block)), None)
+            block = next((block for block in blocks if use_count(block._cdata) == 1), None)
             if block is None:
                 block = torch.UntypedStorage(size)
-                blocks[:] = [*blocks, block][:MOST]
+                if len(blocks) < MOST:
+                    blocks.append(block)
             return torch.empty(0, dtype=dtype, device="cpu").set_(block, 0, shape)
 
 
@@ -52,8 +54,3 @@ def block_size(count):
     """→ the bytes of a block for so many: up to a quarter more, so that few sizes serve many."""
     unit = 2 ** max(0, count.bit_length() - 3)
     return count + -count % unit
-
-
-def is_free(block):
-    """Whether neither a tensor nor another process uses this storage."""
-    return use_count(block._cdata) == 1 and not block.is_shared()

@@ -171,6 +171,7 @@ def test_memory_that_another_process_reads_is_not_used_again():
     place = tensor.data_ptr()
     del tensor
     assert kept.empty((1000, 4), torch.float32, CPU).data_ptr() != place
+    assert [len(blocks) for blocks in kept.blocks.values()] == [1]       # and it is not held
 
 
 def test_a_fake_pass_leaves_no_fake_memory():
